@@ -1,0 +1,39 @@
+# Two commands from a bare clone: `make table1` and `make test`. Both create .venv with the locked dependencies.
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# The workflow and its stages import the package from this folder.
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: table1 test sweep lint lock clean
+
+table1: .venv/locked  ## The small study, end to end: results/table1.csv and results/table1.tex
+	snakemake --cores all results/table1.tex
+
+test: .venv/locked  ## Every test that needs no GPU
+	python -m pytest -q
+
+sweep: .venv/locked  ## Learning rates on the validation splits: results/sweep.csv
+	snakemake --cores all results/sweep.csv
+
+lint: .venv/locked  ## Formatting, static checks and types
+	ruff check .
+	ruff format --check .
+	mypy
+	snakefmt --check Snakefile workflow
+	snakemake --lint
+
+lock: .venv/locked  ## Resolve the dependencies anew
+	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --upgrade --no-annotate \
+		--override requirements/overrides.txt --custom-compile-command "make lock" -o requirements/lock.txt -q
+	echo uv | uv pip compile - --universal --generate-hashes --upgrade --no-annotate \
+		--custom-compile-command "make lock" -o requirements/installer.txt -q
+
+.venv/locked: requirements/lock.txt requirements/installer.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "needs Python 3.11 or later, found " + sys.version)'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/installer.txt
+	.venv/bin/uv pip sync --python .venv/bin/python --require-hashes requirements/lock.txt
+	touch $@
+
+clean:  ## Everything that was made, the environment excepted
+	rm -rf results logs benchmarks .snakemake

@@ -1,0 +1,110 @@
+"""Checks of a study's configuration, made once before anything runs, and its translation to command-line flags."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from pipeline.errors import PipelineError
+
+GENERATED = "results/raw/"
+"""Roots below this folder are mixed by the study itself."""
+
+BATCH_PLAN = ("epochs", "batch_size")
+"""Keys of the training that the pairs file carries, not the training command."""
+
+PRETRAIN_ONLY = ("dataset", "seed", "vocabulary_size")
+
+
+def check_config(config: Mapping[str, Any], schema_path: Path) -> None:
+    """Raise one `PipelineError` that lists every wrong key, value and reference of the configuration."""
+    schema = yaml.safe_load(schema_path.read_text(encoding="utf-8"))
+    errors = sorted(jsonschema.Draft202012Validator(schema).iter_errors(config), key=lambda error: list(error.path))
+    problems = [describe(error) for error in errors] or list(broken_references(config))
+    if problems:
+        raise PipelineError("the configuration is wrong:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+
+def describe(error: jsonschema.ValidationError) -> str:
+    """One line for a schema error: the key, what is wrong with it, and the keys or values that would be right."""
+    place = ".".join(str(part) for part in error.absolute_path) or "top level"
+    if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
+        known = sorted(error.schema["properties"])
+        unknown = [str(key) for key in error.instance if key not in known]
+        guesses = [match for key in unknown for match in difflib.get_close_matches(key, known, n=1)]
+        hint = f"did you mean {', '.join(guesses)}? " if guesses else ""
+        return f"{place}: unknown key {', '.join(unknown)}; {hint}known keys: {', '.join(known)}"
+    if error.validator == "required":
+        return f"{place}: {error.message.replace(' is a required property', '')} is missing"
+    if error.validator == "enum":
+        return f"{place}: {error.instance!r} is not one of {', '.join(map(str, error.validator_value))}"
+    return f"{place}: {error.message}"
+
+
+def broken_references(config: Mapping[str, Any]) -> Iterable[str]:
+    """What a schema cannot see: names of datasets and runs that do not exist, roots that are missing, roles not filled."""
+    datasets, runs = config["datasets"], config["runs"]
+    for name, dataset in datasets.items():
+        root = dataset["root"]
+        generated = root == f"{GENERATED}{name}"
+        if not generated and not Path(root).is_dir():
+            yield f"datasets.{name}.root: there is no directory {root}; point it at the raw tree of {name}"
+    for name, run in runs.items():
+        yield from broken_run(name, run, datasets)
+    used = [(f"tables.{table}.{index}", row) for table, rows in config["tables"].items() for index, row in enumerate(rows)]
+    for place, row in used:
+        if row["run"] not in runs:
+            yield f"{place}.run: there is no run {row['run']}; runs: {', '.join(runs)}"
+        if row["target"] not in datasets:
+            yield f"{place}.target: there is no dataset {row['target']}; datasets: {', '.join(datasets)}"
+        elif "test" not in datasets[row["target"]]["splits"]:
+            yield f"{place}.target: datasets.{row['target']}.splits names no test split"
+        elif not datasets[row["target"]]["captions"]:
+            yield f"{place}.target: dataset {row['target']} has no captions to retrieve"
+    backbone, pretrain = config["backbone"], config["pretrain"]
+    if backbone["name"] == "mini":
+        if backbone["weights"] or backbone["tokenizer"]:
+            yield "backbone: mini is made by the pretraining; weights and tokenizer must be null"
+        if pretrain["dataset"] not in datasets:
+            yield f"pretrain.dataset: there is no dataset {pretrain['dataset']}; datasets: {', '.join(datasets)}"
+    for key in ("weights", "tokenizer"):
+        if backbone[key] is not None and not Path(backbone[key]).exists():
+            yield f"backbone.{key}: there is no {backbone[key]}"
+
+
+def broken_run(name: str, run: Mapping[str, Any], datasets: Mapping[str, Any]) -> Iterable[str]:
+    """What is wrong with one run: sets that its objective lacks or cannot use, and datasets that do not exist."""
+    objective = run["objective"]
+    needs_labeled, needs_unlabeled = objective != "vanilla", objective == "composed"
+    for key, is_needed in (("labeled", needs_labeled), ("unlabeled", needs_unlabeled)):
+        if is_needed and key not in run:
+            yield f"runs.{name}: the objective {objective} needs {key} datasets"
+        if not is_needed and key in run:
+            yield f"runs.{name}.{key}: the objective {objective} uses no {key} datasets"
+        for dataset in run.get(key, []):
+            if dataset not in datasets:
+                yield f"runs.{name}.{key}: there is no dataset {dataset}; datasets: {', '.join(datasets)}"
+            elif key == "labeled" and not datasets[dataset]["captions"]:
+                yield f"runs.{name}.labeled: dataset {dataset} has no captions (datasets.{dataset}.captions is false)"
+    both = set(run.get("labeled", [])) & set(run.get("unlabeled", []))
+    if both:
+        yield f"runs.{name}: {', '.join(sorted(both))} is labeled and unlabeled at once"
+
+
+def training_flags(settings: Mapping[str, Any]) -> list[str]:
+    """The settings of a training as flags of `pipeline.stages.train`: `--learning-rate=0.001 --no-detach-unlabeled`."""
+    flags = []
+    for key, value in settings.items():
+        if key in BATCH_PLAN or key in PRETRAIN_ONLY:
+            continue
+        name = key.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            flags.append(f"--{name}={value}")
+    return flags

@@ -1,0 +1,30 @@
+"""The losses of the paper, as functions of embeddings.
+
+Shapes: B = global batch, D = joint width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def info_nce(audio_BD: Tensor, text_BD: Tensor, logit_scale: Tensor | float) -> Tensor:
+    """InfoNCE of paired audio and text, Eq. (5): the sum, not the mean, of both directions' cross entropies.
+
+    Row i of `audio_BD` belongs to row i of `text_BD`; every other row of the batch is a negative. The embeddings need not
+    be normalised. `logit_scale` is the multiplier 1/tau of Eqs. (3) and (4), not its logarithm. Comes back as a scalar.
+    """
+    if audio_BD.shape != text_BD.shape or audio_BD.ndim != 2:
+        raise ValueError(
+            f"info_nce takes two (B, D) tensors of one shape, found {tuple(audio_BD.shape)} and {tuple(text_BD.shape)}"
+        )
+    # float32 also under autocast: at a scale of 100, bfloat16 would round the logits to steps of 0.5.
+    audio_BD, text_BD = F.normalize(audio_BD.float(), dim=-1), F.normalize(text_BD.float(), dim=-1)
+    with torch.autocast(audio_BD.device.type, enabled=False):
+        logits_BB = logit_scale * (audio_BD @ text_BD.T)
+    pairs_B = torch.arange(len(logits_BB), device=logits_BB.device)
+    audio_to_text = F.cross_entropy(logits_BB, pairs_B)  # Eq. (3)
+    text_to_audio = F.cross_entropy(logits_BB.T, pairs_B)  # Eq. (4)
+    return text_to_audio + audio_to_text  # Eq. (5)

@@ -1,0 +1,61 @@
+"""Train a run: start from a pretrained model, follow a pairs file, write weights and a log of every step.
+
+Under torchrun on any number of processes and nodes, or alone. Run again after a kill it goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+from pipeline.files import sha256_of
+from pipeline.models import load_model, save_model
+from pipeline.stages import run
+from pipeline.training.distributed import join_processes
+from pipeline.training.loop import Machine, train
+from pipeline.training.settings import add_settings_arguments, settings_from_arguments
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pretrained", type=Path, required=True, help="folder of the model to start from")
+    parser.add_argument("--pairs", type=Path, required=True, help="Parquet file of pair_clips")
+    parser.add_argument("--shards", type=Path, required=True, help="folder that holds DATASET/SPLIT/ of the pairs' clips")
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--run", type=Path, required=True, help="folder to write model and training.parquet to")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads a process")
+    parser.add_argument("--workers", type=int, default=0, help="loader processes a training process")
+    parser.add_argument("--steps-per-checkpoint", type=int, default=500)
+    add_settings_arguments(parser)
+    args = parser.parse_args(argv)
+    settings = settings_from_arguments(args)
+
+    torch.set_num_threads(args.threads)
+    with join_processes() as processes:
+        model = load_model(args.pretrained)
+        if settings.objective == "composed":
+            torch.manual_seed(args.seed)  # the same first a2t weights on every process
+            model.add_a2t(dropout=settings.a2t_dropout)
+        train(
+            model,
+            pairs=args.pairs,
+            shards=args.shards,
+            settings=settings,
+            seed=args.seed,
+            start=sha256_of(args.pretrained / "model.safetensors"),
+            checkpoints=args.run / "checkpoints",
+            log=args.run / "training.parquet",
+            processes=processes,
+            machine=Machine(workers=args.workers, steps_per_checkpoint=args.steps_per_checkpoint),
+        )
+        if processes.is_first:
+            save_model(model, args.run)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,69 @@
+"""What defines a training, apart from its data: every open question of the paper is a field here and a key of the config."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+Objective = Literal["finetune", "composed", "concatenate"]
+
+
+def _documented(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """The settings of one training; `python -m pipeline.stages.train --help` prints every field with its meaning."""
+
+    objective: Objective = _documented(
+        "finetune",
+        "finetune: Eq. (5); composed: Eq. (18); concatenate: Eq. (5) and InfoNCE of mixtures of two labeled clips",
+    )
+    learning_rate: float = _documented(1e-5, "peak learning rate of the encoders")
+    a2t_learning_rate: float = _documented(1e-4, "peak learning rate of the a2t module (Pic2Word: 1e-4)")
+    warmup_steps: int = _documented(0, "steps over which the learning rates rise linearly before the cosine")
+    weight_decay: float = _documented(0.0, "Adam's weight decay")
+    a2t_dropout: float = _documented(0.1, "dropout of the a2t module (Pic2Word: 0.1)")
+    detach_unlabeled: bool = _documented(
+        False, "keep the gradient of the pseudo-token out of the audio encoder; Eq. (18) read as one sum lets it in"
+    )
+    pseudo_position: Literal["before_end", "after_end"] = _documented(
+        "before_end", "where the pseudo-token stands to the end-of-text token; pooled at the later of the two"
+    )
+    prompt: str = _documented("this sound is", "text before the pseudo-token in Eq. (8)")
+    conjunction: str = _documented(" ", "text between the two captions of `concatenate`")
+    info_nce_weight: float = _documented(1.0, "weight of L_InfoNCE in Eq. (18); 0 leaves the term out")
+    a2t_weight: float = _documented(1.0, "weight of L_a2t in Eq. (18); 0 leaves the term out")
+    composed_weight: float = _documented(
+        1.0, "weight of L_composed in Eq. (18), for concatenate of the mixtures' loss; 0 leaves the term out"
+    )
+    max_logit_scale: float = _documented(100.0, "upper bound of 1/tau, as CLIP's")
+    encoder_regularisation: bool = _documented(
+        False, "ms-clap's own SpecAugment, DropPath and projection dropout during training"
+    )
+    learn_batch_norm: bool = _documented(
+        False, "let BatchNorm follow the batches; frozen statistics suit small batches a process"
+    )
+
+
+def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
+    """One command-line option a field: `--learning-rate 1e-4`, `--detach-unlabeled`/`--no-detach-unlabeled`."""
+    group = parser.add_argument_group("settings of the training")
+    types = get_type_hints(TrainingSettings)
+    for item in dataclasses.fields(TrainingSettings):
+        name, text, kind = "--" + item.name.replace("_", "-"), item.metadata["help"].replace("%", "%%"), types[item.name]
+        text += " (default: %(default)r)"
+        if kind is bool:
+            group.add_argument(name, action=argparse.BooleanOptionalAction, default=item.default, help=text)
+        elif get_origin(kind) is Literal:
+            group.add_argument(name, choices=get_args(kind), default=item.default, help=text)
+        else:
+            group.add_argument(name, type=kind, default=item.default, help=text)
+
+
+def settings_from_arguments(args: argparse.Namespace) -> TrainingSettings:
+    """The settings in what a parser with `add_settings_arguments` has parsed."""
+    return TrainingSettings(**{item.name: getattr(args, item.name) for item in dataclasses.fields(TrainingSettings)})

@@ -1,0 +1,228 @@
+"""What the rules ask of the configuration: checks once, then functions that return paths and command-line flags."""
+
+import ast
+import json
+import math
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from snakemake.exceptions import WorkflowError
+
+from pipeline.config import check_config, training_flags
+from pipeline.errors import PipelineError
+from pipeline.models.backbones import BACKBONES
+
+try:
+    check_config(config, Path(workflow.basedir) / "workflow" / "schemas" / "config.schema.yaml")
+except PipelineError as error:
+    raise WorkflowError(str(error)) from None
+
+
+wildcard_constraints:
+    dataset="|".join(config["datasets"]),
+    split="[A-Za-z0-9_-]+",
+    shard=r"\d{5}",
+    run="[a-z0-9_]+",
+    seed=r"\d+",
+    target="|".join(config["datasets"]),
+    table="|".join(config["tables"]),
+    backbone="|".join(BACKBONES),
+    learning_rate=r"[0-9.e-]+",
+
+
+def code_of(stage):
+    """The stage's module and every module of the package that it imports, directly or not.
+
+    They are inputs of the stage's rule, because Snakemake does not look into `python -m`.
+    """
+    found, queue = set(), [f"pipeline.stages.{stage}"]
+    while queue:
+        module = queue.pop()
+        path = Path(*module.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if not module.startswith("pipeline") or path in found or not path.exists():
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                queue += [name.name for name in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                queue += [node.module, *(f"{node.module}.{name.name}" for name in node.names)]
+    return sorted(str(path) for path in found)
+
+
+def dataset_root(wildcards):
+    """The raw tree of a dataset."""
+    return config["datasets"][wildcards.dataset]["root"]
+
+
+def dataset_adapter(wildcards):
+    """The name of the adapter that reads the raw tree."""
+    return config["datasets"][wildcards.dataset]["adapter"]
+
+
+def caption_flag(wildcards):
+    """Whether clips of this dataset need captions."""
+    return "--labeled" if config["datasets"][wildcards.dataset]["captions"] else "--unlabeled"
+
+
+def shard_rows(wildcards):
+    """The row files of all shards of a split, known once its catalog is written."""
+    catalog = checkpoints.index_audio.get(dataset=wildcards.dataset, split=wildcards.split).output.catalog
+    shards = math.ceil(pq.read_metadata(catalog).num_rows / config["shards"]["clips_per_shard"])
+    folder = f"results/shards/{wildcards.dataset}/{wildcards.split}"
+    return [f"{folder}/{shard:05d}.parquet" for shard in range(shards)]
+
+
+def split_path(dataset, role):
+    """DATASET/SPLIT of the split that a dataset uses in a role (train, validation or test)."""
+    return f"{dataset}/{config['datasets'][dataset]['splits'][role]}"
+
+
+def run_config(run):
+    """What the configuration says of a run; `pretrain` is one, on the pretraining dataset."""
+    if run == "pretrain":
+        return {"objective": "finetune", "labeled": [config["pretrain"]["dataset"]], "unlabeled": []}
+    return {"labeled": [], "unlabeled": [], **config["runs"][run]}
+
+
+def batch_plan(wildcards):
+    """Epochs and global batch of a run."""
+    return config["pretrain"] if wildcards.run == "pretrain" else config["training"]
+
+
+def labeled_summaries(wildcards):
+    """The summaries of the labeled splits of a run."""
+    return [f"results/shards/{split_path(name, 'train')}/manifest.json" for name in run_config(wildcards.run)["labeled"]]
+
+
+def unlabeled_summaries(wildcards):
+    """The summaries of the unlabeled splits of a run."""
+    return [f"results/shards/{split_path(name, 'train')}/manifest.json" for name in run_config(wildcards.run)["unlabeled"]]
+
+
+def partner_flags(wildcards, input):
+    """Where the partners of a run's labeled clips come from."""
+    if run_config(wildcards.run)["objective"] == "concatenate":
+        return ["--mix-labeled"]
+    manifests = [str(Path(path).with_suffix(".parquet")) for path in input.unlabeled]
+    return ["--unlabeled", *manifests] if manifests else []
+
+
+def labeled_manifests(wildcards, input):
+    """The manifests beside the summaries that a rule depends on."""
+    return [str(Path(path).with_suffix(".parquet")) for path in input.labeled]
+
+
+def run_flags(wildcards):
+    """The training settings of a run as command-line flags."""
+    run = config["runs"][wildcards.run]
+    return training_flags({**config["training"], "objective": run["objective"], **run.get("settings", {})})
+
+
+def candidate_flags(wildcards):
+    """The settings of a run with another learning rate, for the sweep."""
+    run = config["runs"][wildcards.run]
+    settings = {**config["training"], "objective": run["objective"], **run.get("settings", {})}
+    return training_flags({**settings, "learning_rate": float(wildcards.learning_rate)})
+
+
+def pretrain_flags(wildcards):
+    """The training settings of the pretraining as command-line flags."""
+    return training_flags(config["pretrain"])
+
+
+def weights_flags(wildcards):
+    """Where the published weights and tokenizer lie, when the configuration names files."""
+    backbone = config["backbone"]
+    flags = [("--weights", backbone["weights"]), ("--tokenizer", backbone["tokenizer"])]
+    return [word for name, value in flags if value is not None for word in (name, value)]
+
+
+def weights_files(wildcards):
+    """The files of the published weights that the configuration names; none when they come from the hub."""
+    return [config["backbone"][name] for name in ("weights", "tokenizer") if config["backbone"][name] is not None]
+
+
+def pretrained_model(wildcards):
+    """The weights that every run starts from, and that `vanilla` is."""
+    return f"results/pretrained/{config['backbone']['name']}/model.safetensors"
+
+
+def run_model(wildcards):
+    """The weights of a run."""
+    if config["runs"][wildcards.run]["objective"] == "vanilla":
+        return pretrained_model(wildcards)
+    return f"results/runs/{wildcards.run}/seed{wildcards.seed}/model.safetensors"
+
+
+def split_summary(role):
+    """A function to the summary of the split that a target uses in a role."""
+
+    def summary(wildcards):
+        return f"results/shards/{split_path(wildcards.target, role)}/manifest.json"
+
+    return summary
+
+
+def expected_clips_flags(wildcards):
+    """How many clips the publisher's test split holds, when the configuration says so."""
+    expected = config["datasets"][wildcards.target].get("expected_test_clips")
+    return [] if expected is None else ["--n-audio-expected", expected]
+
+
+def seeds_of(run):
+    """The seeds of a run: vanilla has no randomness of its own."""
+    return config["seeds"][:1] if config["runs"][run]["objective"] == "vanilla" else config["seeds"]
+
+
+def row_metrics(row):
+    """The metrics of all seeds of a table's row."""
+    folder = f"results/evaluations/{row['run']}"
+    return [f"{folder}/seed{seed}/{row['target']}/metrics.json" for seed in seeds_of(row["run"])]
+
+
+def table_metrics(wildcards):
+    """The metrics of every row of a table."""
+    return sorted({path for row in config["tables"][wildcards.table] for path in row_metrics(row)})
+
+
+def training_cells(run):
+    """What a run uses of each dataset of Table 1: pairs (A+T), audio only (A) or nothing (-)."""
+    uses = run_config(run)
+    return [
+        "A+T" if name in uses["labeled"] else "A" if name in uses["unlabeled"] else "-"
+        for name in ("clotho", "audiocaps", "audioset")
+    ]
+
+
+def table_rows(wildcards):
+    """The rows of a table as flags: --row 'TARGET|METHOD|cells' METRICS..."""
+    return [
+        word
+        for row in config["tables"][wildcards.table]
+        for word in ("--row", "|".join([row["target"], row["method"], *training_cells(row["run"])]), *row_metrics(row))
+    ]
+
+
+def sweep_runs():
+    """The runs whose learning rate is swept: all that train."""
+    return [name for name, run in config["runs"].items() if run["objective"] != "vanilla"]
+
+
+def sweep_metrics(wildcards):
+    """The validation metrics of every run, learning rate and target of the sweep."""
+    targets = {}
+    for row in (row for rows in config["tables"].values() for row in rows):
+        targets.setdefault(row["run"], []).append(row["target"])
+    return [
+        f"results/sweep/{learning_rate}/{run}/{target}/metrics.json"
+        for run in sweep_runs()
+        for target in dict.fromkeys(targets[run])
+        for learning_rate in config["sweep"]["learning_rates"]
+    ]
+
+
+def process_count(wildcards, resources):
+    """Training processes: one a GPU, one without."""
+    return max(1, resources.gpu)

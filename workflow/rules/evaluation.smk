@@ -1,0 +1,44 @@
+rule embed:
+    """Embed the audio and captions of a target's test split with a run's model."""
+    input:
+        model=run_model,
+        split=split_summary("test"),
+        code=code_of("embed"),
+    output:
+        embeddings="results/evaluations/{run}/seed{seed}/{target}/embeddings.npz",
+    log:
+        "logs/embed/{run}/seed{seed}/{target}.log",
+    benchmark:
+        "benchmarks/embed/{run}/seed{seed}/{target}.tsv"
+    params:
+        model=subpath(input.model, parent=True),
+        shards=subpath(input.split, parent=True),
+        windows=config["evaluation"]["windows"],
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=4000,
+        runtime=60,
+    shell:
+        "python -m pipeline.stages.embed --model {params.model:q} --shards {params.shards:q}"
+        " --windows {params.windows} --threads {threads} --embeddings {output.embeddings:q} 2> {log:q}"
+
+
+rule evaluate:
+    """Rank every query of a target and compute the figures under each protocol."""
+    input:
+        embeddings="results/evaluations/{run}/seed{seed}/{target}/embeddings.npz",
+        code=code_of("evaluate"),
+    output:
+        metrics="results/evaluations/{run}/seed{seed}/{target}/metrics.json",
+        ranks="results/evaluations/{run}/seed{seed}/{target}/ranks.parquet",
+    log:
+        "logs/evaluate/{run}/seed{seed}/{target}.log",
+    params:
+        split=lambda wildcards: config["datasets"][wildcards.target]["splits"]["test"],
+        expected=expected_clips_flags,
+        seed=lambda wildcards: wildcards.seed,
+    shell:
+        "python -m pipeline.stages.evaluate --embeddings {input.embeddings:q} --run {wildcards.run}"
+        " --seed {params.seed} --target {wildcards.target} --split {params.split} {params.expected}"
+        " --metrics {output.metrics:q} --ranks {output.ranks:q} 2> {log:q}"

@@ -1,0 +1,20 @@
+rule pair_clips:
+    """Fix which clips, captions and windows stand in every slot of every step of a run."""
+    input:
+        labeled=labeled_summaries,
+        unlabeled=unlabeled_summaries,
+        code=code_of("pair_clips"),
+    output:
+        pairs="results/pairs/{run}/seed{seed}.parquet",
+    log:
+        "logs/pair_clips/{run}/seed{seed}.log",
+    params:
+        labeled=labeled_manifests,
+        partners=partner_flags,
+        backbone=config["backbone"]["name"],
+        epochs=lambda wildcards: batch_plan(wildcards)["epochs"],
+        batch_size=lambda wildcards: batch_plan(wildcards)["batch_size"],
+    shell:
+        "python -m pipeline.stages.pair_clips --labeled {params.labeled:q} {params.partners:q}"
+        " --backbone {params.backbone} --epochs {params.epochs} --batch-size {params.batch_size}"
+        " --seed {wildcards.seed} --pairs {output.pairs:q} 2> {log:q}"

@@ -1,0 +1,85 @@
+rule pretrain:
+    """Make the backbone `mini` on general captioned audio."""
+    input:
+        pairs=f"results/pairs/pretrain/seed{config['pretrain']['seed']}.parquet",
+        code=code_of("pretrain"),
+    output:
+        model="results/pretrained/mini/model.safetensors",
+        description="results/pretrained/mini/model.json",
+        tokenizer="results/pretrained/mini/tokenizer.json",
+        log="results/pretrained/mini/training.parquet",
+    log:
+        "logs/pretrain/mini.log",
+    benchmark:
+        "benchmarks/pretrain/mini.tsv"
+    params:
+        folder=subpath(output.model, parent=True),
+        seed=config["pretrain"]["seed"],
+        vocabulary_size=config["pretrain"]["vocabulary_size"],
+        settings=pretrain_flags,
+    # All cores: nothing else can run before it ends.
+    threads: workflow.cores
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    shell:
+        "python -m pipeline.stages.pretrain --pairs {input.pairs:q} --shards results/shards"
+        " --vocabulary-size {params.vocabulary_size} --seed {params.seed} --threads {threads} {params.settings:q}"
+        " --pretrained {params.folder:q} 2> {log:q}"
+
+
+rule import_weights:
+    """Bring published weights into the form that every other stage reads."""
+    input:
+        files=weights_files,
+        code=code_of("import_weights"),
+    output:
+        model="results/pretrained/msclap-2023/model.safetensors",
+        description="results/pretrained/msclap-2023/model.json",
+        tokenizer="results/pretrained/msclap-2023/tokenizer.json",
+    log:
+        "logs/import_weights/msclap-2023.log",
+    params:
+        folder=subpath(output.model, parent=True),
+        sources=weights_flags,
+    resources:
+        mem_mb=6000,
+        runtime=30,
+    shell:
+        "python -m pipeline.stages.import_weights --backbone msclap-2023 {params.sources:q}"
+        " --out {params.folder:q} 2> {log:q}"
+
+
+rule train:
+    """Train a run with torchrun, one process a GPU; a training that was killed goes on from its checkpoint."""
+    input:
+        pretrained=pretrained_model,
+        pairs="results/pairs/{run}/seed{seed}.parquet",
+        code=code_of("train"),
+    output:
+        model="results/runs/{run}/seed{seed}/model.safetensors",
+        description="results/runs/{run}/seed{seed}/model.json",
+        tokenizer="results/runs/{run}/seed{seed}/tokenizer.json",
+        log="results/runs/{run}/seed{seed}/training.parquet",
+    log:
+        "logs/train/{run}/seed{seed}.log",
+    benchmark:
+        "benchmarks/train/{run}/seed{seed}.tsv"
+    params:
+        pretrained=subpath(input.pretrained, parent=True),
+        folder=subpath(output.model, parent=True),
+        settings=run_flags,
+        processes=process_count,
+        seed=lambda wildcards: wildcards.seed,
+    # On a CPU two trainings of one thread end sooner than one after the other with two.
+    threads: 1
+    resources:
+        gpu=0,
+        loader_workers=0,
+        mem_mb=4000,
+        runtime=240,
+    shell:
+        "torchrun --standalone --nproc-per-node={params.processes} -m pipeline.stages.train"
+        " --pretrained {params.pretrained:q} --pairs {input.pairs:q} --shards results/shards --seed {params.seed}"
+        " --threads {threads} --workers {resources.loader_workers} {params.settings:q}"
+        " --run {params.folder:q} 2> {log:q}"
