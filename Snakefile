@@ -12,6 +12,10 @@ min_version("9.27")
 configfile: "config.yaml"
 
 
+# Used only with --sdm apptainer; Apptainer.def builds it from the lock.
+container: "pipeline.sif"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/datasets.smk"
 include: "workflow/rules/shards.smk"

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.models import save_model
-from pipeline.models.mini import build_mini, train_tokenizer
+from pipeline.models import mini, save_model
 from pipeline.pairs import read_facts
 from pipeline.shards import open_shards
 from pipeline.stages import run
@@ -40,7 +39,7 @@ def main(argv: list[str]) -> None:
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    model = build_mini(train_tokenizer(read_captions(args.pairs, args.shards), args.vocabulary_size))
+    model = mini.build(mini.train_tokenizer(read_captions(args.pairs, args.shards), args.vocabulary_size))
     train(
         model,
         pairs=args.pairs,

@@ -156,7 +156,7 @@ def train(
     batches = PairedBatches(pairs, shards, processes.rank, processes.count)
     check_mixing(batches, settings, pairs)
     model.to(processes.device).set_training_mode(
-        encoder_regularisation=settings.encoder_regularisation, learn_batch_norm=settings.learn_batch_norm
+        encoder_regularisation=settings.encoder_regularisation, batch_norm=settings.batch_norm
     )
     steps = len(batches)
     optimizer = torch.optim.Adam(
@@ -191,7 +191,7 @@ def train(
 
     objective: nn.Module = CompositionLoss(model, settings)
     if processes.count > 1:
-        objective = DistributedDataParallel(objective, broadcast_buffers=settings.learn_batch_norm)
+        objective = DistributedDataParallel(objective, broadcast_buffers=settings.batch_norm == "batch")
     loader = DataLoader(
         batches,
         batch_size=None,

@@ -44,8 +44,8 @@ class TrainingSettings:
     encoder_regularisation: bool = _documented(
         False, "ms-clap's own SpecAugment, DropPath and projection dropout during training"
     )
-    learn_batch_norm: bool = _documented(
-        False, "let BatchNorm follow the batches; frozen statistics suit small batches a process"
+    batch_norm: Literal["frozen", "batch"] = _documented(
+        "frozen", "statistics of the front end's BatchNorm: the checkpoint's, or learned from the batches"
     )
 
 

@@ -1,7 +1,6 @@
 """What the rules ask of the configuration: checks once, then functions that return paths and command-line flags."""
 
 import ast
-import json
 import math
 from pathlib import Path
 
@@ -37,17 +36,17 @@ def code_of(stage):
     """
     found, queue = set(), [f"pipeline.stages.{stage}"]
     while queue:
-        module = queue.pop()
-        path = Path(*module.split("."))
+        name = queue.pop()
+        path = Path(*name.split("."))
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        if not module.startswith("pipeline") or path in found or not path.exists():
+        if not name.startswith("pipeline") or path in found or not path.exists():
             continue
         found.add(path)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
-                queue += [name.name for name in node.names]
+                queue += [item.name for item in node.names]
             elif isinstance(node, ast.ImportFrom):
-                queue += [node.module, *(f"{node.module}.{name.name}" for name in node.names)]
+                queue += [node.module, *(f"{node.module}.{item.name}" for item in node.names)]
     return sorted(str(path) for path in found)
 
 
@@ -93,12 +92,16 @@ def batch_plan(wildcards):
 
 def labeled_summaries(wildcards):
     """The summaries of the labeled splits of a run."""
-    return [f"results/shards/{split_path(name, 'train')}/manifest.json" for name in run_config(wildcards.run)["labeled"]]
+    return [
+        f"results/shards/{split_path(name, 'train')}/manifest.json" for name in run_config(wildcards.run)["labeled"]
+    ]
 
 
 def unlabeled_summaries(wildcards):
     """The summaries of the unlabeled splits of a run."""
-    return [f"results/shards/{split_path(name, 'train')}/manifest.json" for name in run_config(wildcards.run)["unlabeled"]]
+    return [
+        f"results/shards/{split_path(name, 'train')}/manifest.json" for name in run_config(wildcards.run)["unlabeled"]
+    ]
 
 
 def partner_flags(wildcards, input):

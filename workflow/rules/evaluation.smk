@@ -10,15 +10,15 @@ rule embed:
         "logs/embed/{run}/seed{seed}/{target}.log",
     benchmark:
         "benchmarks/embed/{run}/seed{seed}/{target}.tsv"
-    params:
-        model=subpath(input.model, parent=True),
-        shards=subpath(input.split, parent=True),
-        windows=config["evaluation"]["windows"],
     threads: 1
     resources:
         gpu=0,
         mem_mb=4000,
         runtime=60,
+    params:
+        model=subpath(input.model, parent=True),
+        shards=subpath(input.split, parent=True),
+        windows=config["evaluation"]["windows"],
     shell:
         "python -m pipeline.stages.embed --model {params.model:q} --shards {params.shards:q}"
         " --windows {params.windows} --threads {threads} --embeddings {output.embeddings:q} 2> {log:q}"

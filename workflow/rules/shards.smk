@@ -10,15 +10,15 @@ rule shard_audio:
         "logs/shard_audio/{dataset}/{split}/{shard}.log",
     benchmark:
         "benchmarks/shard_audio/{dataset}/{split}/{shard}.tsv"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=30,
     params:
         clips_per_shard=config["shards"]["clips_per_shard"],
         sample_rate_hz=BACKBONES[config["backbone"]["name"]].sample_rate_hz,
         format=config["shards"]["format"],
         min_duration_s=config["shards"]["min_duration_s"],
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=30,
     shell:
         "python -m pipeline.stages.shard_audio --catalog {input.catalog:q} --shard {wildcards.shard}"
         " --clips-per-shard {params.clips_per_shard} --sample-rate-hz {params.sample_rate_hz}"

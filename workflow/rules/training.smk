@@ -12,16 +12,16 @@ rule pretrain:
         "logs/pretrain/mini.log",
     benchmark:
         "benchmarks/pretrain/mini.tsv"
-    params:
-        folder=subpath(output.model, parent=True),
-        seed=config["pretrain"]["seed"],
-        vocabulary_size=config["pretrain"]["vocabulary_size"],
-        settings=pretrain_flags,
     # All cores: nothing else can run before it ends.
     threads: workflow.cores
     resources:
         mem_mb=2000,
         runtime=60,
+    params:
+        folder=subpath(output.model, parent=True),
+        seed=config["pretrain"]["seed"],
+        vocabulary_size=config["pretrain"]["vocabulary_size"],
+        settings=pretrain_flags,
     shell:
         "python -m pipeline.stages.pretrain --pairs {input.pairs:q} --shards results/shards"
         " --vocabulary-size {params.vocabulary_size} --seed {params.seed} --threads {threads} {params.settings:q}"
@@ -39,12 +39,12 @@ rule import_weights:
         tokenizer="results/pretrained/msclap-2023/tokenizer.json",
     log:
         "logs/import_weights/msclap-2023.log",
-    params:
-        folder=subpath(output.model, parent=True),
-        sources=weights_flags,
     resources:
         mem_mb=6000,
         runtime=30,
+    params:
+        folder=subpath(output.model, parent=True),
+        sources=weights_flags,
     shell:
         "python -m pipeline.stages.import_weights --backbone msclap-2023 {params.sources:q}"
         " --out {params.folder:q} 2> {log:q}"
@@ -65,12 +65,6 @@ rule train:
         "logs/train/{run}/seed{seed}.log",
     benchmark:
         "benchmarks/train/{run}/seed{seed}.tsv"
-    params:
-        pretrained=subpath(input.pretrained, parent=True),
-        folder=subpath(output.model, parent=True),
-        settings=run_flags,
-        processes=process_count,
-        seed=lambda wildcards: wildcards.seed,
     # On a CPU two trainings of one thread end sooner than one after the other with two.
     threads: 1
     resources:
@@ -78,6 +72,12 @@ rule train:
         loader_workers=0,
         mem_mb=4000,
         runtime=240,
+    params:
+        pretrained=subpath(input.pretrained, parent=True),
+        folder=subpath(output.model, parent=True),
+        settings=run_flags,
+        processes=process_count,
+        seed=lambda wildcards: wildcards.seed,
     shell:
         "torchrun --standalone --nproc-per-node={params.processes} -m pipeline.stages.train"
         " --pretrained {params.pretrained:q} --pairs {input.pairs:q} --shards results/shards --seed {params.seed}"

@@ -1,0 +1,22 @@
+"""One adapter a source layout: it reads what the publisher ships and yields a row a clip, unjudged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pipeline.datasets.audiocaps import read_audiocaps
+from pipeline.datasets.audioset import read_audioset
+from pipeline.datasets.clotho import read_clotho
+from pipeline.datasets.folder import read_folder
+from pipeline.datasets.sources import SourceRow
+
+__all__ = ["ADAPTERS", "SourceRow"]
+
+ADAPTERS: dict[str, Callable[[Path, str], Iterator[SourceRow]]] = {
+    "audiocaps": read_audiocaps,
+    "audioset": read_audioset,
+    "clotho": read_clotho,
+    "folder": read_folder,
+}
+"""Adapter by name: (root, split) -> source rows. Raises PipelineError for a layout that is not the publisher's."""

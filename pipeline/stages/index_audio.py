@@ -1,0 +1,55 @@
+"""List every clip of a split with its file, captions and source, or the reason why it cannot be used."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.catalogs import Loss, catalog_of, check_losses
+from pipeline.datasets import ADAPTERS
+from pipeline.files import write_parquet
+from pipeline.stages import run
+
+logger = logging.getLogger(__name__)
+
+LOGGED_LOSSES = 20  # of each reason; the catalog holds them all
+
+
+def log_losses(losses: Sequence[Loss]) -> None:
+    """Name the first losses of each reason in the log, and count the rest."""
+    counts: Counter[str] = Counter()
+    for loss in losses:
+        counts[loss.reason] += 1
+        if counts[loss.reason] <= LOGGED_LOSSES:
+            logger.warning("%s", loss)
+    for reason, count in counts.items():
+        if count > LOGGED_LOSSES:
+            logger.warning("... and %d more %s", count - LOGGED_LOSSES, reason)
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", required=True, help="name of the dataset in the study")
+    parser.add_argument("--split", required=True, help="the publisher's name of the split")
+    parser.add_argument("--adapter", required=True, choices=sorted(ADAPTERS), help="layout of the raw dataset")
+    parser.add_argument("--root", type=Path, required=True, help="folder of the raw dataset")
+    captions = parser.add_mutually_exclusive_group(required=True)
+    captions.add_argument("--labeled", action="store_true", help="a clip without a caption is dropped")
+    captions.add_argument("--unlabeled", action="store_true", help="captions are neither needed nor kept")
+    parser.add_argument("--max-dropped-fraction", type=float, default=0.05, help="fail above it (default: %(default)s)")
+    parser.add_argument("--catalog", type=Path, required=True, help="Parquet file to write")
+    args = parser.parse_args(argv)
+
+    rows = ADAPTERS[args.adapter](args.root, args.split)
+    catalog, losses = catalog_of(rows, dataset=args.dataset, split=args.split, labeled=args.labeled)
+    log_losses(losses)
+    check_losses(losses, len(catalog), args.max_dropped_fraction, str(args.root))
+    write_parquet(catalog, args.catalog)
+    logger.info("%s: %d clips, %d of them usable", args.catalog, len(catalog), len(catalog) - len(losses))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,95 @@
+"""A tiny study of real files, made once a session by the pipeline's own stages."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from pipeline.models import mini, save_model
+from pipeline.stages import index_audio, index_shards, pair_clips, shard_audio
+
+torch.set_num_threads(1)
+
+CAPTIONS = ["a low tone hums", "a high tone whistles", "noise hisses", "a tone beeps while noise hisses"]
+
+
+@dataclass(frozen=True)
+class TinyStudy:
+    """Two sharded splits of synthetic audio, `labeled/train` (24 clips) and `unlabeled/train` (20), and a model."""
+
+    folder: Path
+
+    @property
+    def shards(self) -> Path:
+        return self.folder / "shards"
+
+    @property
+    def pretrained(self) -> Path:
+        return self.folder / "pretrained"
+
+    def manifest(self, dataset: str) -> Path:
+        return self.shards / dataset / "train" / "manifest.parquet"
+
+    def pairs(self, objective: str, *, seed: int = 0, epochs: int = 2, batch_size: int = 8) -> Path:
+        """A pairs file for an objective, made by the stage."""
+        path = self.folder / "pairs" / f"{objective}_{seed}_{epochs}_{batch_size}.parquet"
+        partners = {
+            "finetune": [],
+            "composed": ["--unlabeled", str(self.manifest("unlabeled"))],
+            "concatenate": ["--mix-labeled"],
+        }
+        arguments = ["--labeled", str(self.manifest("labeled")), *partners[objective], "--backbone", "mini"]
+        plan = ["--epochs", str(epochs), "--batch-size", str(batch_size), "--seed", str(seed)]
+        pair_clips.main([*arguments, *plan, "--pairs", str(path)])
+        return path
+
+
+def write_raw_dataset(root: Path, clips: int, captioned: bool, seed: int) -> None:
+    """Tones and noise of 1 to 4 s in the `folder` layout."""
+    generator = np.random.default_rng(seed)
+    (root / "train").mkdir(parents=True)
+    rows = []
+    for clip in range(clips):
+        frames = int(generator.uniform(1, 4) * 16_000)
+        tone = np.sin(np.arange(frames) * generator.uniform(0.05, 1.5)) * 0.3
+        noise = generator.normal(0, 0.05, frames)
+        soundfile.write(root / "train" / f"clip {clip}.wav", tone + noise, 16_000)
+        rows.append([f"clip {clip}.wav", *generator.permutation(CAPTIONS)[:2]])
+    if captioned:
+        with (root / "train.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["file_name", "caption_1", "caption_2"], *rows])
+
+
+@pytest.fixture(scope="session")
+def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
+    """Raw files, catalogs, shards and manifests of two datasets, and a randomly initialised mini."""
+    study = TinyStudy(tmp_path_factory.mktemp("tiny"))
+    for dataset, clips, captioned in (("labeled", 24, True), ("unlabeled", 20, False)):
+        root, split = study.folder / "raw" / dataset, study.shards / dataset / "train"
+        write_raw_dataset(root, clips, captioned, seed=clips)
+        catalog = study.folder / "catalogs" / dataset / "train.parquet"
+        flag = "--labeled" if captioned else "--unlabeled"
+        index_audio.main(
+            ["--dataset", dataset, "--split", "train", "--adapter", "folder", "--root", str(root), flag]
+            + ["--catalog", str(catalog)]
+        )
+        rows = []
+        for shard in ("00000", "00001"):
+            rows.append(str(split / f"{shard}.parquet"))
+            shard_audio.main(
+                ["--catalog", str(catalog), "--shard", shard, "--clips-per-shard", "16", "--sample-rate-hz", "16000"]
+                + ["--format", "wav", "--tar", str(split / f"{shard}.tar"), "--rows", rows[-1]]
+            )
+        index_shards.main(
+            ["--rows", *rows, "--manifest", str(split / "manifest.parquet"), "--summary", str(split / "manifest.json")]
+            + ["--max-dropped-fraction", "0"]
+        )
+    torch.manual_seed(0)
+    save_model(mini.build(mini.train_tokenizer(CAPTIONS, 300)), study.pretrained)
+    return study

@@ -1,0 +1,126 @@
+"""The configuration: what is shipped is right, what is wrong is named, and schema, settings and studies agree."""
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import BATCH_PLAN, check_config, training_flags
+from pipeline.errors import PipelineError
+from pipeline.training.settings import TrainingSettings
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
+
+
+def merged(base, over):
+    """Snakemake's way of laying one configuration over another."""
+    both = {**base, **over}
+    return {
+        key: merged(base[key], over[key])
+        if isinstance(base.get(key), dict) and isinstance(over.get(key), dict)
+        else value
+        for key, value in both.items()
+    }
+
+
+@pytest.fixture
+def config():
+    return yaml.safe_load((ROOT / "config.yaml").read_text())
+
+
+def problem(config):
+    with pytest.raises(PipelineError) as error:
+        check_config(config, SCHEMA)
+    return str(error.value)
+
+
+def test_the_shipped_configuration_is_right(config):
+    check_config(config, SCHEMA)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "experiments").glob("*.yaml")))
+def test_every_experiment_is_right_over_the_default(config, name, tmp_path, monkeypatch):
+    study = merged(config, yaml.safe_load((ROOT / "experiments" / name).read_text()))
+    monkeypatch.chdir(tmp_path)
+    for dataset in study["datasets"].values():
+        Path(dataset["root"]).mkdir(parents=True)
+    check_config(study, SCHEMA)
+
+
+def test_settings_schema_and_config_have_the_same_keys(config):
+    fields = {field.name for field in dataclasses.fields(TrainingSettings)} - {"objective"}
+    schema = yaml.safe_load(SCHEMA.read_text())
+    assert set(schema["$defs"]["settings"]["properties"]) == fields | set(BATCH_PLAN)
+    assert set(config["training"]) == fields | set(BATCH_PLAN)
+
+
+def test_every_key_of_the_schema_is_described():
+    def undescribed(node, place):
+        for name, child in node.get("properties", {}).items():
+            if "description" not in child and "properties" not in child:
+                yield f"{place}.{name}"
+            yield from undescribed(child, f"{place}.{name}")
+
+    schema = yaml.safe_load(SCHEMA.read_text())
+    assert list(undescribed(schema, "config")) == []
+
+
+def test_an_unknown_key_is_named_with_the_one_that_was_meant(config):
+    config["training"]["learnig_rate"] = 1e-3
+    assert "training: unknown key learnig_rate; did you mean learning_rate?" in problem(config)
+
+
+def test_a_missing_key_is_named(config):
+    del config["backbone"]["name"]
+    assert "backbone: 'name' is missing" in problem(config)
+
+
+def test_a_wrong_value_is_named_with_the_right_ones(config):
+    config["shards"]["format"] = "mp3"
+    assert "shards.format: 'mp3' is not one of wav, flac" in problem(config)
+
+
+def test_all_problems_are_listed_at_once(config):
+    config["seeds"] = []
+    config["runs"]["vanilla"]["objective"] = "none"
+    assert problem(config).count("\n  - ") == 2
+
+
+def test_a_missing_root_is_named(config):
+    config["datasets"]["clotho"]["root"] = "nowhere/clotho"
+    assert "datasets.clotho.root: there is no directory nowhere/clotho" in problem(config)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("runs", "clotho_finetune", "labeled"), ["cloto"], "runs.clotho_finetune.labeled: there is no dataset cloto"),
+        (("runs", "clotho_finetune", "labeled"), ["audioset"], "dataset audioset has no captions"),
+        (("runs", "clotho_finetune", "unlabeled"), ["audioset"], "the objective finetune uses no unlabeled datasets"),
+        (("runs", "clotho_composed_audioset", "unlabeled"), ["clotho"], "clotho is labeled and unlabeled at once"),
+        (("tables", "table1", 0, "run"), "vanila", "tables.table1.0.run: there is no run vanila"),
+        (("tables", "table1", 0, "target"), "audioset", "datasets.audioset.splits names no test split"),
+        (("backbone", "weights"), "CLAP.pth", "mini is made by the pretraining"),
+    ],
+)
+def test_references_to_nothing_are_named(config, path, value, message):
+    place = config
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = copy.deepcopy(value)
+    assert message in problem(config)
+
+
+def test_settings_become_flags_that_the_stage_parses():
+    import argparse
+
+    from pipeline.training.settings import add_settings_arguments, settings_from_arguments
+
+    settings = TrainingSettings(objective="composed", learning_rate=3e-4, detach_unlabeled=True, conjunction=" and ")
+    parser = argparse.ArgumentParser()
+    add_settings_arguments(parser)
+    flags = training_flags({**dataclasses.asdict(settings), "epochs": 3, "batch_size": 4})
+    assert settings_from_arguments(parser.parse_args(flags)) == settings

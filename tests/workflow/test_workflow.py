@@ -1,0 +1,106 @@
+"""The workflow as a user runs it: planned, refused, run at a tiny size, and run again."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ["Snakefile", "config.yaml", "workflow", "pipeline", "profiles", "data", "experiments"]
+
+
+def snakemake(folder, *arguments, status=0):
+    """Snakemake's output, run in a folder with the environment's own programs."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(folder)}
+    done = subprocess.run(
+        ["snakemake", "--cores", "2", *map(str, arguments)],
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == status, done.stdout[-6000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of what ships, so that no test writes into the checkout."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in SHIPPED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(project):
+    """A study of all stages at the smallest size that still fills every batch."""
+    path = project / "tiny.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "study": {"name": "tiny", "note": "A test."},
+                "soundscapes": {"scale": 0.08},
+                "shards": {"clips_per_shard": 32},
+                "pretrain": {"epochs": 1, "batch_size": 8},
+                "training": {"epochs": 1, "batch_size": 8},
+            }
+        )
+    )
+    return path
+
+
+def test_the_default_study_plans_every_stage(project):
+    plan = snakemake(project, "-n", "--quiet", "rules")
+    for stage in ("mix_soundscapes", "index_audio", "index_shards", "pair_clips", "pretrain", "train", "embed", "tabulate"):
+        assert stage in plan
+    counts = dict(line.split() for line in plan.splitlines() if len(line.split()) == 2)
+    assert counts["train"] == "8" and counts["evaluate"] == "12"
+
+
+def test_an_unknown_key_ends_in_one_message_that_names_it(project):
+    (project / "wrong.yaml").write_text("training: {learnig_rate: 0.1}\n")
+    output = snakemake(project, "-n", "--configfile", "wrong.yaml", status=1)
+    assert "training: unknown key learnig_rate; did you mean learning_rate?" in output
+    assert "Traceback" not in output
+
+
+def test_a_missing_root_ends_in_one_message_that_names_it(project):
+    (project / "wrong.yaml").write_text("datasets: {clotho: {root: nowhere}}\n")
+    output = snakemake(project, "-n", "--configfile", "wrong.yaml", status=1)
+    assert "datasets.clotho.root: there is no directory nowhere" in output
+
+
+def test_the_whole_study_runs_at_a_tiny_size_and_a_second_run_has_nothing_to_do(project, tiny):
+    snakemake(project, "--configfile", tiny)
+    with (project / "results" / "table1.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["target"], row["method"]) for row in rows] == [
+        (target, method)
+        for target in ("clotho", "audiocaps")
+        for method in ("vanilla", "finetune", "composed", "composed", "finetune_all_pairs", "concatenate")
+    ]
+    assert all(0 <= float(row[f"{direction}_R{k}"]) <= 100 for row in rows for direction in ("t2a", "a2t") for k in (1, 5, 10))
+    assert "Nothing to be done" in snakemake(project, "--configfile", tiny)
+
+    # An edit of a module deep below a stage reruns that stage and what follows, and nothing before.
+    with (project / "pipeline" / "tables.py").open("a") as file:
+        file.write("\n# An edit.\n")
+    plan = snakemake(project, "--configfile", tiny, "-n", "--quiet", "rules")
+    assert "tabulate" in plan and "train" not in plan.split()
+
+    # A labeled set smaller than a batch, found by the stage that fills the batches.
+    output = snakemake(project, "--configfile", tiny, "--config", "training={batch_size: 1000, epochs: 1}", status=1)
+    assert "training.batch_size is 1000, but the labeled set holds" in output
+
+
+def test_lint_finds_nothing(project):
+    assert "Congratulations" in snakemake(project, "--lint")
