@@ -1,0 +1,195 @@
+"""Turn the embeddings of a split into ranks of every query and retrieval figures under every protocol."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.errors import PipelineError
+from pipeline.evaluation.metrics import (
+    PROTOCOLS,
+    Retrieval,
+    figures,
+    intervals,
+    mean_over_captions,
+    rank_embeddings,
+)
+from pipeline.files import write_json, write_parquet
+from pipeline.stages import run
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """A split as a model sees it: vectors finite and not zero, every text with its clip, every clip with a text."""
+
+    audio: NDArray[np.float32]
+    """(N, D)"""
+    audio_key: NDArray[np.str_]
+    """(N,)"""
+    text: NDArray[np.float32]
+    """(M, D), by clip and then by caption."""
+    audio_of_text: NDArray[np.int64]
+    """(M,), rows of `audio`."""
+    caption: NDArray[np.str_]
+    """(M,)"""
+    windows: str
+    """How the windows of long clips were taken."""
+
+
+def read_embeddings(path: Path) -> Embeddings:
+    """The arrays that the stage `embed` wrote; a damaged or unusable file raises, naming the clip."""
+    names = ("audio", "audio_key", "text", "audio_of_text", "caption", "windows")
+    try:
+        with np.load(path) as file:
+            missing = sorted(set(names) - set(file.files))
+            if missing:
+                raise PipelineError(f"{path}: holds no {', '.join(missing)}; make it with the stage embed")
+            arrays = {name: file[name] for name in names}
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: there is no such file; make it with the stage embed") from None
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+        raise PipelineError(f"{path}: cannot be read as npz ({error}); make it again with the stage embed") from error
+    embeddings = Embeddings(**{**arrays, "windows": str(arrays["windows"])})
+    try:
+        _check(embeddings)
+    except PipelineError as error:
+        raise PipelineError(f"{path}: {error}") from None
+    return embeddings
+
+
+def _check(found: Embeddings) -> None:
+    n_audio, n_text = len(found.audio_key), len(found.caption)
+    if n_audio == 0 or n_text == 0:
+        raise PipelineError(f"{n_audio} clips and {n_text} texts; a split needs at least one of each")
+    shapes = (found.audio.shape, found.text.shape, found.audio_of_text.shape)
+    width = found.audio.shape[-1]
+    if shapes != ((n_audio, width), (n_text, width), (n_text,)):
+        raise PipelineError(
+            f"{n_audio} clips and {n_text} texts do not fit audio, text and audio_of_text of shapes {shapes}"
+        )
+    keys, counts = np.unique(found.audio_key, return_counts=True)
+    if (counts > 1).any():
+        raise PipelineError(f"clip {keys[counts > 1][0]} occurs {counts[counts > 1][0]} times")
+    for text in np.flatnonzero((found.audio_of_text < 0) | (found.audio_of_text >= n_audio))[:1]:
+        raise PipelineError(
+            f"caption {str(found.caption[text])!r} (text {text}) belongs to clip {found.audio_of_text[text]}, "
+            f"but the clips are 0 to {n_audio - 1}"
+        )
+    if (np.diff(found.audio_of_text) < 0).any():
+        raise PipelineError("the texts are not in the order of their clips, by which captions are counted")
+    for clip in np.flatnonzero(np.bincount(found.audio_of_text, minlength=n_audio) == 0)[:1]:
+        raise PipelineError(f"clip {found.audio_key[clip]} has no caption")
+    _check_vectors(found.audio, [f"clip {key}" for key in found.audio_key])
+    _check_vectors(
+        found.text,
+        [
+            f"caption {str(caption)!r} of clip {found.audio_key[clip]}"
+            for caption, clip in zip(found.caption, found.audio_of_text, strict=True)
+        ],
+    )
+
+
+def _check_vectors(vectors: NDArray[np.float32], names: list[str]) -> None:
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        raise PipelineError(
+            f"the embedding of {names[int(np.argmin(finite))]} is not finite ({np.sum(~finite)} of {len(names)}); "
+            "did the training diverge?"
+        )
+    zero = ~vectors.any(axis=1)
+    if zero.any():
+        raise PipelineError(
+            f"the embedding of {names[int(np.argmax(zero))]} is zero ({np.sum(zero)} of {len(names)}) "
+            "and has no direction to compare"
+        )
+
+
+def ranks_table(retrieval: Retrieval, found: Embeddings) -> pa.Table:
+    """One row a query: every text among the clips, then every clip among all texts.
+
+    `rank` is the expected place, 1-based, of the text's clip or of the clip's best caption. `rank_one_caption` is that
+    of the clip's first caption among the first captions of all clips, which the protocol `paper` counts.
+    `top10` lists clips for a text and texts for a clip, by row of the embeddings.
+    """
+    n_text, n_audio = len(found.caption), len(found.audio_key)
+    texts, clips = np.arange(n_text), np.arange(n_audio)
+    caption = texts - retrieval.text_of_audio_NC[found.audio_of_text, 0]
+    top = [*retrieval.t2a_top, *retrieval.a2t_top]
+    return pa.table(
+        {
+            "direction": pa.array(["t2a"] * n_text + ["a2t"] * n_audio),
+            "query": np.concatenate([texts, clips]),
+            "query_key": pa.array([*found.audio_key[found.audio_of_text].tolist(), *found.audio_key.tolist()]),
+            "caption": np.concatenate([caption, np.full(n_audio, -1)]),
+            "rank": np.concatenate([retrieval.t2a_M.rank(), retrieval.best_a2t_N().best_rank()]),
+            "rank_one_caption": pa.array([*[None] * n_text, *retrieval.a2t_CN[0].rank()], pa.float64()),
+            "top10": pa.array([places for places, _ in top], pa.list_(pa.int64())),
+            "top10_score": pa.array([scores for _, scores in top], pa.list_(pa.float32())),
+        }
+    )
+
+
+def metrics_of(retrieval: Retrieval) -> dict[str, Any]:
+    """What metrics.json holds of the figures, in percent."""
+    return {
+        "protocols": {protocol: figures(retrieval, protocol) for protocol in PROTOCOLS},
+        "intervals_95": {protocol: intervals(retrieval, protocol) for protocol in PROTOCOLS},
+        "paper_mean_over_captions": mean_over_captions(retrieval),
+    }
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--embeddings", type=Path, required=True, help="npz file of the stage embed")
+    parser.add_argument("--run", required=True, help="name of the run, for the record")
+    parser.add_argument("--seed", type=int, required=True, help="seed of the run, for the record")
+    parser.add_argument("--target", required=True, help="dataset of the split, for the record")
+    parser.add_argument("--split", required=True, help="name of the split, for the record")
+    parser.add_argument("--n-audio-expected", type=int, help="clips that the split was published with")
+    parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--ranks", type=Path, required=True, help="Parquet file to write")
+    args = parser.parse_args(argv)
+
+    found = read_embeddings(args.embeddings)
+    n_text, n_audio = len(found.caption), len(found.audio_key)
+    if args.n_audio_expected is not None and n_audio != args.n_audio_expected:
+        logger.warning(
+            "%s/%s: %d of %d clips; a smaller gallery makes every figure higher",
+            args.target, args.split, n_audio, args.n_audio_expected,
+        )  # fmt: skip
+    retrieval = rank_embeddings(found.text, found.audio, found.audio_of_text)
+    metrics = metrics_of(retrieval)
+    write_parquet(ranks_table(retrieval, found), args.ranks)
+    write_json(
+        {
+            "run": args.run,
+            "seed": args.seed,
+            "target": args.target,
+            "split": args.split,
+            "n_text": n_text,
+            "n_audio": n_audio,
+            "n_audio_expected": args.n_audio_expected,
+            "windows": found.windows,
+            **metrics,
+        },
+        args.metrics,
+    )
+    logger.info(
+        "%s seed %d on %s/%s: %s",
+        args.run, args.seed, args.target, args.split,
+        ", ".join(f"{name} {value:.2f}" for name, value in metrics["protocols"]["paper"].items()),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(main)

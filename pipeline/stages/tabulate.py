@@ -1,0 +1,60 @@
+"""Collect the metrics of all rows into the paper's Table 1, as CSV and as a LaTeX document."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PipelineError
+from pipeline.evaluation.metrics import PROTOCOLS
+from pipeline.files import write_atomically
+from pipeline.stages import run
+from pipeline.tables import Row, tabulate, to_csv, to_latex
+
+logger = logging.getLogger(__name__)
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """The contents of a metrics.json."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: there is no such file; make it with the stage evaluate") from None
+    except ValueError as error:
+        raise PipelineError(f"{path}: is no JSON ({error}); make it again with the stage evaluate") from error
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--row", nargs="+", action="append", required=True, metavar=("ROW", "METRICS"),
+        help="TARGET|METHOD|CLOTHO|AUDIOCAPS|AUDIOSET, then metrics.json of every seed; again for every row, in order",
+    )  # fmt: skip
+    parser.add_argument("--protocol", choices=PROTOCOLS, required=True)
+    parser.add_argument("--study-name", required=True, help="what the caption calls the study")
+    parser.add_argument("--study-note", default="", help="what the notes say of the study, in plain text")
+    parser.add_argument("--csv", type=Path, required=True, help="CSV file to write")
+    parser.add_argument("--tex", type=Path, required=True, help="LaTeX document to write")
+    args = parser.parse_args(argv)
+
+    results = []
+    for spec, *paths in args.row:
+        files = {path: read_metrics(path) for path in map(Path, paths)}
+        if len(files) < len(paths):
+            raise PipelineError(f"row {spec} names a metrics file twice")
+        results.append((Row.parse(spec), files))
+    table = tabulate(results, args.protocol)
+    for path, content in (
+        (args.csv, to_csv(table)),
+        (args.tex, to_latex(table, args.study_name, args.study_note)),
+    ):
+        with write_atomically(path) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    logger.info("%d rows of %d targets", len(table), table["target"].nunique())
+
+
+if __name__ == "__main__":
+    run(main)

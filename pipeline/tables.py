@@ -1,0 +1,365 @@
+"""The results in the arrangement of the paper's Table 1, as CSV and as a LaTeX document."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline.errors import PipelineError
+from pipeline.evaluation.metrics import FIGURES
+
+DATASETS = {"clotho": "Clotho", "audiocaps": "AudioCaps", "audioset": "AudioSet"}
+"""The table's columns of training data, and how they are written."""
+CELLS = {"A+T": "A+T", "A": "Audio", "-": "-"}
+"""What a training set gave: pairs, audio only, nothing; and how it is written."""
+COLUMNS = ("target", "method", *DATASETS, *FIGURES, "n_text", "n_audio", "protocol", "seeds")
+"""Columns of the CSV; up to the figures they are those of the paper's Table 1 in `data/paper_table1.csv`."""
+
+GROUPS = ("", "Proposed method", "(Scenario where all paired data is available)")
+"""Parts of a block of the table, by their headings; the first has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How a method is written: its label, the heading it stands under, and its footnote."""
+
+    label: str
+    group: str
+    mark: str = ""
+    note: str = ""
+
+
+METHODS = {
+    "vanilla": Method(label="vanilla CLAP", group=GROUPS[0]),
+    "finetune": Method(label="finetune", group=GROUPS[0]),
+    "composed": Method(label="composed", group=GROUPS[1]),
+    "finetune_all_pairs": Method(
+        label="finetune",
+        group=GROUPS[2],
+        mark=r"$^{\dagger}$",
+        note="Fine-tuned using paired audio-text data from both Clotho and AudioCaps.",
+    ),
+    "concatenate": Method(
+        label="concatenate",
+        group=GROUPS[2],
+        mark=r"$^{\ddagger}$",
+        note=(
+            "Mixup-like data augmentation: composing two audio as the proposed method "
+            "while concatenating their corresponding texts."
+        ),
+    ),
+}
+
+PROTOCOL_NOTES = {
+    "paper": (
+        "every caption ranks all clips; every clip ranks one caption a clip, the first; "
+        "mAP@10 is the mean of 1/rank within 10."
+    ),
+    "best-of-5": (
+        "every caption ranks all clips; every clip ranks all captions, and its best-placed one counts for R@k; "
+        "mAP@10 is the sum of i/rank over its captions within 10, i counting them, divided by their number."
+    ),
+    "dcase": (
+        "every caption ranks all clips; every clip ranks all captions, and R@k is the share of its own within k; "
+        "mAP@10 is the sum of i/rank over its captions within 10, i counting them, divided by their number."
+    ),
+}
+WINDOW_NOTES = {
+    "mean": "A clip longer than the model's window is embedded as the mean over evenly spaced windows.",
+    "first": "Of a clip longer than the model's window, the beginning is embedded.",
+    "center": "Of a clip longer than the model's window, the middle is embedded.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of the table: the target it is evaluated on, the method, and what each training set gave it."""
+
+    target: str
+    method: str
+    training: tuple[str, ...]
+    """A key of `CELLS` for each of `DATASETS`."""
+
+    @classmethod
+    def parse(cls, text: str) -> Row:
+        """The row written as TARGET|METHOD|CLOTHO|AUDIOCAPS|AUDIOSET, for example clotho|composed|A+T|A|-."""
+        fields = text.split("|")
+        if len(fields) != 2 + len(DATASETS):
+            raise PipelineError(
+                f"row {text!r} has {len(fields)} fields; TARGET|METHOD|{'|'.join(DATASETS).upper()} was expected"
+            )
+        target, method, *training = fields
+        if method not in METHODS:
+            raise PipelineError(f"row {text!r}: method {method!r} is unknown; choose one of {', '.join(METHODS)}")
+        for cell in training:
+            if cell not in CELLS:
+                raise PipelineError(f"row {text!r}: training data {cell!r} is none of {', '.join(CELLS)}")
+        return cls(target=target, method=method, training=tuple(training))
+
+    def __str__(self) -> str:
+        return "|".join([self.target, self.method, *self.training])
+
+
+def tabulate(results: Sequence[tuple[Row, Mapping[Path, Mapping[str, Any]]]], protocol: str) -> pd.DataFrame:
+    """One line a row, in the order given: means over the seeds of each row's metrics.
+
+    Args:
+        results: each row with the contents of its metrics.json files, one a seed.
+        protocol: the protocol whose figures are taken.
+
+    Returns:
+        `COLUMNS`; for each figure its sample standard deviation as FIGURE_sd, NaN for one seed; and split, windows and
+        n_audio_expected. Figures in percent.
+
+    Raises:
+        PipelineError: a row that comes twice or without files, a file of another target or without the protocol,
+            seeds of a row that repeat or come from different runs, or a target judged on different test sets.
+    """
+    lines: list[dict[str, Any]] = []
+    test_sets: dict[str, tuple[Path, dict[str, Any]]] = {}
+    seen: set[Row] = set()
+    for row, files in results:
+        if row in seen:
+            raise PipelineError(f"row {row} is given twice")
+        seen.add(row)
+        if not files:
+            raise PipelineError(f"row {row} has no metrics file; give at least one")
+        by_seed: dict[int, Path] = {}
+        first = next(iter(files))
+        for path, metrics in files.items():
+            _check_file(path, metrics, row, protocol)
+            if metrics["run"] != files[first]["run"]:
+                raise PipelineError(
+                    f"row {row} mixes runs: {path} is of {metrics['run']}, {first} of {files[first]['run']}"
+                )
+            if metrics["seed"] in by_seed:
+                raise PipelineError(
+                    f"row {row}: {path} and {by_seed[metrics['seed']]} are both of seed {metrics['seed']}"
+                )
+            by_seed[metrics["seed"]] = path
+            test_set = {name: metrics[name] for name in _TEST_SET}
+            other, expected = test_sets.setdefault(row.target, (path, test_set))
+            if test_set != expected:
+                raise PipelineError(
+                    f"{path} and {other} are not comparable: {_differences(test_set, expected)}; "
+                    "evaluate every row of a target on the same clips in the same way"
+                )
+        figures = pd.DataFrame([metrics["protocols"][protocol] for metrics in files.values()])[list(FIGURES)]
+        lines.append(
+            {
+                "target": row.target,
+                "method": row.method,
+                **dict(zip(DATASETS, row.training, strict=True)),
+                **{name: figures[name].mean() for name in FIGURES},
+                **{f"{name}_sd": figures[name].std() for name in FIGURES},
+                **test_sets[row.target][1],
+                "protocol": protocol,
+                "seeds": len(files),
+            }
+        )
+    table = pd.DataFrame(lines)
+    if table["windows"].nunique() > 1:
+        raise PipelineError(
+            f"targets are embedded with different windows ({', '.join(table['windows'].unique())}); "
+            "evaluate them with the same"
+        )
+    return table
+
+
+_TEST_SET = ("split", "n_text", "n_audio", "n_audio_expected", "windows")
+
+
+def _check_file(path: Path, metrics: Mapping[str, Any], row: Row, protocol: str) -> None:
+    missing = [name for name in ("run", "seed", "target", "protocols", *_TEST_SET) if name not in metrics]
+    if missing:
+        raise PipelineError(f"{path}: holds no {', '.join(missing)}; make it with the stage evaluate")
+    if metrics["target"] != row.target:
+        raise PipelineError(f"{path}: is of the target {metrics['target']}, but row {row} is of {row.target}")
+    if protocol not in metrics["protocols"]:
+        raise PipelineError(f"{path}: has no protocol {protocol!r}, only {', '.join(metrics['protocols'])}")
+    found = metrics["protocols"][protocol]
+    for name in FIGURES:
+        if not isinstance(found.get(name), int | float) or not math.isfinite(found[name]):
+            raise PipelineError(f"{path}: {protocol} {name} is {found.get(name)}; a number was expected")
+
+
+def _differences(found: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {found[name]} and {other[name]}" for name in found if found[name] != other[name])
+
+
+def to_csv(table: pd.DataFrame) -> str:
+    """The table as CSV with `COLUMNS`, figures to two decimals."""
+    written = table[list(COLUMNS)].copy()
+    for name in FIGURES:
+        written[name] = written[name].map(number)
+    return written.to_csv(index=False, lineterminator="\n")
+
+
+def to_latex(table: pd.DataFrame, study_name: str, study_note: str = "") -> str:
+    """The table as a LaTeX document that compiles as it stands, in the paper's arrangement.
+
+    Standard deviations over seeds stand small beside the means. The notes say what the figures are figures of.
+    """
+    has_sd = bool((table["seeds"] > 1).any())
+    blocks = [_block(target, part, has_sd) for target, part in table.groupby("target", sort=False)]
+    return _DOCUMENT % {
+        "caption": _caption(table, study_name),
+        "blocks": "\n\\midrule[\\heavyrulewidth]\n".join(blocks),
+        "notes": " \\\\\n".join(_notes(table, study_note)),
+    }
+
+
+def number(value: float) -> str:
+    """A figure or its standard deviation, in percent, as every output writes it."""
+    return f"{value:.2f}"
+
+
+_DOCUMENT = r"""%% pdflatex sets this file as it stands.
+%% To take the table into a document of yours, load the packages booktabs and standalone there and \input this file.
+\documentclass{article}
+\usepackage{booktabs}
+\usepackage[a4paper,landscape,margin=12mm]{geometry}
+\pagestyle{empty}
+\begin{document}
+\begin{table}
+\centering
+\small
+\setlength{\tabcolsep}{5pt}
+\newsavebox{\results}
+\sbox{\results}{\begin{tabular}{@{}lcccrrrrrrrr@{}}
+\toprule
+%(blocks)s
+\bottomrule
+\end{tabular}}
+\begin{minipage}{\wd\results} %% caption and notes as wide as the table
+\caption{%(caption)s}
+\medskip
+\usebox{\results}
+
+\medskip
+\footnotesize\raggedright
+%(notes)s
+\end{minipage}
+\end{table}
+\end{document}
+"""
+
+_HEADER = r"""\multicolumn{12}{c}{Retrieval performance of the %s dataset} \\
+\midrule
+Method & \multicolumn{3}{c}{Training data}
+ & \multicolumn{4}{c}{text $\rightarrow$ audio retrieval} & \multicolumn{4}{c}{audio $\rightarrow$ text retrieval} \\
+\cmidrule(lr){2-4}\cmidrule(lr){5-8}\cmidrule(l){9-12}
+ & Clotho & AudioCaps & AudioSet & R@1 & R@5 & R@10 & mAP@10 & R@1 & R@5 & R@10 & mAP@10 \\"""
+
+
+def _block(target: Any, part: pd.DataFrame, has_sd: bool) -> str:
+    lines = [_HEADER % _dataset(target)]
+    for group in GROUPS:
+        rows = [row for row in part.to_dict("records") if METHODS[row["method"]].group == group]
+        if not rows:
+            continue
+        lines.append(r"\midrule")
+        if group:
+            lines.append(rf"\multicolumn{{12}}{{@{{}}l}}{{\emph{{{group}}}}} \\")
+        for row in rows:
+            method = METHODS[row["method"]]
+            cells = [method.label + method.mark, *(CELLS[row[name]] for name in DATASETS)]
+            cells += [_figure(row[name], row[f"{name}_sd"], has_sd) for name in FIGURES]
+            lines.append(" & ".join(cells) + r" \\")
+    return "\n".join(lines)
+
+
+def _figure(mean: float, sd: float, has_sd: bool) -> str:
+    if not has_sd:
+        return number(mean)
+    if math.isnan(sd):  # as wide as one, so that the means stay below each other
+        return number(mean) + rf"\phantom{{{_spread(0.0)}}}"
+    return number(mean) + _spread(sd)
+
+
+def _spread(sd: float) -> str:
+    return rf"\,{{\tiny$\pm${number(sd)}}}"
+
+
+def _caption(table: pd.DataFrame, study_name: str) -> str:
+    targets = " and ".join(_dataset(target) for target in table["target"].unique())
+    datasets = "dataset" if table["target"].nunique() == 1 else "datasets"
+    return (
+        rf"Retrieval results on the {targets} {datasets}, study \emph{{{escape(study_name)}}}, "
+        rf"protocol \emph{{{table['protocol'].iloc[0]}}}. "
+        r"Recall@1, Recall@5, Recall@10, and mAP@10 for both text $\rightarrow$ audio and audio $\rightarrow$ text "
+        r"tasks are reported, in percent. ``A+T'' indicates the usage of audio-text pairs for training, ``Audio'' "
+        r"indicates the use of only audio as unlabeled data, and ``-'' indicates that the dataset was not used."
+    )
+
+
+def _notes(table: pd.DataFrame, study_note: str) -> list[str]:
+    used = set(table["method"])
+    notes = [f"{method.mark} {method.note}" for name, method in METHODS.items() if method.mark and name in used]
+    sets = table.drop_duplicates("target")
+    for row in sets.to_dict("records"):
+        expected = row["n_audio_expected"]
+        few = f" of the {expected:,.0f} published" if not pd.isna(expected) and expected != row["n_audio"] else ""
+        warning = "; a smaller gallery makes every figure higher" if few and expected > row["n_audio"] else ""
+        notes.append(
+            f"{_dataset(row['target'])}, {escape(row['split'])} split: {row['n_text']:,} captions, "
+            f"{row['n_audio']:,} clips{few}{warning}."
+        )
+    protocol = table["protocol"].iloc[0]
+    notes.append(rf"Protocol \emph{{{protocol}}}: {PROTOCOL_NOTES[protocol]}")
+    notes.append(WINDOW_NOTES[table["windows"].iloc[0]])
+    notes.append(_seeds_note(table["seeds"]))
+    if study_note:
+        notes.append(escape(study_note))
+    return notes
+
+
+def _seeds_note(seeds: pd.Series) -> str:
+    if (seeds == 1).all():
+        return "One seed a row."
+    counts = [str(count) for count in sorted(seeds[seeds > 1].unique())]
+    alone = "; a figure without one is of a single seed" if (seeds == 1).any() else ""
+    return rf"Means over {' or '.join(counts)} seeds; after $\pm$, the standard deviation over the seeds{alone}."
+
+
+def _dataset(target: str) -> str:
+    return DATASETS.get(target) or escape(target)
+
+
+_ESCAPES = {
+    **{character: f"\\{character}" for character in "#$%&_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "\n": " ",
+    "\N{PLUS-MINUS SIGN}": r"$\pm$",
+    "\N{MULTIPLICATION SIGN}": r"$\times$",
+    "\N{RIGHTWARDS ARROW}": r"$\rightarrow$",
+    "\N{EN DASH}": r"\textendash{}",
+    "\N{EM DASH}": r"\textemdash{}",
+    "\N{LEFT SINGLE QUOTATION MARK}": r"\textquoteleft{}",
+    "\N{RIGHT SINGLE QUOTATION MARK}": r"\textquoteright{}",
+    "\N{LEFT DOUBLE QUOTATION MARK}": r"\textquotedblleft{}",
+    "\N{RIGHT DOUBLE QUOTATION MARK}": r"\textquotedblright{}",
+    "\N{HORIZONTAL ELLIPSIS}": r"\dots{}",
+}
+
+
+def escape(text: str) -> str:
+    """Plain text as LaTeX that prints it; a character that its standard font has no glyph for raises."""
+    for character in text:
+        is_letter = "À" <= character <= "ÿ" and character not in "ÐÞðþ"
+        if character not in _ESCAPES and not (" " <= character <= "~" or is_letter):
+            raise PipelineError(f"{text!r}: LaTeX has no glyph for {character!r}; write it in other words")
+    escaped = "".join(_ESCAPES.get(character, character) for character in text)
+    return re.sub("-(?=-)", "-{}", escaped)  # two hyphens would print as one dash
