@@ -30,7 +30,7 @@ RATES = ["--learning-rate=0.001", "--a2t-learning-rate=0.001"]
 def arguments(study, run, objective, *flags, pairs=None):
     return [
         "--pretrained", str(study.pretrained), "--pairs", str(pairs or study.pairs(objective)),
-        "--shards", str(study.shards), "--seed", "0", "--run", str(run), "--objective", objective, *RATES, *flags,
+        "--shards", str(study.shards), "--seed", "0", "--out", str(run), "--objective", objective, *RATES, *flags,
     ]  # fmt: skip
 
 

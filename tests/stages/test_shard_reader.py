@@ -1,0 +1,234 @@
+"""The reader gives any window of any clip, from any process, and refuses shards that are not whole."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import pickle
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from audio_files import RATE, make_catalog, make_shards, write_folder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pipeline import shards
+from pipeline.errors import PipelineError
+from pipeline.files import write_parquet
+from pipeline.shards import ShardReader, open_shards
+
+CLIPS = 7  # of 0.2, 0.4, ... 1.4 s, in shards of 3
+
+
+@pytest.fixture(scope="module", params=["wav", "flac"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("reader")
+    catalog = make_catalog(write_folder(root / "raw", clips=CLIPS), root / "catalog.parquet")
+    return make_shards(catalog, root / "shards", 3, audio_format=request.param)
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path) -> Path:
+    """WAV shards that a test may damage; the second clip of the list is not audio."""
+    write_folder(tmp_path / "raw", clips=CLIPS)
+    (tmp_path / "raw/train/clip 1.wav").write_text("no audio")
+    return make_shards(make_catalog(tmp_path / "raw", tmp_path / "catalog.parquet"), tmp_path / "shards", 3)
+
+
+def whole_clips(folder: Path) -> dict[str, NDArray[np.int16]]:
+    """Every clip decoded from its member, without the reader."""
+    clips = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key, extension = member.name.split(".")
+                if extension != "json":
+                    data = tar.extractfile(member)
+                    assert data is not None
+                    clips[key], _ = soundfile.read(io.BytesIO(data.read()), dtype="int16")
+    return clips
+
+
+def all_windows(reader: ShardReader, frames: int = 1_000) -> NDArray[np.int16]:
+    return np.stack([reader.read_window(key, start, frames) for key in reader.keys for start in (0, 17, 2_000)])
+
+
+def test_the_keys_are_those_of_the_tars_in_order(folder: Path) -> None:
+    assert open_shards(folder).keys == list(whole_clips(folder)) == sorted(whole_clips(folder))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_window_equals_the_slice_of_the_decoded_member(folder: Path, data: st.DataObject) -> None:
+    reader, clips = open_shards(folder), whole_clips(folder)
+    key = data.draw(st.sampled_from(reader.keys))
+    frames = data.draw(st.integers(1, len(clips[key])))
+    start = data.draw(st.integers(0, len(clips[key]) - frames))
+    window = reader.read_window(key, start, frames)
+    assert window.dtype == np.int16
+    assert window.flags.writeable
+    assert np.array_equal(window, clips[key][start : start + frames])
+
+
+def test_only_the_window_is_read(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, asked = open_shards(own_folder), []
+    read = shards.os.preadv
+    monkeypatch.setattr(
+        shards.os, "preadv", lambda file, buffers, offset: asked.append(len(buffers[0])) or read(file, buffers, offset)
+    )
+    reader.read_window(reader.keys[-1], 100, 1_000)
+    assert asked == [2_000]
+
+
+def test_a_short_clip_is_repeated(folder: Path) -> None:
+    reader = open_shards(folder)
+    clips = whole_clips(folder)
+    key = min(clips, key=lambda name: len(clips[name]))
+    length = len(clips[key])
+    assert length == RATE // 5
+    expected = np.concatenate([clips[key], clips[key], clips[key][:77]])
+    assert np.array_equal(reader.read_window(key, 0, 2 * length + 77), expected)
+    assert np.array_equal(reader.read_window(key, 5, length + 10), expected[5 : length + 15])
+
+
+def test_facts_of_clips_and_split(folder: Path) -> None:
+    reader, clips = open_shards(folder), whole_clips(folder)
+    assert (reader.dataset, reader.split, reader.sample_rate_hz, len(reader)) == ("sounds", "train", RATE, CLIPS)
+    assert reader.manifest_sha256 == json.loads((folder / "manifest.json").read_text())["manifest_sha256"]
+    for key in reader.keys:
+        number = len(clips[key]) // (RATE // 5) - 1
+        assert reader.frames(key) == len(clips[key])
+        assert reader.captions(key) == [f"noise {number}, told caption_{column}" for column in (1, 2)]
+
+
+def test_a_window_beyond_the_clip_is_refused(folder: Path) -> None:
+    reader = open_shards(folder)
+    key = reader.keys[0]
+    length = reader.frames(key)
+    for start in (-1, 1, length):
+        with pytest.raises(PipelineError, match=rf"{key} has {length} frames, asked for {start} to {start + length}"):
+            reader.read_window(key, start, length)
+
+
+def test_a_dropped_or_unknown_clip_is_refused_by_name(own_folder: Path) -> None:
+    reader = open_shards(own_folder)
+    rows = shards.read_manifest(own_folder / "manifest.parquet").to_pylist()
+    (dropped,) = (row["key"] for row in rows if row["status"] != "ok")
+    assert len(reader) == CLIPS - 1
+    for key in (dropped, "clotho_test_rain_01234567"):
+        with pytest.raises(PipelineError, match=rf"shards: no usable clip {key}"):
+            reader.read_window(key, 0, 10)
+        with pytest.raises(PipelineError, match=rf"shards: no usable clip {key}"):
+            reader.captions(key)
+
+
+# --- processes and threads -------------------------------------------------------------------------------------------
+
+
+def test_a_pickled_reader_reads_the_same(folder: Path) -> None:
+    reader = open_shards(folder)
+    expected = all_windows(reader)  # also opens the tars, whose descriptors must not travel
+    assert np.array_equal(all_windows(pickle.loads(pickle.dumps(reader))), expected)
+
+
+def _read_in_child(reader: ShardReader, pipe: multiprocessing.connection.Connection) -> None:
+    pipe.send_bytes(all_windows(reader).tobytes())
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_forked_processes_read_at_once_from_inherited_files(folder: Path) -> None:
+    reader = open_shards(folder)
+    expected = all_windows(reader).tobytes()
+    context = multiprocessing.get_context("fork")
+    children = []
+    for _ in range(3):
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_read_in_child, args=(reader, sender))
+        process.start()
+        children.append((process, receiver))
+    assert all(receiver.recv_bytes() == expected for _, receiver in children)
+    for process, _ in children:
+        process.join()
+    assert all_windows(reader).tobytes() == expected, "the parent's files stay open"
+
+
+def test_threads_read_at_once_while_files_are_closed_and_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "OPEN_TARS", 1)  # every change of shard closes a file that others may be reading
+    reader = open_shards(folder)
+    expected = all_windows(reader)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: all_windows(reader), range(24)))
+    assert all(np.array_equal(windows, expected) for windows in found)
+
+
+def test_files_are_closed_with_the_reader(folder: Path) -> None:
+    def open_tars() -> int:
+        targets = (path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink())
+        return sum(target.suffix == ".tar" for target in targets)
+
+    before = open_tars()
+    reader = open_shards(folder)
+    assert open_tars() == before, "opening reads no audio"
+    all_windows(reader)
+    assert open_tars() == before + 3
+    del reader
+    assert open_tars() == before
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_truncated_or_missing_tar_is_found_at_opening(own_folder: Path) -> None:
+    tar = own_folder / "00001.tar"
+    size = tar.stat().st_size
+    with tar.open("rb+") as file:
+        file.truncate(size - 10_240)
+    with pytest.raises(PipelineError, match=rf"00001.tar: {size - 10_240} bytes, {size} expected; delete it"):
+        open_shards(own_folder)
+    tar.unlink()
+    with pytest.raises(PipelineError, match=r"00001.tar: not found"):
+        open_shards(own_folder)
+
+
+def test_verification_finds_a_flipped_bit(own_folder: Path) -> None:
+    tar = own_folder / "00002.tar"
+    data = bytearray(tar.read_bytes())
+    data[1_000] ^= 1
+    tar.write_bytes(data)
+    open_shards(own_folder)
+    with pytest.raises(PipelineError, match=r"00002.tar: SHA-256 [0-9a-f]{64}, [0-9a-f]{64} expected"):
+        open_shards(own_folder, verify=True)
+
+
+def test_whole_shards_pass_verification(folder: Path) -> None:
+    assert len(open_shards(folder, verify=True)) == CLIPS
+
+
+def test_a_manifest_of_other_shards_is_refused(own_folder: Path) -> None:
+    manifest = shards.read_manifest(own_folder / "manifest.parquet")
+    write_parquet(manifest.slice(1), own_folder / "manifest.parquet")
+    with pytest.raises(PipelineError, match=r"manifest.parquet: is not the manifest that .*manifest.json tells of"):
+        open_shards(own_folder)
+    (own_folder / "manifest.json").unlink()
+    with pytest.raises(PipelineError, match=r"manifest.json: not found; make it with .*index_shards"):
+        open_shards(own_folder)
+
+
+def test_a_tar_cut_or_deleted_while_in_use_is_named(own_folder: Path) -> None:
+    reader = open_shards(own_folder)
+    tar = own_folder / "00000.tar"
+    key = reader.keys[1]
+    reader.read_window(key, 0, 100)
+    with tar.open("rb+") as file:
+        file.truncate(1_000)
+    with pytest.raises(PipelineError, match=r"00000.tar: asked for 200 bytes at \d+, found 0"):
+        reader.read_window(key, 0, 100)
+    (own_folder / "00001.tar").unlink()
+    with pytest.raises(PipelineError, match=r"00001.tar: cannot be opened any more \(No such file"):
+        reader.read_window(reader.keys[3], 0, 100)
