@@ -8,7 +8,9 @@ METHODS = ["vanilla", "finetune", "composed", "composed", "finetune_all_pairs", 
 
 with open(sys.argv[1], newline="") as file:
     rows = list(csv.DictReader(file))
-assert [(row["target"], row["method"]) for row in rows] == [(t, m) for t in ("clotho", "audiocaps") for m in METHODS], rows
+assert [(row["target"], row["method"]) for row in rows] == [(t, m) for t in ("clotho", "audiocaps") for m in METHODS], (
+    rows
+)
 for row in rows:
     assert all(0 <= float(row[name]) <= 100 for name in FIGURES), row
     print(" ".join(f"{value:>10}" for value in row.values()))

@@ -47,7 +47,7 @@ def describe(error: jsonschema.ValidationError) -> str:
 
 
 def broken_references(config: Mapping[str, Any]) -> Iterable[str]:
-    """What a schema cannot see: names of datasets and runs that do not exist, roots that are missing, roles not filled."""
+    """What a schema cannot see: datasets and runs that do not exist, roots that are missing, roles not filled."""
     datasets, runs = config["datasets"], config["runs"]
     for name, dataset in datasets.items():
         root = dataset["root"]
@@ -56,7 +56,9 @@ def broken_references(config: Mapping[str, Any]) -> Iterable[str]:
             yield f"datasets.{name}.root: there is no directory {root}; point it at the raw tree of {name}"
     for name, run in runs.items():
         yield from broken_run(name, run, datasets)
-    used = [(f"tables.{table}.{index}", row) for table, rows in config["tables"].items() for index, row in enumerate(rows)]
+    used = [
+        (f"tables.{table}.{index}", row) for table, rows in config["tables"].items() for index, row in enumerate(rows)
+    ]
     for place, row in used:
         if row["run"] not in runs:
             yield f"{place}.run: there is no run {row['run']}; runs: {', '.join(runs)}"

@@ -4,5 +4,5 @@
 class PipelineError(Exception):
     """What was asked, what was found, in which file and row, and what to do about it.
 
-    Stages print it as one line and exit with status 1; anything else that is raised is a defect and keeps its traceback.
+    Stages print it as one line and exit with status 1; anything else is a defect and keeps its traceback.
     """

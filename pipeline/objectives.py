@@ -13,8 +13,8 @@ from torch import Tensor
 def info_nce(audio_BD: Tensor, text_BD: Tensor, logit_scale: Tensor | float) -> Tensor:
     """InfoNCE of paired audio and text, Eq. (5): the sum, not the mean, of both directions' cross entropies.
 
-    Row i of `audio_BD` belongs to row i of `text_BD`; every other row of the batch is a negative. The embeddings need not
-    be normalised. `logit_scale` is the multiplier 1/tau of Eqs. (3) and (4), not its logarithm. Comes back as a scalar.
+    Row i of `audio_BD` belongs to row i of `text_BD`; every other row of the batch is a negative. The embeddings need
+    not be normalised. `logit_scale` is the multiplier 1/tau of Eqs. (3) and (4), not its logarithm. Returns a scalar.
     """
     if audio_BD.shape != text_BD.shape or audio_BD.ndim != 2:
         raise ValueError(

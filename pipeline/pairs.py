@@ -1,10 +1,10 @@
 """Who is mixed with whom, in every epoch, step and slot, fixed before training starts.
 
-A pairs file holds one row a slot of a global batch: the labeled clip with the caption drawn for it, the clip it is mixed
-with (an unlabeled one, or for `concatenate` a second labeled one with its caption), and where both windows start.
+A pairs file holds one row a slot of a global batch: the labeled clip with the caption drawn for it, the clip it is
+mixed with (an unlabeled one, or for `concatenate` a second labeled one with its caption), and where both windows start.
 Training reads exactly these rows, so that the global batches are the same on any number of processes.
 
-Every epoch is computed alone from a Philox generator keyed by (seed, epoch), in memory that does not grow with the epochs.
+Every epoch is computed alone from a Philox generator keyed by (seed, epoch), so that memory does not grow with them.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def write_pairs(epochs: Iterator[pa.Table], path: Path, facts: dict[str, Any]) -
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """What a pairs file says of itself: seed, epochs, steps an epoch, batch size, window and the manifests' checksums."""
+    """What a pairs file says of itself: seed, epochs, steps an epoch, batch size, window, the manifests' checksums."""
     metadata = pq.read_schema(path).metadata or {}
     if b"pairs" not in metadata:
         raise PipelineError(f"{path}: is not a pairs file of this pipeline (its footer has no `pairs` entry)")

@@ -1,7 +1,7 @@
 """Choose the learning rate of every run from the sweep, by one rule: the highest mAP@10 on the validation splits.
 
-The figure of a candidate is the mean of both directions' mAP@10 over the targets that the run serves. Ties go to the lower
-rate. The choices are written into config.yaml by hand, so that a study says what it ran with.
+The figure of a candidate is the mean of both directions' mAP@10 over the targets that the run serves. Ties go to the
+lower rate. The choices are written into config.yaml by hand, so that a study says what it ran with.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def read_candidate(path: Path, protocol: str) -> dict[str, object]:
             "mAP10": (figures["t2a_mAP10"] + figures["a2t_mAP10"]) / 2,
         }
     except (KeyError, ValueError) as error:
-        raise PipelineError(f"{path}: is not an evaluation of the sweep under the protocol {protocol}: {error}") from error
+        raise PipelineError(f"{path}: is no evaluation of the sweep under protocol {protocol}: {error}") from error
 
 
 def choose(candidates: pd.DataFrame) -> pd.DataFrame:

@@ -31,7 +31,9 @@ def check_sample_rate(manifests: list[Path], sample_rate_hz: int) -> None:
     for path in manifests:
         found = json.loads(path.with_suffix(".json").read_text())["sample_rate_hz"]
         if found != sample_rate_hz:
-            raise PipelineError(f"{path}: shards are at {found} Hz, the backbone hears {sample_rate_hz} Hz; make them again")
+            raise PipelineError(
+                f"{path}: shards are at {found} Hz, the backbone hears {sample_rate_hz} Hz; make them again"
+            )
 
 
 def main(argv: list[str]) -> None:

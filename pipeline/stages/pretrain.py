@@ -29,10 +29,12 @@ def read_captions(pairs: Path, shards: Path) -> list[str]:
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=Path, required=True, help="Parquet file of pair_clips")
-    parser.add_argument("--shards", type=Path, required=True, help="folder that holds DATASET/SPLIT/ of the pairs' clips")
+    parser.add_argument(
+        "--shards", type=Path, required=True, help="folder that holds DATASET/SPLIT/ of the pairs' clips"
+    )
     parser.add_argument("--vocabulary-size", type=int, required=True, help="tokens of the tokenizer")
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--pretrained", type=Path, required=True, help="folder to write model and training.parquet to")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write model and training.parquet to")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     add_settings_arguments(parser)
     args = parser.parse_args(argv)
@@ -47,12 +49,12 @@ def main(argv: list[str]) -> None:
         settings=settings_from_arguments(args),
         seed=args.seed,
         start="random",
-        checkpoints=args.pretrained / "checkpoints",
-        log=args.pretrained / "training.parquet",
+        checkpoints=args.out / "checkpoints",
+        log=args.out / "training.parquet",
         processes=Processes(rank=0, count=1, device=torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         machine=Machine(),
     )
-    save_model(model, args.pretrained)
+    save_model(model, args.out)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,11 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pretrained", type=Path, required=True, help="folder of the model to start from")
     parser.add_argument("--pairs", type=Path, required=True, help="Parquet file of pair_clips")
-    parser.add_argument("--shards", type=Path, required=True, help="folder that holds DATASET/SPLIT/ of the pairs' clips")
+    parser.add_argument(
+        "--shards", type=Path, required=True, help="folder that holds DATASET/SPLIT/ of the pairs' clips"
+    )
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--run", type=Path, required=True, help="folder to write model and training.parquet to")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write model and training.parquet to")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads a process")
     parser.add_argument("--workers", type=int, default=0, help="loader processes a training process")
     parser.add_argument("--steps-per-checkpoint", type=int, default=500)
@@ -48,13 +50,13 @@ def main(argv: list[str]) -> None:
             settings=settings,
             seed=args.seed,
             start=sha256_of(args.pretrained / "model.safetensors"),
-            checkpoints=args.run / "checkpoints",
-            log=args.run / "training.parquet",
+            checkpoints=args.out / "checkpoints",
+            log=args.out / "training.parquet",
             processes=processes,
             machine=Machine(workers=args.workers, steps_per_checkpoint=args.steps_per_checkpoint),
         )
         if processes.is_first:
-            save_model(model, args.run)
+            save_model(model, args.out)
 
 
 if __name__ == "__main__":

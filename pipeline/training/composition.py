@@ -44,9 +44,7 @@ class CompositionLoss(nn.Module):
         own_BK2D = torch.stack([torch.stack(pair, dim=1) for pair in pairs.values()], dim=1)
         all_NK2D = gather_rows(own_BK2D)
         scale = self.model.logit_scale.exp()
-        terms = {
-            name: info_nce(all_NK2D[:, kind, 0], all_NK2D[:, kind, 1], scale) for kind, name in enumerate(pairs)
-        }
+        terms = {name: info_nce(all_NK2D[:, kind, 0], all_NK2D[:, kind, 1], scale) for kind, name in enumerate(pairs)}
         return {"loss": torch.stack([weights[name] * term for name, term in terms.items()]).sum(), **terms}
 
     def _composed(

@@ -50,16 +50,15 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        gathered = rows.new_empty(dist.get_world_size(), *rows.shape)
+        gathered = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
         dist.all_gather_into_tensor(gathered, rows.contiguous())
-        ctx.rank = dist.get_rank()
-        return gathered.flatten(0, 1)
+        return gathered
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
-        return gradient.unflatten(0, (dist.get_world_size(), -1))[ctx.rank]
+        return gradient.unflatten(0, (dist.get_world_size(), -1))[dist.get_rank()]
 
 
 def gather_rows(rows: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def fingerprint(pairs: Path, settings: TrainingSettings, seed: int, start: str) 
         "settings": json.dumps({**dataclasses.asdict(settings), "seed": seed}, sort_keys=True),
         "starting weights": start,
         "code": code,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a plain str, which weights_only loading allows
     }
 
 
@@ -150,8 +151,8 @@ def train(
 ) -> None:
     """Train `model` in place on the batches of `pairs`; resume from `checkpoints` when there is one.
 
-    Every step draws its random numbers (dropout, SpecAugment) from (seed, step, rank) alone, so that a training that was
-    killed ends with the weights of an unbroken one. `log` receives a Parquet row a step.
+    Every step draws its random numbers (dropout, SpecAugment) from (seed, step, rank) alone, so that a training that
+    was killed ends with the weights of an unbroken one. `log` receives a Parquet row a step.
     """
     batches = PairedBatches(pairs, shards, processes.rank, processes.count)
     check_mixing(batches, settings, pairs)
@@ -159,9 +160,7 @@ def train(
         encoder_regularisation=settings.encoder_regularisation, batch_norm=settings.batch_norm
     )
     steps = len(batches)
-    optimizer = torch.optim.Adam(
-        parameter_groups(model, settings), weight_decay=settings.weight_decay, fused=True
-    )
+    optimizer = torch.optim.Adam(parameter_groups(model, settings), weight_decay=settings.weight_decay, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, steps, settings.warmup_steps)
     )
@@ -201,26 +200,27 @@ def train(
         persistent_workers=machine.workers > 0,
     )
     stop = StopRequest()
-    pending: list[dict[str, Any]] = []
+    pending: list[tuple[dict[str, Any], list[str]]] = []
     began = time.perf_counter()
-    progress = tqdm(total=steps, initial=first_step, unit="step", desc=settings.objective, disable=not processes.is_first)
+    progress = tqdm(
+        total=steps, initial=first_step, unit="step", desc=settings.objective, disable=not processes.is_first
+    )
     for step, batch in enumerate(loader, start=first_step):
         losses = take_step(objective, batch, optimizer, step, seed, settings, processes)
-        pending.append(
-            {
-                "step": step,
-                "epoch": step // batches.facts["steps_per_epoch"],
-                **losses,
-                "learning_rate": scheduler.get_last_lr()[0],
-                "logit_scale": model.logit_scale.detach().exp(),
-            }
-        )
+        row = {
+            "step": step,
+            "epoch": step // batches.facts["steps_per_epoch"],
+            **losses,
+            "learning_rate": scheduler.get_last_lr()[0],
+            "logit_scale": model.logit_scale.detach().exp(),
+        }
+        pending.append((row, batch.keys))
         scheduler.step()
         done = step + 1
         is_report = processes.device.type == "cpu" or done % STEPS_PER_REPORT == 0 or done == steps
         if not is_report:
             continue
-        rows += settle(pending, batch, resume_point.path)
+        rows += settle(pending, resume_point.path)
         pending.clear()
         progress.set_postfix(
             loss=f"{rows[-1]['loss']:.3f}",
@@ -245,8 +245,16 @@ def train(
 def check_mixing(batches: PairedBatches, settings: TrainingSettings, pairs: Path) -> None:
     """Raise when the pairs were made for another objective."""
     batch = batches[0]
-    has = "labeled partners" if batch.partner_captions else "unlabeled partners" if batch.partner_BS is not None else "none"
-    needed = {"finetune": "none", "composed": "unlabeled partners", "concatenate": "labeled partners"}[settings.objective]
+    has = (
+        "labeled partners"
+        if batch.partner_captions
+        else "unlabeled partners"
+        if batch.partner_BS is not None
+        else "none"
+    )
+    needed = {"finetune": "none", "composed": "unlabeled partners", "concatenate": "labeled partners"}[
+        settings.objective
+    ]
     if has != needed:
         raise PipelineError(f"{pairs}: pairs hold {has}, the objective `{settings.objective}` needs {needed}")
 
@@ -273,14 +281,14 @@ def take_step(
     return {name: value.detach() for name, value in losses.items()}
 
 
-def settle(pending: list[dict[str, Any]], batch: Batch, checkpoint: Path) -> Iterator[dict[str, float]]:
-    """The rows with their tensors as numbers; raises at the first loss that is not finite."""
-    for row in pending:
+def settle(pending: list[tuple[dict[str, Any], list[str]]], checkpoint: Path) -> Iterator[dict[str, float]]:
+    """The rows with their tensors as numbers; raises at the first loss that is not finite, with its batch's clips."""
+    for row, keys in pending:
         numbers = {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in row.items()}
         if not math.isfinite(numbers["loss"]):
             kept = f"the checkpoint {checkpoint} is kept" if checkpoint.exists() else "there is no checkpoint yet"
             raise PipelineError(
-                f"step {numbers['step']}: the loss is {numbers['loss']}; clips near it: {', '.join(batch.keys[:8])}, ...; "
-                f"{kept}; a lower learning_rate is the usual remedy"
+                f"step {numbers['step']}: the loss is {numbers['loss']}; {kept}; a lower learning_rate is the usual "
+                f"remedy; clips of its batch: {', '.join(keys)}"
             )
         yield numbers

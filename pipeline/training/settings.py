@@ -1,4 +1,4 @@
-"""What defines a training, apart from its data: every open question of the paper is a field here and a key of the config."""
+"""What defines a training, apart from its data: each open question of the paper is a field and a key of the config."""
 
 from __future__ import annotations
 
@@ -54,7 +54,11 @@ def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("settings of the training")
     types = get_type_hints(TrainingSettings)
     for item in dataclasses.fields(TrainingSettings):
-        name, text, kind = "--" + item.name.replace("_", "-"), item.metadata["help"].replace("%", "%%"), types[item.name]
+        name, text, kind = (
+            "--" + item.name.replace("_", "-"),
+            item.metadata["help"].replace("%", "%%"),
+            types[item.name],
+        )
         text += " (default: %(default)r)"
         if kind is bool:
             group.add_argument(name, action=argparse.BooleanOptionalAction, default=item.default, help=text)

@@ -38,7 +38,11 @@ def start(study, run, objective, *flags, processes=0, pairs=None):
     """The stage as a command: under torchrun with that many processes, or alone."""
     module = ["-m", "pipeline.stages.train"]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *module]
-    command = [sys.executable, *(launcher if processes else module), *arguments(study, run, objective, *flags, pairs=pairs)]
+    command = [
+        sys.executable,
+        *(launcher if processes else module),
+        *arguments(study, run, objective, *flags, pairs=pairs),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -105,7 +109,9 @@ def test_detaching_keeps_the_composed_text_from_the_audio_encoder(tiny_study):
     gradients = []
     for detach in (False, True):
         model.zero_grad()
-        CompositionLoss(model, TrainingSettings(objective="composed", detach_unlabeled=detach))(batch)["loss"].backward()
+        CompositionLoss(model, TrainingSettings(objective="composed", detach_unlabeled=detach))(batch)[
+            "loss"
+        ].backward()
         gradients.append(model.audio_encoder["projection"].linear1.weight.grad.clone())
     assert not torch.allclose(gradients[0], gradients[1])
 
@@ -203,7 +209,7 @@ def test_pairs_of_another_objective_are_refused(tiny_study, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_clips(tiny_study, tmp_path):
-    with pytest.raises(PipelineError, match=r"step \d: the loss is (nan|inf).*labeled_train"):
+    with pytest.raises(PipelineError, match=r"step \d: the loss is (nan|inf).*clips of its batch: labeled_train"):
         train.main(arguments(tiny_study, tmp_path, "finetune", "--learning-rate=1e30"))
     assert not (tmp_path / "model.safetensors").exists()
 

@@ -18,7 +18,11 @@ SHIPPED = ["Snakefile", "config.yaml", "workflow", "pipeline", "profiles", "data
 
 def snakemake(folder, *arguments, status=0):
     """Snakemake's output, run in a folder with the environment's own programs."""
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(folder)}
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(folder),
+    }
     done = subprocess.run(
         ["snakemake", "--cores", "2", *map(str, arguments)],
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
@@ -60,7 +64,16 @@ def tiny(project):
 
 def test_the_default_study_plans_every_stage(project):
     plan = snakemake(project, "-n", "--quiet", "rules")
-    for stage in ("mix_soundscapes", "index_audio", "index_shards", "pair_clips", "pretrain", "train", "embed", "tabulate"):
+    for stage in (
+        "mix_soundscapes",
+        "index_audio",
+        "index_shards",
+        "pair_clips",
+        "pretrain",
+        "train",
+        "embed",
+        "tabulate",
+    ):
         assert stage in plan
     counts = dict(line.split() for line in plan.splitlines() if len(line.split()) == 2)
     assert counts["train"] == "8" and counts["evaluate"] == "12"
@@ -88,7 +101,9 @@ def test_the_whole_study_runs_at_a_tiny_size_and_a_second_run_has_nothing_to_do(
         for target in ("clotho", "audiocaps")
         for method in ("vanilla", "finetune", "composed", "composed", "finetune_all_pairs", "concatenate")
     ]
-    assert all(0 <= float(row[f"{direction}_R{k}"]) <= 100 for row in rows for direction in ("t2a", "a2t") for k in (1, 5, 10))
+    assert all(
+        0 <= float(row[f"{direction}_R{k}"]) <= 100 for row in rows for direction in ("t2a", "a2t") for k in (1, 5, 10)
+    )
     assert "Nothing to be done" in snakemake(project, "--configfile", tiny)
 
     # An edit of a module deep below a stage reruns that stage and what follows, and nothing before.

@@ -25,7 +25,7 @@ rule pretrain:
     shell:
         "python -m pipeline.stages.pretrain --pairs {input.pairs:q} --shards results/shards"
         " --vocabulary-size {params.vocabulary_size} --seed {params.seed} --threads {threads} {params.settings:q}"
-        " --pretrained {params.folder:q} 2> {log:q}"
+        " --out {params.folder:q} 2> {log:q}"
 
 
 rule import_weights:
@@ -82,4 +82,4 @@ rule train:
         "torchrun --standalone --nproc-per-node={params.processes} -m pipeline.stages.train"
         " --pretrained {params.pretrained:q} --pairs {input.pairs:q} --shards results/shards --seed {params.seed}"
         " --threads {threads} --workers {resources.loader_workers} {params.settings:q}"
-        " --run {params.folder:q} 2> {log:q}"
+        " --out {params.folder:q} 2> {log:q}"
