@@ -34,11 +34,11 @@ def read_candidate(path: Path, protocol: str) -> dict[str, object]:
             "mAP10": (figures["t2a_mAP10"] + figures["a2t_mAP10"]) / 2,
         }
     except (KeyError, ValueError) as error:
-        raise PipelineError(f"{path}: is no evaluation of the sweep under protocol {protocol}: {error}") from error
+        raise PipelineError(f"{path}: is no evaluation of the sweep under {protocol}: {error}") from error
 
 
 def choose(candidates: pd.DataFrame) -> pd.DataFrame:
-    """A row a run and learning rate with its validation mAP@10 over all targets; `chosen` marks the best of each run."""
+    """A row a run and learning rate with its validation mAP@10 over all targets; `chosen` marks each run's best."""
     table = candidates.groupby(["run", "learning_rate"], as_index=False, sort=True).agg(
         targets=("target", lambda targets: "+".join(sorted(targets))), mAP10=("mAP10", "mean")
     )

@@ -203,7 +203,14 @@ def train(
     pending: list[tuple[dict[str, Any], list[str]]] = []
     began = time.perf_counter()
     progress = tqdm(
-        total=steps, initial=first_step, unit="step", desc=settings.objective, disable=not processes.is_first
+        mininterval=0.1
+        if sys.stderr.isatty()
+        else 5,  # seconds: a bar on a terminal, a line now and then in a log file
+        total=steps,
+        initial=first_step,
+        unit="step",
+        desc=settings.objective,
+        disable=not processes.is_first,
     )
     for step, batch in enumerate(loader, start=first_step):
         losses = take_step(objective, batch, optimizer, step, seed, settings, processes)

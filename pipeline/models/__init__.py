@@ -1,0 +1,119 @@
+"""The audio-text models of the study; importing this package imports no torch, calling it does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import PipelineError
+from pipeline.files import write_atomically, write_json
+from pipeline.models.backbones import BACKBONES
+
+if TYPE_CHECKING:
+    from pipeline.models.clap import ClapModel
+
+FORMAT_VERSION = 1
+
+
+def load_model(
+    name_or_folder: str | Path,
+    weights: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    device: str = "cpu",
+) -> ClapModel:
+    """A model in evaluation mode: a backbone by its name in `BACKBONES`, or one saved in a folder by `save_model`.
+
+    weights: for msclap-2023, a checkpoint in ms-clap's format; None asks the Hugging Face hub for it.
+    tokenizer: for a backbone, a folder or file of a GPT-2 style tokenizer; None asks the hub for msclap-2023's, and
+        gives the mini one token a byte. The mini has no pretrained weights: it is initialised from torch's seed.
+
+    Raises PipelineError naming the file that is missing, damaged or of another model.
+    """
+    name = str(name_or_folder)
+    if name not in BACKBONES:
+        if weights is not None or tokenizer is not None:
+            raise PipelineError(f"{name}: a saved model has its own weights and tokenizer; give neither")
+        model = _load_saved(Path(name_or_folder))
+    elif name == "mini":
+        from pipeline.models import mini
+        from pipeline.models.tokenization import read_tokenizer
+
+        if weights is not None:
+            raise PipelineError(f"{weights}: the mini has no pretrained weights; load a folder of save_model instead")
+        model = mini.build(read_tokenizer(tokenizer) if tokenizer is not None else mini.byte_tokenizer())
+    else:
+        from pipeline.models import msclap2023
+
+        model = msclap2023.load(weights, tokenizer)
+    return model.eval().to(device)
+
+
+def save_model(model: ClapModel, folder: str | Path) -> None:
+    """Write model.safetensors, tokenizer.json and, last, model.json, each atomically; equal models give equal bytes."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    state = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    with write_atomically(folder / "model.safetensors") as temporary:
+        save_file(state, temporary)
+    with write_atomically(folder / "tokenizer.json") as temporary:
+        model.tokenizer.save(str(temporary))
+    write_json(
+        {
+            "format_version": FORMAT_VERSION,
+            "backbone": model.backbone,
+            "sample_rate_hz": model.sample_rate_hz,
+            "window_s": model.window_s,
+            "embedding_dim": model.embedding_dim,
+            "token_dim": model.token_dim,
+            "a2t": None
+            if model.a2t is None
+            else {"hidden_layers": model.a2t.hidden_layers, "dropout": model.a2t.dropout},
+        },
+        folder / "model.json",
+    )
+
+
+def _load_saved(folder: Path) -> ClapModel:
+    file = _present(folder / "model.json")
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        version, backbone = settings["format_version"], settings["backbone"]
+        a2t = settings["a2t"] and {name: settings["a2t"][name] for name in ("hidden_layers", "dropout")}
+    except (ValueError, TypeError, KeyError) as error:
+        raise PipelineError(
+            f"{file}: not the description of a saved model ({error!r}); make the model again"
+        ) from error
+    if version != FORMAT_VERSION or backbone not in BACKBONES:
+        raise PipelineError(
+            f"{file}: format {version} of backbone {backbone!r}; this version reads format {FORMAT_VERSION} of "
+            f"{', '.join(BACKBONES)}"
+        )
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from pipeline.models import mini, msclap2023
+    from pipeline.models.tokenization import read_tokenizer
+
+    build = {"mini": mini.build, "msclap-2023": msclap2023.build}[backbone]
+    model = build(read_tokenizer(_present(folder / "tokenizer.json")))
+    if a2t is not None:
+        model.add_a2t(**a2t)
+    file = _present(folder / "model.safetensors")
+    try:
+        state = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise PipelineError(f"{file}: damaged weights ({error}); make the model again") from error
+    model.load_weights(state, file)
+    return model
+
+
+def _present(file: Path) -> Path:
+    if not file.is_file():
+        raise PipelineError(
+            f"{file}: no such file; a saved model is a folder with model.json, model.safetensors and tokenizer.json, "
+            f"and a backbone is one of {', '.join(BACKBONES)}"
+        )
+    return file
