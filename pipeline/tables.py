@@ -15,12 +15,9 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import FIGURES
 
 DATASETS = {"clotho": "Clotho", "audiocaps": "AudioCaps", "audioset": "AudioSet"}
-"""The table's columns of training data, and how they are written."""
+"""How the datasets of the paper are written; others are written as they are named."""
 CELLS = {"A+T": "A+T", "A": "Audio", "-": "-"}
 """What a training set gave: pairs, audio only, nothing; and how it is written."""
-COLUMNS = ("target", "method", *DATASETS, *FIGURES, "n_text", "n_audio", "protocol", "seeds")
-"""Columns of the CSV; up to the figures they are those of the paper's Table 1 in `data/paper_table1.csv`."""
-
 GROUPS = ("", "Proposed method", "(Scenario where all paired data is available)")
 """Parts of a block of the table, by their headings; the first has none."""
 
@@ -84,15 +81,15 @@ class Row:
     target: str
     method: str
     training: tuple[str, ...]
-    """A key of `CELLS` for each of `DATASETS`."""
+    """A key of `CELLS` for each dataset of the table."""
 
     @classmethod
-    def parse(cls, text: str) -> Row:
-        """The row written as TARGET|METHOD|CLOTHO|AUDIOCAPS|AUDIOSET, for example clotho|composed|A+T|A|-."""
+    def parse(cls, text: str, datasets: Sequence[str]) -> Row:
+        """The row written as TARGET|METHOD and a cell for each of `datasets`, for example clotho|composed|A+T|A|-."""
         fields = text.split("|")
-        if len(fields) != 2 + len(DATASETS):
+        if len(fields) != 2 + len(datasets):
             raise PipelineError(
-                f"row {text!r} has {len(fields)} fields; TARGET|METHOD|{'|'.join(DATASETS).upper()} was expected"
+                f"row {text!r} has {len(fields)} fields; TARGET|METHOD|{'|'.join(datasets).upper()} was expected"
             )
         target, method, *training = fields
         if method not in METHODS:
@@ -106,16 +103,19 @@ class Row:
         return "|".join([self.target, self.method, *self.training])
 
 
-def tabulate(results: Sequence[tuple[Row, Mapping[Path, Mapping[str, Any]]]], protocol: str) -> pd.DataFrame:
+def tabulate(
+    results: Sequence[tuple[Row, Mapping[Path, Mapping[str, Any]]]], datasets: Sequence[str], protocol: str
+) -> pd.DataFrame:
     """One line a row, in the order given: means over the seeds of each row's metrics.
 
     Args:
         results: each row with the contents of its metrics.json files, one a seed.
+        datasets: the columns of training data.
         protocol: the protocol whose figures are taken.
 
     Returns:
-        `COLUMNS`; for each figure its sample standard deviation as FIGURE_sd, NaN for one seed; and split, windows and
-        n_audio_expected. Figures in percent.
+        The columns of the CSV; for each figure its sample standard deviation as FIGURE_sd, NaN for one seed; and split,
+        windows and n_audio_expected. Figures in percent. `attrs["datasets"]` holds the datasets.
 
     Raises:
         PipelineError: a row that comes twice or without files, a file of another target or without the protocol,
@@ -155,7 +155,7 @@ def tabulate(results: Sequence[tuple[Row, Mapping[Path, Mapping[str, Any]]]], pr
             {
                 "target": row.target,
                 "method": row.method,
-                **dict(zip(DATASETS, row.training, strict=True)),
+                **dict(zip(datasets, row.training, strict=True)),
                 **{name: figures[name].mean() for name in FIGURES},
                 **{f"{name}_sd": figures[name].std() for name in FIGURES},
                 **test_sets[row.target][1],
@@ -169,6 +169,7 @@ def tabulate(results: Sequence[tuple[Row, Mapping[Path, Mapping[str, Any]]]], pr
             f"targets are embedded with different windows ({', '.join(table['windows'].unique())}); "
             "evaluate them with the same"
         )
+    table.attrs["datasets"] = list(datasets)
     return table
 
 
@@ -194,8 +195,9 @@ def _differences(found: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 
 def to_csv(table: pd.DataFrame) -> str:
-    """The table as CSV with `COLUMNS`, figures to two decimals."""
-    written = table[list(COLUMNS)].copy()
+    """The table as CSV, figures to two decimals; for Table 1 its first columns are those of `data/paper_table1.csv`."""
+    datasets = table.attrs["datasets"]
+    written = table[["target", "method", *datasets, *FIGURES, "n_text", "n_audio", "protocol", "seeds"]].copy()
     for name in FIGURES:
         written[name] = written[name].map(number)
     return written.to_csv(index=False, lineterminator="\n")
@@ -207,8 +209,10 @@ def to_latex(table: pd.DataFrame, study_name: str, study_note: str = "") -> str:
     Standard deviations over seeds stand small beside the means. The notes say what the figures are figures of.
     """
     has_sd = bool((table["seeds"] > 1).any())
-    blocks = [_block(target, part, has_sd) for target, part in table.groupby("target", sort=False)]
+    datasets = table.attrs["datasets"]
+    blocks = [_block(target, part, datasets, has_sd) for target, part in table.groupby("target", sort=False)]
     return _DOCUMENT % {
+        "training_columns": "c" * len(datasets),
         "caption": _caption(table, study_name),
         "blocks": "\n\\midrule[\\heavyrulewidth]\n".join(blocks),
         "notes": " \\\\\n".join(_notes(table, study_note)),
@@ -232,7 +236,7 @@ _DOCUMENT = r"""%% pdflatex sets this file as it stands.
 \small
 \setlength{\tabcolsep}{5pt}
 \newsavebox{\results}
-\sbox{\results}{\begin{tabular}{@{}lcccrrrrrrrr@{}}
+\sbox{\results}{\begin{tabular}{@{}l%(training_columns)srrrrrrrr@{}}
 \toprule
 %(blocks)s
 \bottomrule
@@ -250,26 +254,36 @@ _DOCUMENT = r"""%% pdflatex sets this file as it stands.
 \end{document}
 """
 
-_HEADER = r"""\multicolumn{12}{c}{Retrieval performance of the %s dataset} \\
+_HEADER = r"""\multicolumn{%(width)d}{c}{Retrieval performance of the %(target)s dataset} \\
 \midrule
-Method & \multicolumn{3}{c}{Training data}
+Method & \multicolumn{%(datasets)d}{c}{Training data}
  & \multicolumn{4}{c}{text $\rightarrow$ audio retrieval} & \multicolumn{4}{c}{audio $\rightarrow$ text retrieval} \\
-\cmidrule(lr){2-4}\cmidrule(lr){5-8}\cmidrule(l){9-12}
- & Clotho & AudioCaps & AudioSet & R@1 & R@5 & R@10 & mAP@10 & R@1 & R@5 & R@10 & mAP@10 \\"""
+\cmidrule(lr){2-%(training)d}\cmidrule(lr){%(t2a)s}\cmidrule(l){%(a2t)s}
+ & %(names)s & R@1 & R@5 & R@10 & mAP@10 & R@1 & R@5 & R@10 & mAP@10 \\"""
 
 
-def _block(target: Any, part: pd.DataFrame, has_sd: bool) -> str:
-    lines = [_HEADER % _dataset(target)]
+def _block(target: Any, part: pd.DataFrame, datasets: Sequence[str], has_sd: bool) -> str:
+    training = 1 + len(datasets)  # the last column of training data, counted from 1
+    header = {
+        "width": training + len(FIGURES),
+        "target": _dataset(target),
+        "datasets": len(datasets),
+        "training": training,
+        "t2a": f"{training + 1}-{training + 4}",
+        "a2t": f"{training + 5}-{training + 8}",
+        "names": " & ".join(map(_dataset, datasets)),
+    }
+    lines = [_HEADER % header]
     for group in GROUPS:
         rows = [row for row in part.to_dict("records") if METHODS[row["method"]].group == group]
         if not rows:
             continue
         lines.append(r"\midrule")
         if group:
-            lines.append(rf"\multicolumn{{12}}{{@{{}}l}}{{\emph{{{group}}}}} \\")
+            lines.append(rf"\multicolumn{{{header['width']}}}{{@{{}}l}}{{\emph{{{group}}}}} \\")
         for row in rows:
             method = METHODS[row["method"]]
-            cells = [method.label + method.mark, *(CELLS[row[name]] for name in DATASETS)]
+            cells = [method.label + method.mark, *(CELLS[row[name]] for name in datasets)]
             cells += [_figure(row[name], row[f"{name}_sd"], has_sd) for name in FIGURES]
             lines.append(" & ".join(cells) + r" \\")
     return "\n".join(lines)

@@ -31,8 +31,9 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--row", nargs="+", action="append", required=True, metavar=("ROW", "METRICS"),
-        help="TARGET|METHOD|CLOTHO|AUDIOCAPS|AUDIOSET, then metrics.json of every seed; again for every row, in order",
+        help="TARGET|METHOD and a cell (A+T, A or -) a dataset, then metrics.json of every seed; again for every row",
     )  # fmt: skip
+    parser.add_argument("--datasets", nargs="+", required=True, help="columns of training data")
     parser.add_argument("--protocol", choices=PROTOCOLS, required=True)
     parser.add_argument("--study-name", required=True, help="what the caption calls the study")
     parser.add_argument("--study-note", default="", help="what the notes say of the study, in plain text")
@@ -45,8 +46,8 @@ def main(argv: list[str]) -> None:
         files = {path: read_metrics(path) for path in map(Path, paths)}
         if len(files) < len(paths):
             raise PipelineError(f"row {spec} names a metrics file twice")
-        results.append((Row.parse(spec), files))
-    table = tabulate(results, args.protocol)
+        results.append((Row.parse(spec, args.datasets), files))
+    table = tabulate(results, args.datasets, args.protocol)
     for path, content in (
         (args.csv, to_csv(table)),
         (args.tex, to_latex(table, args.study_name, args.study_note)),

@@ -28,6 +28,7 @@ N_EXPECTED = {"clotho": 1045, "audiocaps": 975}
 LABELS = {"finetune_all_pairs": "finetune", "vanilla": "vanilla CLAP"}
 MARKS = {"finetune_all_pairs": r"$^{\dagger}$", "concatenate": r"$^{\ddagger}$"}
 
+DATASETS = ["--datasets", "clotho", "audiocaps", "audioset"]
 Study = list[tuple[str, list[dict[str, Any]]]]
 
 
@@ -56,7 +57,7 @@ def study() -> Study:
 
 
 def run_stage(folder: Path, study: Study, name: str = "published", note: str = "") -> tuple[Path, Path]:
-    arguments = ["--protocol", "paper", "--study-name", name, "--study-note", note]
+    arguments = ["--protocol", "paper", "--study-name", name, "--study-note", note, *DATASETS]
     for number, (row, seeds) in enumerate(study):
         arguments += ["--row", row]
         for index, metrics in enumerate(seeds):
@@ -222,6 +223,7 @@ def test_rows_that_do_not_belong_in_one_table_are_named(tmp_path, study, mistake
 
 def test_missing_or_damaged_metrics_are_named(tmp_path):
     arguments = ["--row", "clotho|vanilla|-|-|-", str(tmp_path / "a.json"), "--protocol", "paper", "--study-name", "x"]
+    arguments += DATASETS
     arguments += ["--csv", str(tmp_path / "x.csv"), "--tex", str(tmp_path / "x.tex")]
     with pytest.raises(PipelineError, match=r"a\.json: there is no such file"):
         tabulate.main(arguments)

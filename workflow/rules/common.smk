@@ -190,22 +190,25 @@ def table_metrics(wildcards):
     return sorted({path for row in config["tables"][wildcards.table] for path in row_metrics(row)})
 
 
-def training_cells(run):
-    """What a run uses of each dataset of Table 1: pairs (A+T), audio only (A) or nothing (-)."""
+def table_datasets(wildcards):
+    """The datasets that a table's runs train on, in the configuration's order: its columns of training data."""
+    runs = [run_config(row["run"]) for row in config["tables"][wildcards.table]]
+    return [name for name in config["datasets"] if any(name in run["labeled"] + run["unlabeled"] for run in runs)]
+
+
+def training_cell(run, dataset):
+    """What a run uses of a dataset: pairs (A+T), audio only (A) or nothing (-)."""
     uses = run_config(run)
-    return [
-        "A+T" if name in uses["labeled"] else "A" if name in uses["unlabeled"] else "-"
-        for name in ("clotho", "audiocaps", "audioset")
-    ]
+    return "A+T" if dataset in uses["labeled"] else "A" if dataset in uses["unlabeled"] else "-"
 
 
 def table_rows(wildcards):
-    """The rows of a table as flags: --row 'TARGET|METHOD|cells' METRICS..."""
-    return [
-        word
-        for row in config["tables"][wildcards.table]
-        for word in ("--row", "|".join([row["target"], row["method"], *training_cells(row["run"])]), *row_metrics(row))
-    ]
+    """The rows of a table as flags: --row 'TARGET|METHOD|CELLS' METRICS..."""
+    flags = []
+    for row in config["tables"][wildcards.table]:
+        cells = [training_cell(row["run"], dataset) for dataset in table_datasets(wildcards)]
+        flags += ["--row", "|".join([row["target"], row["method"], *cells]), *row_metrics(row)]
+    return flags
 
 
 def sweep_runs():

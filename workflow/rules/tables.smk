@@ -12,7 +12,8 @@ rule tabulate:
         name=config["study"]["name"],
         note=config["study"]["note"],
         protocol=config["evaluation"]["protocol"],
+        datasets=table_datasets,
         rows=table_rows,
     shell:
         "python -m pipeline.stages.tabulate --study-name {params.name:q} --study-note {params.note:q}"
-        " --protocol {params.protocol} {params.rows:q} --csv {output.csv:q} --tex {output.tex:q} 2> {log:q}"
+        " --protocol {params.protocol} --datasets {params.datasets} {params.rows:q} --csv {output.csv:q} --tex {output.tex:q} 2> {log:q}"

@@ -1,0 +1,33 @@
+"""Streaming gives the clips that the offset reader gives."""
+
+import shutil
+
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+from pipeline.errors import PipelineError
+from pipeline.shards import open_shards
+from pipeline.streaming import stream_clips
+
+
+def test_streamed_clips_equal_those_read_by_offset(tiny_study):
+    folder = tiny_study.manifest("labeled").parent
+    reader, streamed = open_shards(folder), list(stream_clips(folder))
+    assert [clip["key"] for clip in streamed] == list(reader.keys)
+    for clip in streamed:
+        assert np.array_equal(clip["samples"], reader.read_window(clip["key"], 0, reader.frames(clip["key"])))
+        assert clip["captions"] == reader.captions(clip["key"])
+
+
+def test_loader_workers_share_the_clips_out_without_repeating_any(tiny_study):
+    folder = tiny_study.manifest("labeled").parent
+    loader = DataLoader(stream_clips(folder), batch_size=None, num_workers=2)
+    assert sorted(clip["key"] for clip in loader) == sorted(open_shards(folder).keys)
+
+
+def test_a_missing_tar_is_named_before_anything_is_read(tiny_study, tmp_path):
+    folder = shutil.copytree(tiny_study.manifest("labeled").parent, tmp_path / "train")
+    (folder / "00001.tar").unlink()
+    with pytest.raises(PipelineError, match=r"00001\.tar: no such file"):
+        stream_clips(folder)
