@@ -193,7 +193,7 @@ STYLES: dict[str, Style] = {
         final=".",
         phrases=CLOTHO_PHRASES,
         splits={
-            "development": Split(clips=256, captions=5, event_shares=(0.2, 0.45, 0.35)),
+            "development": Split(clips=192, captions=5, event_shares=(0.2, 0.45, 0.35)),
             "validation": Split(clips=128, captions=5, event_shares=(0.05, 0.5, 0.45), part="clotho/validation"),
             "evaluation": Split(clips=200, captions=5, event_shares=(0.05, 0.5, 0.45), part="clotho/evaluation"),
         },
@@ -210,7 +210,7 @@ STYLES: dict[str, Style] = {
         final="",
         phrases=AUDIOCAPS_PHRASES,
         splits={
-            "train": Split(clips=512, captions=1, event_shares=(0.3, 0.5, 0.2)),
+            "train": Split(clips=320, captions=1, event_shares=(0.3, 0.5, 0.2)),
             "val": Split(clips=128, captions=5, event_shares=(0.1, 0.6, 0.3), part="audiocaps/val"),
             "test": Split(clips=240, captions=5, event_shares=(0.1, 0.6, 0.3), part="audiocaps/test"),
         },

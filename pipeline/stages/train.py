@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write model and training.parquet to")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads a process")
     parser.add_argument("--workers", type=int, default=0, help="loader processes a training process")
-    parser.add_argument("--steps-per-checkpoint", type=int, default=500)
+    parser.add_argument("--steps-per-checkpoint", type=int, default=200)
     add_settings_arguments(parser)
     args = parser.parse_args(argv)
     settings = settings_from_arguments(args)

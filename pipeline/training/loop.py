@@ -46,7 +46,7 @@ class Machine:
 
     workers: int = 0
     """Loader processes a training process."""
-    steps_per_checkpoint: int = 500
+    steps_per_checkpoint: int = 200
     """Steps between two checkpoints."""
 
 
