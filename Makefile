@@ -1,8 +1,6 @@
 # Two commands from a bare clone: `make table1` and `make test`. Both create .venv with the locked dependencies.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-# The workflow and its stages import the package from this folder.
-export PYTHONPATH := $(CURDIR)
 
 .PHONY: table1 test sweep lint lock clean
 

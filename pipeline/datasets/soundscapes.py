@@ -179,7 +179,7 @@ AUDIOCAPS_PHRASES = {
 GENERAL_PHRASES = {"alone": ("{c0}", "{n0}"), "two": ("{c0} and {c1}", "{n0} and {n1}")}
 
 # Few captioned clips and more unlabeled audio, as the study needs them; test splits in which a clip is at most half a
-# per cent of recall. The full datasets are larger: Clotho 15 times, AudioCaps' training split 100, AudioSet's 20.
+# per cent of recall. The full training splits are larger: Clotho's 20 times, AudioCaps' 156, AudioSet's 20.
 STYLES: dict[str, Style] = {
     "clotho": Style(
         family_weights={"water": 2.0, "home": 1.8, "animals": 1.3, "people": 0.7, "music": 0.6, "vehicles": 0.7},

@@ -18,11 +18,7 @@ SHIPPED = ["Snakefile", "config.yaml", "workflow", "pipeline", "profiles", "data
 
 def snakemake(folder, *arguments, status=0):
     """Snakemake's output, run in a folder with the environment's own programs."""
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(folder),
-    }
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(
         ["snakemake", "--cores", "2", *map(str, arguments)],
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
@@ -113,7 +109,8 @@ def test_the_whole_study_runs_at_a_tiny_size_and_a_second_run_has_nothing_to_do(
     assert "tabulate" in plan and "train" not in plan.split()
 
     # A labeled set smaller than a batch, found by the stage that fills the batches.
-    output = snakemake(project, "--configfile", tiny, "--config", "training={batch_size: 1000, epochs: 1}", status=1)
+    (project / "large.yaml").write_text("training: {batch_size: 1000}\n")
+    output = snakemake(project, "--configfile", tiny, "large.yaml", status=1)
     assert "training.batch_size is 1000, but the labeled set holds" in output
 
 
