@@ -1,0 +1,98 @@
+"""Look at what the stages made: what it holds, whether it is whole, and how a pair sounds."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from pipeline.errors import PipelineError
+from pipeline.inspection.facts import facts_of
+from pipeline.inspection.listening import read_slot, write_slot
+from pipeline.inspection.targets import find_target
+from pipeline.inspection.text import printable, render, to_json
+from pipeline.inspection.verification import verify
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The three commands and their options."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    shards_help = "folder that holds DATASET/SPLIT/ of the pairs' clips (default: the folder shards beside the pairs)"
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="what shards, a catalog, pairs or a run hold",
+        description="Show counts, reasons, durations, levels, captions and sample rows of shards, a catalog or pairs, "
+        "and settings, weights and losses of a run.",
+    )
+    inspect.add_argument(
+        "path", type=Path, metavar="PATH",
+        help="a folder of shards or its manifest, a catalog, a pairs file, or the folder of a run",
+    )  # fmt: skip
+    inspect.add_argument("--json", action="store_true", help="the same as one JSON object")
+    inspect.add_argument(
+        "--samples", type=int, default=3, metavar="N",
+        help="sample rows, lost rows a reason and duplicate captions to show (default: %(default)s)",
+    )  # fmt: skip
+    inspect.add_argument("--shards", type=Path, metavar="DIR", help=shards_help)
+
+    check = commands.add_parser(
+        "verify",
+        help="whether shards or pairs are to the byte what their manifests say",
+        description="Recompute checksums, offsets and counts. If all is well, print one line and exit with 0; "
+        "otherwise name the first damaged shard and member, or the first wrong row, and exit with 1.",
+    )
+    check.add_argument("path", type=Path, metavar="PATH", help="a folder of shards or its manifest, or a pairs file")
+    check.add_argument(
+        "--quick", action="store_true", help="manifests, sizes and numbers of rows alone, which takes seconds"
+    )
+    check.add_argument("--shards", type=Path, metavar="DIR", help=shards_help)
+
+    listen = commands.add_parser(
+        "listen",
+        help="hear one pair as training hears it",
+        description="Write labeled.wav, partner.wav and composed.wav, (x + u) / 2 of Eq. (11), of one slot, and "
+        "index.html to play them with their captions. Epochs, steps and slots count from 0.",
+    )
+    listen.add_argument("path", type=Path, metavar="PAIRS", help="Parquet file of pair_clips")
+    listen.add_argument("--shards", type=Path, metavar="DIR", help=shards_help)
+    listen.add_argument("--epoch", type=int, default=0, help="(default: %(default)s)")
+    listen.add_argument("--step", type=int, default=0, help="of the epoch (default: %(default)s)")
+    listen.add_argument("--slot", type=int, default=0, help="of the step's batch (default: %(default)s)")
+    listen.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Run a command and print what it found."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.command == "inspect" and args.samples < 0:
+        parser.error(f"--samples must be at least 0, not {args.samples}")
+    target = find_target(args.path)
+    if args.command == "inspect":
+        facts = facts_of(target, shards=args.shards, samples=args.samples)
+        print(to_json(facts) if args.json else render(facts))
+    elif args.command == "verify":
+        print(verify(target, shards=args.shards, quick=args.quick))
+    else:
+        if target.kind != "pairs":
+            raise PipelineError(f"{args.path}: {target.kind}, not a pairs file; give a file that pair_clips made")
+        sounds, sample_rate_hz = read_slot(args.path, args.shards, epoch=args.epoch, step=args.step, slot=args.slot)
+        title = f"{args.path}: epoch {args.epoch}, step {args.step}, slot {args.slot}"
+        write_slot(sounds, sample_rate_hz, args.out, title)
+        for sound in sounds:
+            print(f"{args.out / sound.name}.wav  {printable(sound.origin)}: {printable(sound.text)}")
+        print(args.out / "index.html")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+        sys.stdout.flush()
+    except PipelineError as error:
+        sys.exit(f"python -m pipeline: {error}")
+    except BrokenPipeError:  # the reader of a pipe, head for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
