@@ -137,7 +137,10 @@ def write_pairs(epochs: Iterator[pa.Table], path: Path, facts: dict[str, Any]) -
 
 def read_facts(path: Path) -> dict[str, Any]:
     """What a pairs file says of itself: seed, epochs, steps an epoch, batch size, window, the manifests' checksums."""
-    metadata = pq.read_schema(path).metadata or {}
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowInvalid) as error:
+        raise PipelineError(f"{path}: cannot be read as Parquet ({error}); make it with pair_clips") from error
     if b"pairs" not in metadata:
         raise PipelineError(f"{path}: is not a pairs file of this pipeline (its footer has no `pairs` entry)")
     return json.loads(metadata[b"pairs"])

@@ -29,7 +29,10 @@ def check_batch(labeled: Clips, batch_size: int, manifests: list[Path]) -> None:
 def check_sample_rate(manifests: list[Path], sample_rate_hz: int) -> None:
     """Raise when a split was sharded for another backbone."""
     for path in manifests:
-        found = json.loads(path.with_suffix(".json").read_text())["sample_rate_hz"]
+        summary = path.with_suffix(".json")
+        if not (path.exists() and summary.exists()):
+            raise PipelineError(f"{path}: it or {summary.name} beside it is missing; make both with index_shards")
+        found = json.loads(summary.read_text(encoding="utf-8"))["sample_rate_hz"]
         if found != sample_rate_hz:
             raise PipelineError(
                 f"{path}: shards are at {found} Hz, the backbone hears {sample_rate_hz} Hz; make them again"

@@ -213,7 +213,7 @@ def train(
         disable=not processes.is_first,
     )
     for step, batch in enumerate(loader, start=first_step):
-        losses = take_step(objective, batch, optimizer, step, seed, settings, processes)
+        losses = take_step(objective, model, batch, optimizer, step, seed, settings, processes)
         row = {
             "step": step,
             "epoch": step // batches.facts["steps_per_epoch"],
@@ -245,7 +245,8 @@ def train(
             save(done)
     progress.close()
     if processes.is_first:
-        write_parquet(pa.Table.from_pylist(rows), log)
+        facts = json.dumps({**dataclasses.asdict(settings), "seed": seed}, sort_keys=True)
+        write_parquet(pa.Table.from_pylist(rows).replace_schema_metadata({"settings": facts}), log)
         resume_point.remove()
 
 
@@ -268,6 +269,7 @@ def check_mixing(batches: PairedBatches, settings: TrainingSettings, pairs: Path
 
 def take_step(
     objective: nn.Module,
+    model: ClapModel,
     batch: Batch,
     optimizer: torch.optim.Optimizer,
     step: int,
@@ -275,14 +277,13 @@ def take_step(
     settings: TrainingSettings,
     processes: Processes,
 ) -> dict[str, torch.Tensor]:
-    """One step of the optimizer; the losses come back as scalars still on the device."""
+    """One step of the optimizer on `objective`, which holds `model`; the losses come back still on the device."""
     torch.manual_seed((seed * 1_000_003 + step) * 1_009 + processes.rank)
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast("cuda", torch.bfloat16, enabled=processes.device.type == "cuda"):
         losses = objective(batch)
     losses["loss"].backward()
     optimizer.step()
-    model: ClapModel = (objective.module if isinstance(objective, DistributedDataParallel) else objective).model  # type: ignore[assignment, union-attr]
     with torch.no_grad():
         model.logit_scale.clamp_(max=math.log(settings.max_logit_scale))
     return {name: value.detach() for name, value in losses.items()}
