@@ -153,7 +153,7 @@ def check_losses(losses: Sequence[Loss], clips: int, max_dropped_fraction: float
         more = f" and {len(places) - 3} more" if len(places) > 3 else ""
         parts.append(f"{len(places)} {reason} ({'; '.join(places[:3])}{more})")
     limit = f"{len(losses) / clips:.1%} where {max_dropped_fraction:.1%} are allowed"
-    advice = "mend them or raise shards.max_dropped_fraction"
+    advice = "mend them or raise the dataset's max_dropped_fraction"
     if len(losses) == clips:
         limit, advice = "none is left", "check the dataset's root and split"
     raise PipelineError(f"{what}: {len(losses)} of {clips} clips cannot be used, {limit}: {', '.join(parts)}; {advice}")

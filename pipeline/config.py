@@ -43,7 +43,18 @@ def describe(error: jsonschema.ValidationError) -> str:
         return f"{place}: {error.message.replace(' is a required property', '')} is missing"
     if error.validator == "enum":
         return f"{place}: {error.instance!r} is not one of {', '.join(map(str, error.validator_value))}"
+    if error.validator == "type" and isinstance(error.instance, str) and is_number(error.instance):
+        return f"{place}: {error.instance!r} is read as text; write {float(error.instance):.10g}"
     return f"{place}: {error.message}"
+
+
+def is_number(text: str) -> bool:
+    """True for what YAML 1.1 takes for text although it is a number, as 1e-4 without a point."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def broken_references(config: Mapping[str, Any]) -> Iterable[str]:
@@ -59,7 +70,12 @@ def broken_references(config: Mapping[str, Any]) -> Iterable[str]:
     used = [
         (f"tables.{table}.{index}", row) for table, rows in config["tables"].items() for index, row in enumerate(rows)
     ]
+    seen: dict[tuple[str, ...], str] = {}
     for place, row in used:
+        identity = (place.rpartition(".")[0], row["target"], row["run"])
+        if identity in seen:
+            yield f"{place}: repeats {seen[identity]}"
+        seen[identity] = place
         if row["run"] not in runs:
             yield f"{place}.run: there is no run {row['run']}; runs: {', '.join(runs)}"
         if row["target"] not in datasets:

@@ -7,8 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.datasets.sources import SourceRow, check_root, clean_captions, find_audio, match_names, read_table
+from pipeline.errors import PipelineError
 
+CAPTION = re.compile(r"caption_(\d+)")
 LAYOUT = "file_name and, for captioned audio, caption_1, caption_2, ..."
+
+
+def check_caption_columns(listing: Path, columns: list[str]) -> None:
+    """Raise when a list has a column that is meant for captions but is not named as one."""
+    meant = [name for name in columns if name.lower().startswith(("caption", "text")) and not CAPTION.fullmatch(name)]
+    if meant and not any(CAPTION.fullmatch(name) for name in columns):
+        raise PipelineError(
+            f"{listing}: no column caption_1; found {', '.join(columns)}; captions stand in caption_1, caption_2, ..."
+        )
 
 
 def read_folder(root: Path, split: str) -> Iterator[SourceRow]:
@@ -25,12 +36,13 @@ def read_folder(root: Path, split: str) -> Iterator[SourceRow]:
             yield SourceRow(source_name=name, path=files.path(name))
         return
     rows = list(read_table(listing, ("file_name",), LAYOUT))
+    check_caption_columns(listing, list(rows[0][1]) if rows else [])
     files = find_audio([root / split, root])
     outer = f"{split}/" if files.folder == root / split else ""  # names in the list may be relative to either folder
     found = match_names((fields["file_name"].removeprefix(outer) for _, fields in rows), files)
     for row, fields in rows:
         path, reason = found[fields["file_name"].removeprefix(outer)]
-        columns = sorted((int(match[1]), name) for name in fields if (match := re.fullmatch(r"caption_(\d+)", name)))
+        columns = sorted((int(match[1]), name) for name in fields if (match := CAPTION.fullmatch(name)))
         yield SourceRow(
             source_name=fields["file_name"],
             path=path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,4 +19,5 @@ def run(main: Callable[[list[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except PipelineError as error:
-        sys.exit(f"{Path(sys.argv[0]).stem}: {error}")
+        is_first = os.environ.get("RANK", "0") == "0"  # under torchrun every process meets the same error
+        sys.exit(f"{Path(sys.argv[0]).stem}: {error}" if is_first else 1)

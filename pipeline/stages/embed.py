@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pipeline.devices import add_device_argument, choose_device
 from pipeline.errors import PipelineError
 from pipeline.evaluation.windows import WINDOWS, window_starts
 from pipeline.files import write_atomically
@@ -105,6 +106,7 @@ def main(argv: list[str]) -> None:
         "--batch-size", type=int, default=64, help="windows, and captions, at once (default: %(default)s)"
     )
     parser.add_argument("--threads", type=int, help="CPU threads (default: as many as there are cores)")
+    add_device_argument(parser)
     parser.add_argument("--embeddings", type=Path, required=True, help="npz file to write")
     args = parser.parse_args(argv)
     if args.threads:
@@ -112,7 +114,7 @@ def main(argv: list[str]) -> None:
 
     shards = open_shards(args.shards)
     captions, audio_of_text = captions_of(shards, args.shards)
-    model = load_model(args.model, device="cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(args.model, device=str(choose_device(args.device)))
     if shards.sample_rate_hz != model.sample_rate_hz:
         raise PipelineError(
             f"{args.shards}: shards are at {shards.sample_rate_hz} Hz, {args.model} hears {model.sample_rate_hz} Hz; "

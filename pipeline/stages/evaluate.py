@@ -185,8 +185,8 @@ def main(argv: list[str]) -> None:
         args.metrics,
     )
     logger.info(
-        "%s seed %d on %s/%s: %s",
-        args.run, args.seed, args.target, args.split,
+        "%s seed %d on %s/%s, %d texts and %d clips: %s",
+        args.run, args.seed, args.target, args.split, n_text, n_audio,
         ", ".join(f"{name} {value:.2f}" for name, value in metrics["protocols"]["paper"].items()),
     )  # fmt: skip
 

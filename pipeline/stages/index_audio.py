@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     captions = parser.add_mutually_exclusive_group(required=True)
     captions.add_argument("--labeled", action="store_true", help="a clip without a caption is dropped")
     captions.add_argument("--unlabeled", action="store_true", help="captions are neither needed nor kept")
-    parser.add_argument("--max-dropped-fraction", type=float, default=0.05, help="fail above it (default: %(default)s)")
+    parser.add_argument("--max-dropped-fraction", type=float, default=0.0, help="fail above it (default: %(default)s)")
     parser.add_argument("--catalog", type=Path, required=True, help="Parquet file to write")
     args = parser.parse_args(argv)
 

@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--rows", type=Path, nargs="+", required=True, help="row files of all shards, tars beside them")
     parser.add_argument("--manifest", type=Path, required=True, help="Parquet file to write, beside the tars")
     parser.add_argument("--summary", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--max-dropped-fraction", type=float, default=0.05, help="fail above it (default: %(default)s)")
+    parser.add_argument("--max-dropped-fraction", type=float, default=0.0, help="fail above it (default: %(default)s)")
     args = parser.parse_args(argv)
 
     paths = sorted(args.rows)

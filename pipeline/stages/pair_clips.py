@@ -21,7 +21,7 @@ def check_batch(labeled: Clips, batch_size: int, manifests: list[Path]) -> None:
     if batch_size > len(labeled):
         names = ", ".join(str(path) for path in manifests)
         raise PipelineError(
-            f"training.batch_size is {batch_size}, but the labeled set holds {len(labeled)} clips ({names}); "
+            f"batch_size is {batch_size}, but the labeled set holds {len(labeled)} clips ({names}); "
             f"set a batch_size of at most {len(labeled)} or add labeled clips"
         )
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 
+from pipeline.devices import add_device_argument, choose_device
 from pipeline.models import mini, save_model
 from pipeline.pairs import read_facts
 from pipeline.shards import open_shards
 from pipeline.stages import run
 from pipeline.training.distributed import Processes
-from pipeline.training.loop import Machine, train
+from pipeline.training.loop import Machine, remove_checkpoints, train
 from pipeline.training.settings import add_settings_arguments, settings_from_arguments
 
 
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to write model and training.parquet to")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    add_device_argument(parser)
     add_settings_arguments(parser)
     args = parser.parse_args(argv)
 
@@ -51,10 +53,11 @@ def main(argv: list[str]) -> None:
         start="random",
         checkpoints=args.out / "checkpoints",
         log=args.out / "training.parquet",
-        processes=Processes(rank=0, count=1, device=torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        processes=Processes(rank=0, count=1, device=choose_device(args.device)),
         machine=Machine(),
     )
     save_model(model, args.out)
+    remove_checkpoints(args.out / "checkpoints")
 
 
 if __name__ == "__main__":

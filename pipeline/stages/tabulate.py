@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
         "--row", nargs="+", action="append", required=True, metavar=("ROW", "METRICS"),
         help="TARGET|METHOD and a cell (A+T, A or -) a dataset, then metrics.json of every seed; again for every row",
     )  # fmt: skip
-    parser.add_argument("--datasets", nargs="+", required=True, help="columns of training data")
+    parser.add_argument("--datasets", nargs="*", required=True, help="columns of training data")
     parser.add_argument("--protocol", choices=PROTOCOLS, required=True)
     parser.add_argument("--study-name", required=True, help="what the caption calls the study")
     parser.add_argument("--study-note", default="", help="what the notes say of the study, in plain text")

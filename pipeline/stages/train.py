@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
+from pipeline.devices import add_device_argument, choose_device
 from pipeline.files import sha256_of
 from pipeline.models import load_model, save_model
 from pipeline.stages import run
 from pipeline.training.distributed import join_processes
-from pipeline.training.loop import Machine, train
+from pipeline.training.loop import Machine, remove_checkpoints, train
 from pipeline.training.settings import add_settings_arguments, settings_from_arguments
 
 logger = logging.getLogger(__name__)
@@ -33,12 +34,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads a process")
     parser.add_argument("--workers", type=int, default=0, help="loader processes a training process")
     parser.add_argument("--steps-per-checkpoint", type=int, default=200)
+    add_device_argument(parser)
     add_settings_arguments(parser)
     args = parser.parse_args(argv)
     settings = settings_from_arguments(args)
 
     torch.set_num_threads(args.threads)
-    with join_processes() as processes:
+    with join_processes(choose_device(args.device)) as processes:
         model = load_model(args.pretrained)
         if settings.objective == "composed":
             torch.manual_seed(args.seed)  # the same first a2t weights on every process
@@ -57,6 +59,7 @@ def main(argv: list[str]) -> None:
         )
         if processes.is_first:
             save_model(model, args.out)
+            remove_checkpoints(args.out / "checkpoints")
 
 
 if __name__ == "__main__":

@@ -27,14 +27,9 @@ class Processes:
 
 
 @contextlib.contextmanager
-def join_processes() -> Iterator[Processes]:
+def join_processes(device: torch.device) -> Iterator[Processes]:
     """Join the process group that torchrun's environment describes; without torchrun this process is alone."""
     rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
     if count == 1:
         yield Processes(rank=0, count=1, device=device)
         return

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import math
+import shutil
 import signal
 import sys
 import time
@@ -99,11 +100,10 @@ class Checkpoints:
         with write_atomically(self.path) as temporary:
             torch.save({**state, "belongs_to": self.belongs_to}, temporary)
 
-    def remove(self) -> None:
-        """Delete the checkpoint of a training that has ended."""
-        self.path.unlink(missing_ok=True)
-        if self.path.parent.exists():
-            self.path.parent.rmdir()
+
+def remove_checkpoints(folder: Path) -> None:
+    """Delete the resume point of a training whose weights are saved, and what a kill left beside it."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class StopRequest:
@@ -152,7 +152,8 @@ def train(
     """Train `model` in place on the batches of `pairs`; resume from `checkpoints` when there is one.
 
     Every step draws its random numbers (dropout, SpecAugment) from (seed, step, rank) alone, so that a training that
-    was killed ends with the weights of an unbroken one. `log` receives a Parquet row a step.
+    was killed ends with the weights of an unbroken one. `log` receives a Parquet row a step. The caller removes the
+    checkpoints once it has saved the weights.
     """
     batches = PairedBatches(pairs, shards, processes.rank, processes.count)
     check_mixing(batches, settings, pairs)
@@ -224,8 +225,8 @@ def train(
         pending.append((row, batch.keys))
         scheduler.step()
         done = step + 1
-        is_report = processes.device.type == "cpu" or done % STEPS_PER_REPORT == 0 or done == steps
-        if not is_report:
+        is_save = done % machine.steps_per_checkpoint == 0 and done < steps
+        if not (processes.device.type == "cpu" or done % STEPS_PER_REPORT == 0 or is_save or done == steps):
             continue
         rows += settle(pending, resume_point.path)
         pending.clear()
@@ -241,13 +242,12 @@ def train(
             save(done)
             logger.warning("asked to stop: saved step %d of %d; the same command goes on from there", done, steps)
             raise SystemExit(SAVED_AND_STOPPED)
-        if done % machine.steps_per_checkpoint == 0 and done < steps:
+        if is_save:
             save(done)
     progress.close()
     if processes.is_first:
         facts = json.dumps({**dataclasses.asdict(settings), "seed": seed}, sort_keys=True)
         write_parquet(pa.Table.from_pylist(rows).replace_schema_metadata({"settings": facts}), log)
-        resume_point.remove()
 
 
 def check_mixing(batches: PairedBatches, settings: TrainingSettings, pairs: Path) -> None:

@@ -111,7 +111,7 @@ def test_the_whole_study_runs_at_a_tiny_size_and_a_second_run_has_nothing_to_do(
     # A labeled set smaller than a batch, found by the stage that fills the batches.
     (project / "large.yaml").write_text("training: {batch_size: 1000}\n")
     output = snakemake(project, "--configfile", tiny, "large.yaml", status=1)
-    assert "training.batch_size is 1000, but the labeled set holds" in output
+    assert "batch_size is 1000, but the labeled set holds" in output
 
 
 def test_lint_finds_nothing(project):

@@ -2,12 +2,13 @@
 
 import ast
 import math
+import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from snakemake.exceptions import WorkflowError
 
-from pipeline.config import check_config, training_flags
+from pipeline.config import GENERATED, check_config, training_flags
 from pipeline.errors import PipelineError
 from pipeline.models.backbones import BACKBONES
 
@@ -55,9 +56,30 @@ def dataset_root(wildcards):
     return config["datasets"][wildcards.dataset]["root"]
 
 
+def dataset_listing(wildcards):
+    """Lists and folders of a raw tree that the study does not make itself: they change when a clip comes or goes.
+
+    A file that is replaced under its name is not seen, because looking at every file of a large tree takes minutes.
+    """
+    root = Path(dataset_root(wildcards))
+    if root.as_posix().startswith(GENERATED):
+        return []
+    return [*(folder for folder, _, _ in os.walk(root)), *map(str, sorted(root.glob("*.csv")))]
+
+
+def recordings_audio(wildcards):
+    """The recordings that the soundscapes are mixed from."""
+    return sorted(map(str, Path("data/recordings/audio").glob("*.ogg")))
+
+
 def dataset_adapter(wildcards):
     """The name of the adapter that reads the raw tree."""
     return config["datasets"][wildcards.dataset]["adapter"]
+
+
+def dropped_fraction(wildcards):
+    """The share of a split's rows that may be unusable."""
+    return config["datasets"][wildcards.dataset].get("max_dropped_fraction", 0)
 
 
 def caption_flag(wildcards):
@@ -85,9 +107,26 @@ def run_config(run):
     return {"labeled": [], "unlabeled": [], **config["runs"][run]}
 
 
-def batch_plan(wildcards):
-    """Epochs and global batch of a run."""
-    return config["pretrain"] if wildcards.run == "pretrain" else config["training"]
+def run_settings(run):
+    """The training settings of a run: those of its own over training's."""
+    return (
+        config["pretrain"] if run == "pretrain" else {**config["training"], **config["runs"][run].get("settings", {})}
+    )
+
+
+def run_epochs(wildcards):
+    """Epochs of a run."""
+    return run_settings(wildcards.run)["epochs"]
+
+
+def run_batch_size(wildcards):
+    """Global batch of a run."""
+    return run_settings(wildcards.run)["batch_size"]
+
+
+def run_seed(wildcards):
+    """The seed in a run's path."""
+    return wildcards.seed
 
 
 def labeled_summaries(wildcards):
@@ -119,15 +158,12 @@ def labeled_manifests(wildcards, input):
 
 def run_flags(wildcards):
     """The training settings of a run as command-line flags."""
-    run = config["runs"][wildcards.run]
-    return training_flags({**config["training"], "objective": run["objective"], **run.get("settings", {})})
+    return training_flags({**run_settings(wildcards.run), "objective": config["runs"][wildcards.run]["objective"]})
 
 
 def candidate_flags(wildcards):
     """The settings of a run with another learning rate, for the sweep."""
-    run = config["runs"][wildcards.run]
-    settings = {**config["training"], "objective": run["objective"], **run.get("settings", {})}
-    return training_flags({**settings, "learning_rate": float(wildcards.learning_rate)})
+    return [*run_flags(wildcards), f"--learning-rate={float(wildcards.learning_rate)}"]
 
 
 def pretrain_flags(wildcards):
@@ -211,19 +247,17 @@ def table_rows(wildcards):
     return flags
 
 
-def sweep_runs():
-    """The runs whose learning rate is swept: all that train."""
-    return [name for name, run in config["runs"].items() if run["objective"] != "vanilla"]
-
-
 def sweep_metrics(wildcards):
     """The validation metrics of every run, learning rate and target of the sweep."""
     targets = {}
     for row in (row for rows in config["tables"].values() for row in rows):
         targets.setdefault(row["run"], []).append(row["target"])
+        if "validation" not in config["datasets"][row["target"]]["splits"]:
+            raise WorkflowError(f"datasets.{row['target']}.splits names no validation split, on which to choose")
     return [
         f"results/sweep/{learning_rate}/{run}/{target}/metrics.json"
-        for run in sweep_runs()
+        for run in targets
+        if config["runs"][run]["objective"] != "vanilla"
         for target in dict.fromkeys(targets[run])
         for learning_rate in config["sweep"]["learning_rates"]
     ]
@@ -232,3 +266,17 @@ def sweep_metrics(wildcards):
 def process_count(wildcards, resources):
     """Training processes: one a GPU, one without."""
     return max(1, resources.gpu)
+
+
+def device(wildcards, resources):
+    """Where a job computes: on GPUs if it asked for any."""
+    return "cuda" if resources.gpu else "cpu"
+
+
+def target_split(role):
+    """A function to the name of the split that a target uses in a role."""
+
+    def split(wildcards):
+        return config["datasets"][wildcards.target]["splits"][role]
+
+    return split

@@ -2,6 +2,7 @@ rule mix_soundscapes:
     """Mix the small study's raw datasets from the recordings that ship with the project."""
     input:
         recordings="data/recordings/recordings.csv",
+        audio=recordings_audio,
         code=code_of("mix_soundscapes"),
     output:
         root=directory("results/raw/{dataset}"),
@@ -10,7 +11,7 @@ rule mix_soundscapes:
     benchmark:
         "benchmarks/mix_soundscapes/{dataset}.tsv"
     params:
-        recordings=lambda wildcards, input: Path(input.recordings).parent,
+        recordings=subpath(input.recordings, parent=True),
         seed=config["soundscapes"]["seed"],
         scale=config["soundscapes"]["scale"],
     shell:
@@ -22,6 +23,7 @@ checkpoint index_audio:
     """List every clip of a split with its captions and source, or the reason why it cannot be used."""
     input:
         root=dataset_root,
+        listing=dataset_listing,
         code=code_of("index_audio"),
     output:
         catalog="results/catalogs/{dataset}/{split}.parquet",
@@ -30,7 +32,7 @@ checkpoint index_audio:
     params:
         adapter=dataset_adapter,
         captions=caption_flag,
-        max_dropped_fraction=config["shards"]["max_dropped_fraction"],
+        max_dropped_fraction=dropped_fraction,
     shell:
         "python -m pipeline.stages.index_audio --dataset {wildcards.dataset} --split {wildcards.split}"
         " --adapter {params.adapter} --root {input.root:q} {params.captions}"

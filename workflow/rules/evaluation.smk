@@ -19,9 +19,10 @@ rule embed:
         model=subpath(input.model, parent=True),
         shards=subpath(input.split, parent=True),
         windows=config["evaluation"]["windows"],
+        device=device,
     shell:
         "python -m pipeline.stages.embed --model {params.model:q} --shards {params.shards:q}"
-        " --windows {params.windows} --threads {threads} --embeddings {output.embeddings:q} 2> {log:q}"
+        " --windows {params.windows} --threads {threads} --device {params.device} --embeddings {output.embeddings:q} 2> {log:q}"
 
 
 rule evaluate:
@@ -35,9 +36,9 @@ rule evaluate:
     log:
         "logs/evaluate/{run}/seed{seed}/{target}.log",
     params:
-        split=lambda wildcards: config["datasets"][wildcards.target]["splits"]["test"],
+        split=target_split("test"),
         expected=expected_clips_flags,
-        seed=lambda wildcards: wildcards.seed,
+        seed=run_seed,
     shell:
         "python -m pipeline.stages.evaluate --embeddings {input.embeddings:q} --run {wildcards.run}"
         " --seed {params.seed} --target {wildcards.target} --split {params.split} {params.expected}"

@@ -12,8 +12,8 @@ rule pair_clips:
         labeled=labeled_manifests,
         partners=partner_flags,
         backbone=config["backbone"]["name"],
-        epochs=lambda wildcards: batch_plan(wildcards)["epochs"],
-        batch_size=lambda wildcards: batch_plan(wildcards)["batch_size"],
+        epochs=run_epochs,
+        batch_size=run_batch_size,
     shell:
         "python -m pipeline.stages.pair_clips --labeled {params.labeled:q} {params.partners:q}"
         " --backbone {params.backbone} --epochs {params.epochs} --batch-size {params.batch_size}"

@@ -37,7 +37,7 @@ rule index_shards:
     log:
         "logs/index_shards/{dataset}/{split}.log",
     params:
-        max_dropped_fraction=config["shards"]["max_dropped_fraction"],
+        max_dropped_fraction=dropped_fraction,
     shell:
         "python -m pipeline.stages.index_shards --rows {input.rows:q} --manifest {output.manifest:q}"
         " --summary {output.summary:q} --max-dropped-fraction {params.max_dropped_fraction} 2> {log:q}"

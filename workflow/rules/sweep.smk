@@ -20,6 +20,7 @@ use rule train as train_candidate with:
         folder=subpath(output.model, parent=True),
         settings=candidate_flags,
         processes=process_count,
+        device=device,
         seed=config["sweep"]["seed"],
 
 
@@ -46,7 +47,7 @@ use rule evaluate as evaluate_candidate with:
     log:
         "logs/evaluate_candidate/{learning_rate}/{run}/{target}.log",
     params:
-        split=lambda wildcards: config["datasets"][wildcards.target]["splits"]["validation"],
+        split=target_split("validation"),
         expected=[],
         seed=config["sweep"]["seed"],
 
@@ -59,7 +60,7 @@ rule choose_learning_rates:
     output:
         csv="results/sweep.csv",
     log:
-        "logs/choose_learning_rates.log",
+        "logs/choose_learning_rates/sweep.log",
     params:
         protocol=config["evaluation"]["protocol"],
     shell:

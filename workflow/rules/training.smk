@@ -12,9 +12,10 @@ rule pretrain:
         "logs/pretrain/mini.log",
     benchmark:
         "benchmarks/pretrain/mini.tsv"
-    # All cores: nothing else can run before it ends.
-    threads: workflow.cores
+    # Fixed, because the number of threads decides the order of sums and so the last bits of the weights.
+    threads: 2
     resources:
+        gpu=0,
         mem_mb=2000,
         runtime=60,
     params:
@@ -22,10 +23,11 @@ rule pretrain:
         seed=config["pretrain"]["seed"],
         vocabulary_size=config["pretrain"]["vocabulary_size"],
         settings=pretrain_flags,
+        device=device,
     shell:
         "python -m pipeline.stages.pretrain --pairs {input.pairs:q} --shards results/shards"
-        " --vocabulary-size {params.vocabulary_size} --seed {params.seed} --threads {threads} {params.settings:q}"
-        " --out {params.folder:q} 2> {log:q}"
+        " --vocabulary-size {params.vocabulary_size} --seed {params.seed} --threads {threads} --device {params.device}"
+        " {params.settings:q} --out {params.folder:q} 2> {log:q}"
 
 
 rule import_weights:
@@ -77,9 +79,10 @@ rule train:
         folder=subpath(output.model, parent=True),
         settings=run_flags,
         processes=process_count,
-        seed=lambda wildcards: wildcards.seed,
+        device=device,
+        seed=run_seed,
     shell:
         "torchrun --standalone --nproc-per-node={params.processes} -m pipeline.stages.train"
         " --pretrained {params.pretrained:q} --pairs {input.pairs:q} --shards results/shards --seed {params.seed}"
-        " --threads {threads} --workers {resources.loader_workers} {params.settings:q}"
+        " --threads {threads} --workers {resources.loader_workers} --device {params.device} {params.settings:q}"
         " --out {params.folder:q} 2> {log:q}"

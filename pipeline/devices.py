@@ -1,0 +1,31 @@
+"""The device that a stage computes on: what it was told, else a GPU where there is one."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+
+import torch
+
+from pipeline.errors import PipelineError
+
+logger = logging.getLogger(__name__)
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """`--device cpu|cuda`; a rule of the workflow passes what its `gpu` resource asks for."""
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="where to compute (default: cuda where there is one)")
+
+
+def choose_device(asked: str | None) -> torch.device:
+    """The device by name; under torchrun each process of a machine takes the GPU of its own local rank."""
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise PipelineError("asked for a GPU, but torch finds none; set gpu to 0 in the profile, or check the driver")
+    if asked == "cpu" and torch.cuda.is_available():
+        logger.warning("computing on the CPU, as asked, although there is a GPU; profiles/gpus shows how to ask for it")
+    if asked == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device
