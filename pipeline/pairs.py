@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import PipelineError
 from pipeline.files import write_atomically
+from pipeline.leaks import IDENTITIES, HeldOut, without_leaks
 
 NO_CAPTION = -1
 """`partner_caption` of an unlabeled partner."""
@@ -55,21 +57,32 @@ class Clips:
         return len(self.keys)
 
 
-def read_clips(manifests: Sequence[Path]) -> Clips:
-    """The usable clips of the splits whose `manifest.parquet` files are given, in that order."""
-    tables = [
-        pq.read_table(path, columns=["key", "frames", "captions"], filters=[("status", "==", "ok")])
-        for path in manifests
-    ]
-    table = pa.concat_tables(tables).combine_chunks()
-    for path, part in zip(manifests, tables, strict=True):
-        if part.num_rows == 0:
+def read_clips(manifests: Sequence[Path], held_out: HeldOut, leaks: str) -> tuple[Clips, dict[str, int]]:
+    """The usable clips of the splits whose `manifest.parquet` files are given, in that order, without held-out ones.
+
+    `leaks` says what becomes of held-out clips (`pipeline.leaks.without_leaks`). Beside the clips comes the number left
+    out of each split that lost any, by the split's folder.
+    """
+    parts, left_out = [], {}
+    for path in manifests:
+        usable = pq.read_table(
+            path, columns=["key", "frames", "captions", *IDENTITIES], filters=[("status", "==", "ok")]
+        )
+        if usable.num_rows == 0:
             raise PipelineError(f"{path}: has no usable clip; `reason` in that file says what became of each row")
-    return Clips(
+        kept = without_leaks(usable, held_out, path, leaks)
+        if kept.num_rows == 0:
+            raise PipelineError(f"{path}: every clip is also in a validation or test split; check datasets.*.splits")
+        if kept.num_rows < usable.num_rows:
+            left_out[str(path.parent)] = usable.num_rows - kept.num_rows
+        parts.append(kept)
+    table = pa.concat_tables(parts).combine_chunks()
+    clips = Clips(
         keys=table["key"].combine_chunks(),
         frames=table["frames"].to_numpy(),
-        captions=pa.compute.list_value_length(table["captions"]).to_numpy(),
+        captions=pc.list_value_length(table["captions"]).to_numpy(),
     )
+    return clips, left_out
 
 
 def epoch_order(generator: np.random.Generator, count: int, length: int) -> np.ndarray:

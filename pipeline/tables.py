@@ -40,7 +40,7 @@ METHODS = {
         label="finetune",
         group=GROUPS[2],
         mark=r"$^{\dagger}$",
-        note="Fine-tuned using paired audio-text data from both Clotho and AudioCaps.",
+        note="Fine-tuned using paired audio-text data from %s.",
     ),
     "concatenate": Method(
         label="concatenate",
@@ -315,7 +315,11 @@ def _caption(table: pd.DataFrame, study_name: str) -> str:
 
 def _notes(table: pd.DataFrame, study_note: str) -> list[str]:
     used = set(table["method"])
-    notes = [f"{method.mark} {method.note}" for name, method in METHODS.items() if method.mark and name in used]
+    notes = [
+        f"{method.mark} {method.note.replace('%s', _paired_sets(table[table['method'] == name]))}"
+        for name, method in METHODS.items()
+        if method.mark and name in used
+    ]
     sets = table.drop_duplicates("target")
     for row in sets.to_dict("records"):
         expected = row["n_audio_expected"]
@@ -332,6 +336,11 @@ def _notes(table: pd.DataFrame, study_note: str) -> list[str]:
     if study_note:
         notes.append(escape(study_note))
     return notes
+
+
+def _paired_sets(rows: pd.DataFrame) -> str:
+    names = [_dataset(name) for name in rows.attrs["datasets"] if (rows[name] == "A+T").any()]
+    return f"both {' and '.join(names)}" if len(names) == 2 else ", ".join(names)
 
 
 def _seeds_note(seeds: pd.Series) -> str:

@@ -230,7 +230,9 @@ class ClapModel(nn.Module):
     def _token_ids(self, captions: Sequence[str]) -> list[list[int]]:
         """The tokens of each caption followed by a space and end-of-text, as ms-clap writes it, at most MAX_TOKENS."""
         # One by one: encode_batch starts threads, after which every forked loader worker prints a warning.
-        ids = [self.tokenizer.encode(f"{caption} {END_OF_TEXT}").ids for caption in captions]
+        # A caption that spells the end token out would otherwise end before its end.
+        plain = [caption.replace(END_OF_TEXT, " ") for caption in captions]
+        ids = [self.tokenizer.encode(f"{caption} {END_OF_TEXT}").ids for caption in plain]
         longest = max(range(len(ids)), key=lambda i: len(ids[i]))
         if len(ids[longest]) > MAX_TOKENS:
             if not self._truncation_logged:

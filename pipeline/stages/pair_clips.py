@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of
+from pipeline.leaks import read_held_out
 from pipeline.models.backbones import BACKBONES
 from pipeline.pairs import Clips, pair_epoch, read_clips, write_pairs
 from pipeline.stages import run
@@ -45,6 +46,10 @@ def main(argv: list[str]) -> None:
     partners = parser.add_mutually_exclusive_group()
     partners.add_argument("--unlabeled", type=Path, nargs="*", default=[], help="manifest.parquet of unlabeled splits")
     partners.add_argument("--mix-labeled", action="store_true", help="partners are labeled clips too (`concatenate`)")
+    parser.add_argument(
+        "--held-out", type=Path, nargs="*", default=[], help="manifest.parquet of splits that nothing is trained on"
+    )
+    parser.add_argument("--leaks", choices=["drop", "fail"], default="fail", help="clips of held-out sources or audio")
     parser.add_argument("--backbone", choices=sorted(BACKBONES), required=True)
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--batch-size", type=int, required=True, help="global batch, over all processes")
@@ -53,9 +58,13 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
 
     backbone = BACKBONES[args.backbone]
-    check_sample_rate([*args.labeled, *args.unlabeled], backbone.sample_rate_hz)
-    labeled = read_clips(args.labeled)
-    unlabeled = read_clips(args.unlabeled) if args.unlabeled else None
+    check_sample_rate([*args.labeled, *args.unlabeled, *args.held_out], backbone.sample_rate_hz)
+    held_out = read_held_out(args.held_out)
+    labeled, left_out = read_clips(args.labeled, held_out, args.leaks)
+    unlabeled = None
+    if args.unlabeled:
+        unlabeled, also_left_out = read_clips(args.unlabeled, held_out, args.leaks)
+        left_out |= also_left_out
     check_batch(labeled, args.batch_size, args.labeled)
     facts = {
         "seed": args.seed,
@@ -66,6 +75,8 @@ def main(argv: list[str]) -> None:
         "sample_rate_hz": backbone.sample_rate_hz,
         "labeled": {str(path.parent): sha256_of(path) for path in args.labeled},
         "unlabeled": {str(path.parent): sha256_of(path) for path in args.unlabeled},
+        "held_out": {str(path.parent): sha256_of(path) for path in args.held_out},
+        "left_out_as_leaked": left_out,
     }
     epochs = (
         pair_epoch(

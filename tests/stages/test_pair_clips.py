@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of
+from pipeline.leaks import read_held_out
 from pipeline.pairs import NO_CAPTION, Clips, pair_epoch, read_clips, read_epoch, read_facts
 from pipeline.stages import pair_clips
 
@@ -121,9 +122,66 @@ def test_a_split_without_usable_clips_is_refused(tiny_study, tmp_path):
     table = pq.read_table(tiny_study.manifest("labeled")).slice(0, 0)
     pq.write_table(table, tmp_path / "manifest.parquet")
     with pytest.raises(PipelineError, match="no usable clip"):
-        read_clips([tmp_path / "manifest.parquet"])
+        read_clips([tmp_path / "manifest.parquet"], read_held_out([]), "fail")
 
 
 def test_a_file_that_is_no_pairs_file_is_refused(tiny_study):
     with pytest.raises(PipelineError, match="is not a pairs file"):
         read_facts(tiny_study.manifest("labeled"))
+
+
+def held_out_split(study, folder, **columns):
+    """A held-out split of one clip that shares the given columns with the training split's clip 3, and nothing else."""
+    own = {"key": "other_test_0", "source_id": "otherVideo0", "sha256": "0" * 64, **columns}
+    return write_manifest(study, folder, pq.read_table(study.manifest("labeled")).slice(3, 1), own)
+
+
+def with_source_id(study, folder, source_id):
+    """The training split with a source id for its clip 3."""
+    table = pq.read_table(study.manifest("labeled"))
+    own = {"source_id": [source_id if row == 3 else None for row in range(table.num_rows)]}
+    folder.mkdir()
+    return write_manifest(study, folder, table, own)
+
+
+def write_manifest(study, folder, table, columns):
+    for name, value in columns.items():
+        values = pa.array(value if isinstance(value, list) else [value], pa.string())
+        table = table.set_column(table.schema.get_field_index(name), name, values)
+    pq.write_table(table, folder / "manifest.parquet")
+    (folder / "manifest.json").write_text(study.manifest("labeled").with_suffix(".json").read_text())
+    return folder / "manifest.parquet"
+
+
+def pair_with(held_out, folder, policy, labeled):
+    manifests = ["--labeled", str(labeled), "--held-out", str(held_out), "--leaks", policy]
+    plan = ["--backbone", "mini", "--epochs", "1", "--batch-size", "23", "--seed", "0"]
+    pair_clips.main([*manifests, *plan, "--pairs", str(folder / "pairs.parquet")])
+    return folder / "pairs.parquet"
+
+
+def test_a_clip_whose_audio_is_held_out_is_left_out_and_counted(tiny_study, tmp_path):
+    row = pq.read_table(tiny_study.manifest("labeled")).slice(3, 1).to_pylist()[0]
+    held_out = held_out_split(tiny_study, tmp_path, sha256=row["sha256"])
+    path = pair_with(held_out, tmp_path, "drop", tiny_study.manifest("labeled"))
+    assert row["key"] not in read_epoch(path, 0)["labeled_key"].to_pylist()
+    assert list(read_facts(path)["left_out_as_leaked"].values()) == [1]
+
+
+def test_a_clip_whose_source_is_held_out_is_left_out(tiny_study, tmp_path):
+    labeled = with_source_id(tiny_study, tmp_path / "train", "-aVideoId_0")
+    path = pair_with(held_out_split(tiny_study, tmp_path, source_id="-aVideoId_0"), tmp_path, "drop", labeled)
+    assert pq.read_table(labeled)["key"][3].as_py() not in read_epoch(path, 0)["labeled_key"].to_pylist()
+
+
+def test_a_leak_fails_with_the_clip_and_its_source_when_asked_to(tiny_study, tmp_path):
+    labeled = with_source_id(tiny_study, tmp_path / "train", "-aVideoId_0")
+    held_out = held_out_split(tiny_study, tmp_path, source_id="-aVideoId_0")
+    with pytest.raises(PipelineError, match=r"1 of 24 clips are also in a validation or test split: .*\(-aVideoId_0\)"):
+        pair_with(held_out, tmp_path, "fail", labeled)
+    assert not (tmp_path / "pairs.parquet").exists()
+
+
+def test_clips_without_a_source_id_are_not_taken_for_one_another(tiny_study, tmp_path):
+    held_out = held_out_split(tiny_study, tmp_path, source_id=None)
+    assert read_facts(pair_with(held_out, tmp_path, "fail", tiny_study.manifest("labeled")))["left_out_as_leaked"] == {}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import save_gradients
 import torch
 from safetensors.torch import load_file
 
@@ -38,13 +39,16 @@ def start(study, run, objective, *flags, processes=0, pairs=None):
     """The stage as a command: under torchrun with that many processes, or alone."""
     module = ["-m", "pipeline.stages.train"]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *module]
-    command = [
-        sys.executable,
-        *(launcher if processes else module),
-        *arguments(study, run, objective, *flags, pairs=pairs),
-    ]
+    arguments_of_stage = arguments(study, run, objective, *flags, pairs=pairs)
+    return launch([*(launcher if processes else module), *arguments_of_stage])
+
+
+def launch(words):
+    """Python with these arguments, in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def finish(process, status=0):
@@ -136,15 +140,24 @@ def test_batches_are_the_same_on_one_process_and_on_four(tiny_study):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_two_processes_train_as_one_does(tiny_study, tmp_path, objective):
-    """Losses of every step, and the final weights: exact up to the order of floating-point sums."""
-    flags = ["--a2t-dropout=0"]
-    train.main(arguments(tiny_study, tmp_path / "one", objective, *flags))
-    finish(start(tiny_study, tmp_path / "two", objective, *flags, processes=2))
+def test_two_processes_have_the_loss_and_gradients_of_one(tiny_study, tmp_path, objective):
+    inputs = [str(tiny_study.pretrained), str(tiny_study.pairs(objective)), str(tiny_study.shards), objective]
+    save_gradients.main(*inputs, str(tmp_path / "one"))
+    script = [str(Path(save_gradients.__file__)), *inputs, str(tmp_path / "two")]
+    finish(launch(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *script]))
+    one, two = load_file(tmp_path / "one"), load_file(tmp_path / "two")
+    assert one.keys() == two.keys() and len(one) > 100
+    for name in one:
+        torch.testing.assert_close(
+            two[name], one[name], rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_a_training_on_two_processes_logs_the_losses_of_one(tiny_study, tmp_path):
+    train.main(arguments(tiny_study, tmp_path / "one", "composed", "--a2t-dropout=0"))
+    finish(start(tiny_study, tmp_path / "two", "composed", "--a2t-dropout=0", processes=2))
     one, two = (pq.read_table(tmp_path / name / "training.parquet")["loss"].to_numpy() for name in ("one", "two"))
     torch.testing.assert_close(torch.from_numpy(two), torch.from_numpy(one), rtol=1e-4, atol=1e-4)
-    # The first step's loss has seen no update yet.
-    assert two[0] == pytest.approx(one[0], abs=1e-5)
 
 
 def test_the_log_has_a_row_a_step_with_every_term(unbroken):
@@ -223,3 +236,15 @@ def test_learning_rate_warms_up_and_falls_to_zero_as_a_cosine():
     assert [learning_rate_factor(step, 10, 0) for step in (0, 5, 10)] == pytest.approx([1, 0.5, 0])
     assert [learning_rate_factor(step, 10, 4) for step in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert learning_rate_factor(4, 10, 4) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_gpu_in_bfloat16_starts_from_the_losses_of_the_cpu(tiny_study, tmp_path, objective):
+    """The first step's loss within bfloat16's two to three digits, and the training ends."""
+    train.main(arguments(tiny_study, tmp_path / "cpu", objective, "--device=cpu", "--a2t-dropout=0"))
+    train.main(arguments(tiny_study, tmp_path / "gpu", objective, "--device=cuda", "--a2t-dropout=0"))
+    cpu, gpu = (pq.read_table(tmp_path / name / "training.parquet")["loss"][0].as_py() for name in ("cpu", "gpu"))
+    assert gpu == pytest.approx(cpu, rel=2e-2)
+    assert (tmp_path / "gpu" / "model.safetensors").exists()

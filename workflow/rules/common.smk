@@ -151,9 +151,25 @@ def partner_flags(wildcards, input):
     return ["--unlabeled", *manifests] if manifests else []
 
 
+def held_out_summaries(wildcards):
+    """The summaries of every validation and test split of the study: nothing of them may be trained on."""
+    splits = {
+        split_path(name, role)
+        for name, dataset in config["datasets"].items()
+        for role in ("validation", "test")
+        if role in dataset["splits"]
+    }
+    return [f"results/shards/{split}/manifest.json" for split in sorted(splits)]
+
+
 def labeled_manifests(wildcards, input):
-    """The manifests beside the summaries that a rule depends on."""
+    """The manifests beside the labeled splits' summaries."""
     return [str(Path(path).with_suffix(".parquet")) for path in input.labeled]
+
+
+def held_out_manifests(wildcards, input):
+    """The manifests beside the held-out splits' summaries."""
+    return [str(Path(path).with_suffix(".parquet")) for path in input.held_out]
 
 
 def run_flags(wildcards):

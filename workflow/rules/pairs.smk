@@ -3,6 +3,7 @@ rule pair_clips:
     input:
         labeled=labeled_summaries,
         unlabeled=unlabeled_summaries,
+        held_out=held_out_summaries,
         code=code_of("pair_clips"),
     output:
         pairs="results/pairs/{run}/seed{seed}.parquet",
@@ -11,10 +12,13 @@ rule pair_clips:
     params:
         labeled=labeled_manifests,
         partners=partner_flags,
+        held_out=held_out_manifests,
+        leaks=config["leaks"],
         backbone=config["backbone"]["name"],
         epochs=run_epochs,
         batch_size=run_batch_size,
     shell:
         "python -m pipeline.stages.pair_clips --labeled {params.labeled:q} {params.partners:q}"
+        " --held-out {params.held_out:q} --leaks {params.leaks}"
         " --backbone {params.backbone} --epochs {params.epochs} --batch-size {params.batch_size}"
         " --seed {wildcards.seed} --pairs {output.pairs:q} 2> {log:q}"
