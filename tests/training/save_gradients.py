@@ -24,7 +24,9 @@ def main(pretrained: str, pairs: str, shards: str, objective: str, out: str) -> 
         model.set_training_mode()
         loss = CompositionLoss(model, TrainingSettings(objective=objective))
         batch = PairedBatches(Path(pairs), Path(shards), processes.rank, processes.count)[0]
-        losses = (DistributedDataParallel(loss) if processes.count > 1 else loss)(batch)
+        # Kept by a name: its hooks average the gradients only as long as it lives.
+        objective_of_all = DistributedDataParallel(loss) if processes.count > 1 else loss
+        losses = objective_of_all(batch)
         losses["loss"].backward()
         if processes.is_first:
             gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
