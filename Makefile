@@ -30,7 +30,7 @@ lock: .venv/locked  ## Resolve the dependencies anew
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "needs Python 3.11 or later, found " + sys.version)'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/installer.txt
-	.venv/bin/uv pip sync --python .venv/bin/python --require-hashes requirements/lock.txt
+	.venv/bin/uv pip sync --system-certs --python .venv/bin/python --require-hashes requirements/lock.txt
 	touch $@
 
 clean:  ## Everything that was made, the environment excepted
