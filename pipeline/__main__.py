@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pyarrow as pa
 
 from pipeline.errors import PipelineError
 from pipeline.inspection.facts import facts_of
@@ -65,6 +69,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextlib.contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Name the file when its contents contradict each other in a way that no check foresaw: a flipped bit can."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, IndexError, pa.ArrowException) as error:
+        raise PipelineError(f"{path}: is damaged, make it again ({type(error).__name__}: {error})") from error
+
+
 def main(argv: list[str]) -> None:
     """Run a command and print what it found."""
     parser = build_parser()
@@ -73,10 +86,13 @@ def main(argv: list[str]) -> None:
         parser.error(f"--samples must be at least 0, not {args.samples}")
     target = find_target(args.path)
     if args.command == "inspect":
-        facts = facts_of(target, shards=args.shards, samples=args.samples)
+        with damage_named(args.path):
+            facts = facts_of(target, shards=args.shards, samples=args.samples)
         print(to_json(facts) if args.json else render(facts))
     elif args.command == "verify":
-        print(verify(target, shards=args.shards, quick=args.quick))
+        with damage_named(args.path):
+            found = verify(target, shards=args.shards, quick=args.quick)
+        print(found)
     else:
         if target.kind != "pairs":
             raise PipelineError(f"{args.path}: {target.kind}, not a pairs file; give a file that pair_clips made")

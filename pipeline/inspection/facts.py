@@ -246,6 +246,11 @@ def pairs_facts(path: Path, shards: Path | None, samples: int) -> dict[str, Any]
         partner_parts.append(hashes_of(pc.fill_null(batch["partner_key"], "")))
         partners += len(batch["partner_key"]) - batch["partner_key"].null_count
     partner = np.concatenate(partner_parts)
+    if len(labeled) != len(partner):
+        raise PipelineError(
+            f"{path}: {len(labeled)} labeled clips and {len(partner)} partners can be read; the file is damaged, "
+            "make it again with pair_clips"
+        )
     partner_role = "none" if partners == 0 else "unlabeled" if facts["unlabeled"] else "labeled"
 
     uses = {"uses_of_a_labeled_clip": np.unique(labeled, return_counts=True)[1]}

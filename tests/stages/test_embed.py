@@ -157,6 +157,7 @@ def test_embeddings_pass_through_evaluation_into_a_table(tmp_path, tiny_study):
     )
     tabulate.main(
         f"--row labeled|vanilla|-|-|- {tmp_path}/metrics.json --protocol dcase --study-name tiny "
+        f"--datasets clotho audiocaps audioset "
         f"--csv {tmp_path}/table1.csv --tex {tmp_path}/table1.tex".split()
     )
     row = pd.read_csv(tmp_path / "table1.csv").iloc[0]
