@@ -21,7 +21,7 @@ from pipeline.errors import PipelineError
 OK, DROPPED, FAILED = "ok", "dropped", "failed"
 
 REASONS: dict[str, tuple[str, str]] = {
-    # Known from the list and the folder (stage index_audio).
+    # Known from the list and the folder (stage index_audio); that a row of a Parquet file is empty, when it is read.
     "missing_file": (DROPPED, "has no audio file"),
     "ambiguous_file": (DROPPED, "fits more than one audio file, or its file more than one row"),
     "no_caption": (DROPPED, "has no caption"),
@@ -44,6 +44,7 @@ CATALOG_SCHEMA = pa.schema(
         pa.field("split", pa.string(), nullable=False),
         pa.field("source_name", pa.string(), nullable=False),
         pa.field("path", pa.string()),
+        pa.field("member", pa.string()),
         pa.field("source_id", pa.string()),
         pa.field("start_s", pa.float64()),
         pa.field("captions", pa.list_(pa.string()), nullable=False),
@@ -130,6 +131,7 @@ def catalog_of(rows: Iterable[SourceRow], *, dataset: str, split: str, labeled: 
             "split": split,
             "source_name": row.source_name,
             "path": row.path,
+            "member": row.member,
             "source_id": row.source_id,
             "start_s": row.start_s,
             "captions": list(row.captions) if labeled else [],

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.errors import PipelineError
+from pipeline.shards import usable_batches
 
 logger = logging.getLogger(__name__)
 
@@ -36,36 +36,47 @@ class HeldOut:
 
 def read_held_out(manifests: Sequence[Path]) -> HeldOut:
     """The identities of every usable clip of these splits."""
-    columns: dict[str, list[pa.ChunkedArray]] = {name: [] for name in IDENTITIES}
+    values = {name: pa.array([], pa.string()) for name in IDENTITIES}
     for path in manifests:
-        table = pq.read_table(path, columns=list(IDENTITIES), filters=[("status", "==", "ok")])
-        for name in IDENTITIES:
-            columns[name].append(table[name])
-    return HeldOut(
-        values={
-            name: pc.unique(pa.chunked_array([c for part in parts for c in part.chunks], pa.string()).drop_null())
-            for name, parts in columns.items()
-        }
-    )
+        for batch in usable_batches(path, IDENTITIES):
+            for name in IDENTITIES:
+                values[name] = pc.unique(pa.concat_arrays([values[name], batch[name].drop_null()]))
+    return HeldOut(values=values)
 
 
-def leaks_of(table: pa.Table, held_out: HeldOut) -> pa.ChunkedArray:
+def leaks_of(batch: pa.RecordBatch, held_out: HeldOut) -> pa.Array:
     """For each row of a manifest whether it is a held-out clip, by any of `IDENTITIES`."""
-    masks = [pc.is_in(table[name], value_set=held_out.values[name], skip_nulls=True) for name in IDENTITIES]
+    masks = [pc.is_in(batch[name], value_set=held_out.values[name], skip_nulls=True) for name in IDENTITIES]
     return pc.or_(*masks)
 
 
-def without_leaks(table: pa.Table, held_out: HeldOut, path: Path, policy: str) -> pa.Table:
-    """The rows of a manifest that do not leak; under the policy `fail` a leak raises, under `drop` it is logged."""
-    mask = leaks_of(table, held_out)
-    leaked = table.filter(mask)
-    if leaked.num_rows == 0:
-        return table
-    first = ", ".join(
-        f"{row['key']} ({row['source_id'] or 'same audio'})" for row in leaked.slice(0, NAMED).to_pylist()
-    )
-    found = f"{path}: {leaked.num_rows} of {table.num_rows} clips are also in a validation or test split: {first}"
-    if policy == "fail":
-        raise PipelineError(f"{found}; set leaks to drop, or take them out of the dataset")
-    logger.warning("%s; they are left out", found)
-    return table.filter(pc.invert(mask))
+@dataclass(kw_only=True)
+class Leaked:
+    """The leaks of one split, counted while its manifest is read."""
+
+    clips: int = 0
+    leaked: int = 0
+    first: list[str] = field(default_factory=list)
+    """The first leaked clips, with what they were recognised by."""
+
+    def take_out(self, batch: pa.RecordBatch, held_out: HeldOut) -> pa.RecordBatch:
+        """The rows that do not leak; the others are counted."""
+        mask = leaks_of(batch, held_out)
+        leaked = batch.filter(mask)
+        self.clips += batch.num_rows
+        self.leaked += leaked.num_rows
+        for row in leaked.slice(0, NAMED - len(self.first)).to_pylist():
+            self.first.append(f"{row['key']} ({row['source_id'] or 'same audio'})")
+        return batch if leaked.num_rows == 0 else batch.filter(pc.invert(mask))
+
+    def settle(self, path: Path, policy: str) -> None:
+        """Under the policy `fail` raise PipelineError if there was a leak, under `drop` log it."""
+        if not self.leaked:
+            return
+        found = (
+            f"{path}: {self.leaked} of {self.clips} clips are also in a validation or test split: "
+            f"{', '.join(self.first)}"
+        )
+        if policy == "fail":
+            raise PipelineError(f"{found}; set leaks to drop, or take them out of the dataset")
+        logger.warning("%s; they are left out", found)

@@ -7,17 +7,19 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import soundfile
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
+from pipeline.addresses import read_range
 from pipeline.audio import BYTES_PER_FRAME
 from pipeline.catalogs import OK, read_table
 from pipeline.errors import PipelineError
@@ -50,7 +52,8 @@ MANIFEST_SCHEMA = pa.schema(
 )
 """Columns of the manifest and of a shard's row file."""
 
-OPEN_TARS = 256  # of the 1,024 files that a process may open by default
+OPEN_TARS = 128  # a split, of the 1,024 files that a process may open by default
+BATCH_ROWS = 1 << 16  # of a manifest, read at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,14 +66,11 @@ class ShardFacts:
     clips: int
     bytes: int
     sha256: str
+    rows_digest: str
+    """Of the catalog's rows that it was made from (`pipeline.assignment.digest_of`)."""
 
 
 FACTS_KEY = b"shard"
-
-
-def shard_name(index: int) -> str:
-    """`00000`, `00001`, ..."""
-    return f"{index:05d}"
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -98,71 +98,123 @@ def add_sample(tar: tarfile.TarFile, key: str, extension: str, audio: bytes, fac
 class _OpenTar:
     """A file descriptor that is closed with its last reference, so that no thread loses one that it is reading from."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         try:
             self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise PipelineError(f"{path}: cannot be opened any more ({error.strerror})") from error
         self.path = path
 
-    def read(self, offset: int, size: int) -> bytearray:
-        """`size` bytes from `offset` on; PipelineError if the file has become shorter."""
-        buffer = bytearray(size)
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill the buffer with the bytes from `offset` on; PipelineError if the file has become shorter."""
         found = os.preadv(self.descriptor, [buffer], offset)
-        if found != size:
+        if found != len(buffer):
             raise PipelineError(
-                f"{self.path}: asked for {size} bytes at {offset}, found {found}; the file was cut after opening, "
-                "make the shard again"
+                f"{self.path}: asked for {len(buffer)} bytes at {offset}, found {found}; the file was cut after "
+                "opening, make the shard again"
             )
-        return buffer
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
 
 
+@dataclass(frozen=True, slots=True)
+class _RemoteTar:
+    """A tar at an address, read by byte range."""
+
+    address: str
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        buffer[:] = read_range(self.address, offset, len(buffer))
+
+
 class ShardReader:
     """The usable clips of one split, at any window, without decoding or copying more than the window.
 
+    A clip is known by its key or its row: its place among the usable clips, in the order of the keys. What is held of a
+    clip are numbers, about 30 bytes, and its captions, so that millions of clips fit and forked processes share them.
     May be shared by threads, forked and pickled: files are opened on first use and read at absolute offsets.
     """
 
-    def __init__(self, folder: Path, summary: Mapping[str, Any], rows: pa.Table) -> None:
+    def __init__(self, folder: Path, summary: Mapping[str, Any]) -> None:
         self.folder = folder
         self.dataset: str = summary["dataset"]
         self.split: str = summary["split"]
         self.format: str = summary["format"]
         self.sample_rate_hz: int = summary["sample_rate_hz"]
         self.manifest_sha256: str = summary["manifest_sha256"]
-        self.keys: list[str] = rows["key"].to_pylist()
-        self._row_of = {key: row for row, key in enumerate(self.keys)}
-        self._captions = rows["captions"].combine_chunks()
-        self._frames = rows["frames"].to_numpy()
-        self._offset = rows["pcm_offset" if self.format == "wav" else "data_offset"].to_numpy()
-        self._size = rows["data_size"].to_numpy()
-        self._tars = [folder / shard["tar"] for shard in summary["shards"]]
-        number_of = {shard["shard"]: number for number, shard in enumerate(summary["shards"])}
-        self._tar_of = np.array([number_of[shard] for shard in rows["shard"].to_pylist()], np.int32)
-        self._open = functools.lru_cache(OPEN_TARS)(_OpenTar)
+        self._is_remote = "address" in summary
+        self._place = summary.get("address", str(folder))
+        self._shards = np.array([shard["shard"] for shard in summary["shards"]])
+        self._read_manifest()
+        self._open = self._opener()
+
+    def _read_manifest(self) -> None:
+        """Keep of the manifest what reading needs, a batch of rows at a time."""
+        number_of = {shard: number for number, shard in enumerate(self._shards.tolist())}
+        place = "pcm_offset" if self.format == "wav" else "data_offset"
+        columns = ["key", "shard", "frames", place, "data_size", "captions"]
+        hashes, tars, frames, offsets, sizes, counts, texts = ([] for _ in range(7))
+        for batch in usable_batches(self.folder / "manifest.parquet", columns):
+            hashes.append(hashes_of(batch["key"]))
+            shards = batch["shard"].dictionary_encode()
+            numbers = np.array([number_of[shard] for shard in shards.dictionary.to_pylist()], np.int32)
+            tars.append(numbers[shards.indices.to_numpy()])
+            frames.append(batch["frames"].to_numpy())
+            offsets.append(batch[place].to_numpy())
+            if self.format != "wav":
+                sizes.append(batch["data_size"].to_numpy())
+            counts.append(pc.list_value_length(batch["captions"]).to_numpy())
+            texts.append(batch["captions"].flatten().cast(pa.large_string()))
+        unordered = _joined(hashes, np.uint64)
+        order = np.argsort(unordered, kind="stable")
+        self._hashes, self._order = unordered[order], order.astype(np.int32)
+        if len(twice := np.flatnonzero(self._hashes[1:] == self._hashes[:-1])):
+            first, second = (self.keys[self._order[twice[0] + step]] for step in (0, 1))
+            raise PipelineError(f"{self.folder}: {first} and {second} have the same hash; rename one of the clips")
+        self._tar_of, self._frames = _joined(tars, np.int32), _joined(frames, np.int64)
+        self._offset, self._size = _joined(offsets, np.int64), _joined(sizes, np.int64)
+        self._texts = pa.concat_arrays([pa.array([], pa.large_string()), *texts])
+        # Where the captions of a row begin; no clip of unlabeled audio has any, and then there is nothing to keep.
+        self._first_text = np.concatenate([[0], np.cumsum(_joined(counts, np.int64))]) if len(self._texts) else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_open"}
+        return {name: value for name, value in vars(self).items() if name not in ("_open", "keys")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._open = functools.lru_cache(OPEN_TARS)(_OpenTar)
+        self._open = self._opener()
+
+    def _opener(self) -> Callable[[str], _OpenTar | _RemoteTar]:
+        tar: Callable[[str], _OpenTar | _RemoteTar] = _RemoteTar if self._is_remote else _OpenTar
+        return functools.lru_cache(OPEN_TARS)(tar)
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self._hashes)
+
+    @functools.cached_property
+    def keys(self) -> list[str]:
+        """The key of every row, read from the manifest on first use, because it is the most of it."""
+        batches = usable_batches(self.folder / "manifest.parquet", ["key"])
+        return [key for batch in batches for key in batch["key"].to_pylist()]
+
+    def rows_of(self, keys: pa.Array) -> NDArray[np.int64]:
+        """The row of every key, -1 where there is no such usable clip."""
+        if len(self) == 0:
+            return np.full(len(keys), -1)
+        wanted = hashes_of(keys)
+        places = np.minimum(np.searchsorted(self._hashes, wanted), len(self) - 1)
+        return np.where(self._hashes[places] == wanted, self._order[places], -1)
 
     def _row(self, key: str) -> int:
-        try:
-            return self._row_of[key]
-        except KeyError:
+        row = int(self.rows_of(pa.array([key]))[0])
+        if row < 0:
             raise PipelineError(
-                f"{self.folder}: no usable clip {key}; the manifest has {len(self.keys)} usable clips, "
+                f"{self.folder}: no usable clip {key}; the manifest has {len(self)} usable clips, "
                 f"so either {key} was dropped (see its reason there) or it belongs to another split"
-            ) from None
+            )
+        return row
 
     def frames(self, key: str) -> int:
         """Length of a clip at `sample_rate_hz`."""
@@ -170,32 +222,70 @@ class ShardReader:
 
     def captions(self, key: str) -> list[str]:
         """The captions of a clip, in the publisher's order; empty for unlabeled audio."""
-        return self._captions[self._row(key)].as_py()
+        row = self._row(key)
+        if self._first_text is None:
+            return []
+        return self._texts[self._first_text[row] : self._first_text[row + 1]].to_pylist()
+
+    def captions_at(self, rows: NDArray[np.int64], numbers: NDArray[np.integer]) -> list[str]:
+        """For each of some rows its caption of the given number; PipelineError where it has fewer."""
+        first = np.zeros(len(self) + 1, np.int64) if self._first_text is None else self._first_text
+        places = first[rows] + numbers
+        if len(missing := np.flatnonzero((numbers < 0) | (places >= first[rows + 1]))):
+            row, number = rows[missing[0]], numbers[missing[0]]
+            raise PipelineError(f"{self.folder}: {self.keys[row]} has no caption {number}; make the pairs again")
+        return self._texts.take(pa.array(places)).to_pylist()
 
     def read_window(self, key: str, start: int, frames: int) -> NDArray[np.int16]:
         """`frames` samples of a clip from `start` on; a clip shorter than that is repeated.
 
         Raises PipelineError for a window that reaches beyond a longer clip, and for a tar that has become shorter.
         """
-        row = self._row(key)
-        length = int(self._frames[row])
+        window = np.empty(frames, "<i2")
+        self.read_into(self._row(key), start, window)
+        return window
+
+    def read_into(self, row: int, start: int, window: NDArray[np.int16]) -> None:
+        """Fill an array with the samples of a row from `start` on, as `read_window` does."""
+        frames, length = len(window), int(self._frames[row])
         if length < frames:
-            clip = self._read(row, 0, length)
-            return np.resize(np.roll(clip, -start), frames)
-        if start < 0 or start + frames > length:
+            window[:] = np.resize(np.roll(self.read_clip(row), -start), frames)
+        elif start < 0 or start + frames > length:
             raise PipelineError(
-                f"{self.folder}: {key} has {length} frames, asked for {start} to {start + frames}; "
+                f"{self.folder}: {self.keys[row]} has {length} frames, asked for {start} to {start + frames}; "
                 "the pairs belong to other shards, make them again"
             )
-        return self._read(row, start, frames)
+        else:
+            self._read(row, start, window)
 
-    def _read(self, row: int, start: int, frames: int) -> NDArray[np.int16]:
-        tar, offset = self._open(self._tars[self._tar_of[row]]), int(self._offset[row])
+    def read_clip(self, row: int) -> NDArray[np.int16]:
+        """All samples of a row."""
+        clip = np.empty(self._frames[row], "<i2")
+        self._read(row, 0, clip)
+        return clip
+
+    def _read(self, row: int, start: int, samples: NDArray[np.int16]) -> None:
+        tar = self._open(f"{self._place}/{self._shards[self._tar_of[row]]}.tar")
+        offset = int(self._offset[row])
         if self.format == "wav":
-            return np.frombuffer(tar.read(offset + start * BYTES_PER_FRAME, frames * BYTES_PER_FRAME), np.dtype("<i2"))
-        with soundfile.SoundFile(io.BytesIO(tar.read(offset, int(self._size[row])))) as source:
+            tar.read_into(samples.data.cast("B"), offset + start * BYTES_PER_FRAME)
+            return
+        data = bytearray(int(self._size[row]))
+        tar.read_into(memoryview(data), offset)
+        with soundfile.SoundFile(io.BytesIO(data)) as source:
             source.seek(start)
-            return source.read(frames, dtype="int16")
+            source.read(out=samples)
+
+
+def _joined(parts: list[NDArray], dtype: DTypeLike) -> NDArray:
+    return np.concatenate([np.empty(0, dtype), *parts], dtype=dtype)
+
+
+def hashes_of(texts: pa.Array) -> NDArray[np.uint64]:
+    """A 64-bit hash of every text: of 10 million different ones, two are equal with a chance of 1 in 370,000."""
+    import pandas as pd  # a second, for which stages that do not need it need not wait
+
+    return pd.util.hash_array(texts.to_numpy(zero_copy_only=False), categorize=False)
 
 
 def open_shards(folder: Path, *, verify: bool = False) -> ShardReader:
@@ -211,15 +301,31 @@ def open_shards(folder: Path, *, verify: bool = False) -> ShardReader:
         raise PipelineError(f"{summary_path}: not found; make it with python -m pipeline.stages.index_shards") from None
     except ValueError as error:
         raise PipelineError(f"{summary_path}: is not JSON ({error}); make it again with index_shards") from error
-    manifest = read_manifest(manifest_path)
+    if not manifest_path.exists():
+        raise PipelineError(f"{manifest_path}: not found; make it with python -m pipeline.stages.index_shards")
     if sha256_of(manifest_path) != summary["manifest_sha256"]:
         raise PipelineError(
             f"{manifest_path}: is not the manifest that {summary_path} tells of; run index_shards again"
         )
     for shard in summary["shards"]:
-        check_tar(folder / shard["tar"], shard["bytes"], shard["sha256"] if verify else None)
-    usable = manifest.filter(pc.equal(manifest["status"], OK))
-    return ShardReader(folder, summary, usable)
+        if "address" not in summary:
+            check_tar(folder / shard["tar"], shard["bytes"], shard["sha256"] if verify else None)
+    return ShardReader(folder, summary)
+
+
+def usable_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of the usable rows of a manifest, a batch of rows at a time."""
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            if file.schema_arrow.names != MANIFEST_SCHEMA.names:
+                raise PipelineError(f"{path}: is not a manifest of this pipeline; make it again with index_shards")
+            for batch in file.iter_batches(BATCH_ROWS, columns=list(dict.fromkeys([*columns, "status"]))):
+                yield batch.filter(pc.equal(batch["status"], OK))
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: not found; make it with python -m pipeline.stages.index_shards") from None
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise PipelineError(f"{path}: cannot be read ({reason}); make it again with index_shards") from error
 
 
 def read_manifest(path: Path) -> pa.Table:
@@ -245,7 +351,10 @@ def read_rows(path: Path) -> tuple[pa.Table, ShardFacts]:
     footer = (table.schema.metadata or {}).get(FACTS_KEY)
     if footer is None:
         raise PipelineError(f"{path}: is not a shard's row file, its footer tells of no tar; make it with shard_audio")
-    return table, ShardFacts(**json.loads(footer))
+    told = json.loads(footer)
+    if told.keys() != {field.name for field in fields(ShardFacts)}:
+        raise PipelineError(f"{path}: was made by another version of shard_audio; make it again")
+    return table, ShardFacts(**told)
 
 
 def rows_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:

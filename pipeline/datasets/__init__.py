@@ -9,7 +9,9 @@ from pipeline.datasets.audiocaps import read_audiocaps
 from pipeline.datasets.audioset import read_audioset
 from pipeline.datasets.clotho import read_clotho
 from pipeline.datasets.folder import read_folder
+from pipeline.datasets.parquet import read_parquet
 from pipeline.datasets.sources import SourceRow
+from pipeline.datasets.webdataset import read_webdataset
 
 __all__ = ["ADAPTERS", "SourceRow"]
 
@@ -18,5 +20,7 @@ ADAPTERS: dict[str, Callable[[Path, str], Iterator[SourceRow]]] = {
     "audioset": read_audioset,
     "clotho": read_clotho,
     "folder": read_folder,
+    "parquet": read_parquet,
+    "webdataset": read_webdataset,
 }
 """Adapter by name: (root, split) -> source rows. Raises PipelineError for a layout that is not the publisher's."""

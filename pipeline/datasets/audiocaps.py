@@ -36,7 +36,7 @@ def read_audiocaps(root: Path, split: str) -> Iterator[SourceRow]:
         number, youtube_id = fields["audiocap_id"].strip(), fields["youtube_id"].strip()
         if not youtube_id:
             raise PipelineError(f"{listing} row {row}: no youtube_id")
-        start_s = seconds(fields["start_time"], listing, row)
+        start_s = seconds(fields["start_time"], f"{listing} row {row}")
         place = youtube_id, start_s
         listed = VideoClip(
             youtube_id=youtube_id,

@@ -27,6 +27,6 @@ def read_audioset(root: Path, split: str) -> Iterator[SourceRow]:
                 f"{listing} row {row}: expected YTID, start_seconds, end_seconds, positive_labels; "
                 f'found {len(fields)} fields, the first "{youtube_id}"'
             )
-        clips.append(VideoClip(youtube_id=youtube_id, start_s=seconds(fields[1], listing, row), row=row))
+        clips.append(VideoClip(youtube_id=youtube_id, start_s=seconds(fields[1], f"{listing} row {row}"), row=row))
     files = find_audio([root / split, root / f"{split}_segments", root / "audio" / split, root / "audio", root])
     return source_rows_of(clips, files)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.datasets.sources import (
@@ -15,7 +16,10 @@ from pipeline.datasets.sources import (
     unescaped,
 )
 
+logger = logging.getLogger(__name__)
+
 CAPTION_COLUMNS = tuple(f"caption_{number}" for number in range(1, 6))
+WARNED_ROWS = 20
 
 
 def read_clotho(root: Path, split: str) -> Iterator[SourceRow]:
@@ -29,6 +33,8 @@ def read_clotho(root: Path, split: str) -> Iterator[SourceRow]:
     listing = root / f"clotho_captions_{split}.csv"
     rows = list(read_table(listing, ("file_name", *CAPTION_COLUMNS), "Clotho's file_name, caption_1 .. caption_5"))
     files = find_audio([root / split, root / f"clotho_audio_{split}"])
+    captions = {row: clean_captions(fields[column] for column in CAPTION_COLUMNS) for row, fields in rows}
+    _warn_of_few_captions(listing, captions)
     found = match_names((fields["file_name"] for _, fields in rows), files)
     sound_ids = _sound_ids(root / f"clotho_metadata_{split}.csv")
     for row, fields in rows:
@@ -39,8 +45,24 @@ def read_clotho(root: Path, split: str) -> Iterator[SourceRow]:
             path=path,
             reason=reason,
             source_id=sound_ids.get(unescaped(name).strip()),
-            captions=clean_captions(fields[column] for column in CAPTION_COLUMNS),
+            captions=captions[row],
             row=row,
+        )
+
+
+def _warn_of_few_captions(listing: Path, captions: Mapping[int, Sequence[str]]) -> None:
+    """Name the first rows that have fewer captions than Clotho gives each clip; one without any is lost and counted."""
+    few = [row for row, texts in captions.items() if 0 < len(texts) < len(CAPTION_COLUMNS)]
+    if few:
+        more = f" and {len(few) - WARNED_ROWS} more" if len(few) > WARNED_ROWS else ""
+        rows = ", ".join(f"{row} ({len(captions[row])})" for row in few[:WARNED_ROWS])
+        logger.warning(
+            "%s: %d clips have fewer than %d captions, in rows %s%s",
+            listing,
+            len(few),
+            len(CAPTION_COLUMNS),
+            rows,
+            more,
         )
 
 

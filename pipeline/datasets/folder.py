@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.datasets.sources import SourceRow, check_root, clean_captions, find_audio, match_names, read_table
+from pipeline.datasets.sources import (
+    CAPTION_COLUMN,
+    SourceRow,
+    check_root,
+    clean_captions,
+    find_audio,
+    match_names,
+    read_table,
+)
 from pipeline.errors import PipelineError
 
-CAPTION = re.compile(r"caption_(\d+)")
 LAYOUT = "file_name and, for captioned audio, caption_1, caption_2, ..."
 
 
 def check_caption_columns(listing: Path, columns: list[str]) -> None:
     """Raise when a list has a column that is meant for captions but is not named as one."""
-    meant = [name for name in columns if name.lower().startswith(("caption", "text")) and not CAPTION.fullmatch(name)]
-    if meant and not any(CAPTION.fullmatch(name) for name in columns):
+    meant = [name for name in columns if name.lower().startswith(("caption", "text"))]
+    if meant and not any(CAPTION_COLUMN.fullmatch(name) for name in columns):
         raise PipelineError(
             f"{listing}: no column caption_1; found {', '.join(columns)}; captions stand in caption_1, caption_2, ..."
         )
@@ -42,7 +48,7 @@ def read_folder(root: Path, split: str) -> Iterator[SourceRow]:
     found = match_names((fields["file_name"].removeprefix(outer) for _, fields in rows), files)
     for row, fields in rows:
         path, reason = found[fields["file_name"].removeprefix(outer)]
-        columns = sorted((int(match[1]), name) for name in fields if (match := CAPTION.fullmatch(name)))
+        columns = sorted((int(match[1]), name) for name in fields if (match := CAPTION_COLUMN.fullmatch(name)))
         yield SourceRow(
             source_name=fields["file_name"],
             path=path,

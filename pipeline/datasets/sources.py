@@ -6,11 +6,12 @@ import csv
 import html
 import io
 import logging
+import math
 import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -32,9 +33,11 @@ class SourceRow:
     source_name: str
     """The publisher's name of the clip; unique in a split, a repeated name is a duplicate."""
     path: str | None = None
-    """The audio file found for it."""
+    """The audio file found for it, or the file that it is a member of."""
+    member: str | None = None
+    """Where in that file its bytes lie, as `pipeline.members` writes it; None for a file of its own."""
     reason: str | None = None
-    """Why there is no path: `missing_file` or `ambiguous_file`."""
+    """Why it cannot be used: `missing_file`, `ambiguous_file` or `duplicate`."""
     source_id: str | None = None
     """Identity of the recording it was cut from: YouTube or Freesound id."""
     start_s: float | None = None
@@ -43,6 +46,9 @@ class SourceRow:
     """Without empty ones, in the publisher's order."""
     row: int | None = None
     """Line of the publisher's list, the header being line 1."""
+
+
+CAPTION_COLUMN = re.compile(r"caption_(\d+)")
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------
@@ -113,12 +119,14 @@ def clean_captions(captions: Iterable[str]) -> tuple[str, ...]:
     return tuple(text for text in (" ".join(caption.split()) for caption in captions) if text)
 
 
-def seconds(text: str, path: Path, row: int) -> float:
-    """A start time as a number; PipelineError names the row."""
+def seconds(text: str, place: str) -> float:
+    """A start time as a number; PipelineError names the place where it stands."""
     try:
-        return float(text)
+        if math.isfinite(number := float(text)):
+            return number
     except ValueError:
-        raise PipelineError(f'{path} row {row}: start time "{text}" is not a number of seconds') from None
+        pass
+    raise PipelineError(f'{place}: start time "{text}" is not a number of seconds')
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -146,24 +154,79 @@ def check_root(root: Path) -> None:
 def find_audio(folders: Sequence[Path]) -> AudioFiles:
     """The audio files below the first of `folders` that has any, from one walk a folder.
 
-    Raises PipelineError when none has, and for names that are not UTF-8, which no catalog could hold.
+    Raises PipelineError when none has.
     """
     for folder in folders:
-        names = sorted(_walk_audio(folder))
+        names = walk_files(folder, AUDIO_EXTENSIONS)
         if names:
-            unfit = [name for name in names if not name.isascii() and re.search("[\ud800-\udfff]", name)]
-            if unfit:
-                raise PipelineError(
-                    f"{folder}: {len(unfit)} file names are not UTF-8, the first {unfit[0]!a}; rename them"
-                    " (for instance with convmv -t utf8)"
-                )
             return AudioFiles(folder, names)
     raise PipelineError(
         f"no audio files below {' or '.join(str(folder) for folder in folders)}; unpack the audio there"
     )
 
 
-def _walk_audio(folder: Path) -> Iterator[str]:
+def find_split_files(root: Path, split: str, extension: str) -> list[str]:
+    """The container files of one split below a root, sorted, as paths with the root.
+
+    Those of a folder SPLIT anywhere below the root, or those named `SPLIT-00000-of-00010`, `SPLIT_000`, `SPLIT` and the
+    like, as https://huggingface.co/docs/hub/datasets-file-names-and-splits has them. PipelineError when there are none,
+    or in more than one place: the same clips come in several configurations of one repository.
+    """
+    numbered = re.compile(re.escape(split) + r"(?:[-_.]?\d.*)?", re.DOTALL)
+    names = walk_files(root, {extension})
+    places: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        *folders, file = name.split("/")
+        if split in folders:
+            places["/".join(folders[: folders.index(split) + 1]) + "/"].append(name)
+        elif numbered.fullmatch(os.path.splitext(file)[0]):
+            places["/".join([*folders, split]) + "*"].append(name)
+    if not places:
+        found = f"found {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else "found none at all"
+        raise PipelineError(
+            f"{root}: no {extension} files of the split {split}; looked for a folder {split} and for "
+            f"{split}{extension}, {split}-00000-of-00010{extension} and the like; {found}"
+        )
+    if len(places) > 1:
+        raise PipelineError(
+            f"{root}: {extension} files of the split {split} in several places: {', '.join(sorted(places))}; "
+            "set the dataset's root to the folder of one of them"
+        )
+    (found_names,) = places.values()
+    _warn_of_missing_parts(root, found_names)
+    return [f"{root.as_posix()}/{name}" for name in found_names]
+
+
+def _warn_of_missing_parts(root: Path, names: Iterable[str]) -> None:
+    """Tell which of the files that are numbered `-00003-of-00010` are not there."""
+    numbers: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for name in names:
+        if match := re.match(r"(.*?)-(\d+)-of-(\d+)", name):
+            numbers[match[1], int(match[3])].add(int(match[2]))
+    for (stem, count), present in numbers.items():
+        if missing := sorted(set(range(count)) - present):
+            logger.warning(
+                "%s/%s: %d of %d parts are not there, the first is number %d: their clips cannot be listed",
+                root, stem, len(missing), count, missing[0],
+            )  # fmt: skip
+
+
+def walk_files(folder: Path, extensions: Collection[str]) -> list[str]:
+    """The files below a folder with one of the extensions, sorted, relative to it; hidden ones are left out.
+
+    PipelineError for a folder that cannot be listed, and for names that are not UTF-8, which no catalog could hold.
+    """
+    names = sorted(_walk(folder, extensions))
+    unfit = [name for name in names if not name.isascii() and re.search("[\ud800-\udfff]", name)]
+    if unfit:
+        raise PipelineError(
+            f"{folder}: {len(unfit)} file names are not UTF-8, the first {unfit[0]!a}; rename them"
+            " (for instance with convmv -t utf8)"
+        )
+    return names
+
+
+def _walk(folder: Path, extensions: Collection[str]) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):  # os.walk would skip an unreadable folder without a word
             raise PipelineError(f"{error.filename}: cannot be listed ({error.strerror})") from error
@@ -179,7 +242,7 @@ def _walk_audio(folder: Path) -> Iterator[str]:
         subfolders[:] = [name for name in subfolders if not name.startswith(".") and name != "__MACOSX"]
         prefix = os.path.relpath(current, base).replace(os.sep, "/") + "/" if current != base else ""
         for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in AUDIO_EXTENSIONS:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in extensions:
                 yield prefix + name
 
 

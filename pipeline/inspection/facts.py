@@ -29,7 +29,6 @@ from pipeline.inspection.targets import (
     Target,
     batches,
     check_manifest,
-    hashes_of,
     read_json,
     read_pairs_facts,
     read_schema,
@@ -37,6 +36,7 @@ from pipeline.inspection.targets import (
     splits_of,
 )
 from pipeline.pairs import SCHEMA as PAIRS_SCHEMA
+from pipeline.shards import hashes_of
 
 QUANTILES = {"min": 0, "p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1}
 FULL_SCALE_DBFS = -0.001  # both 32767 and -32768

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import soundfile
 from numpy.typing import NDArray
 
@@ -99,7 +100,7 @@ def read_slot(pairs: Path, shards: Path | None, *, epoch: int, step: int, slot: 
 
 def _reader_of(readers: list[ShardReader], key: str) -> ShardReader:
     for reader in readers:
-        if key in reader.keys:
+        if reader.rows_of(pa.array([key]))[0] >= 0:
             return reader
     raise PipelineError(
         f"{key} is in none of {', '.join(str(reader.folder) for reader in readers)}; make the pairs again"

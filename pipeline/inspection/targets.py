@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -191,13 +190,6 @@ def batches(
         raise PipelineError(f"{path}: not found") from None
     except (OSError, pa.ArrowException) as error:
         raise _damaged(path, error) from error
-
-
-def hashes_of(texts: pa.Array) -> np.ndarray:
-    """A 64-bit hash of every text: of 10 million different ones, two are equal with a chance of 1 in 370,000."""
-    import pandas as pd  # a second, for which verifying shards need not wait
-
-    return pd.util.hash_array(texts.to_numpy(zero_copy_only=False), categorize=False)
 
 
 def _damaged(path: Path, error: Exception) -> PipelineError:

@@ -30,7 +30,6 @@ from pipeline.inspection.targets import (
     Target,
     batches,
     check_manifest,
-    hashes_of,
     read_json,
     read_pairs_facts,
     read_summary,
@@ -38,7 +37,7 @@ from pipeline.inspection.targets import (
 )
 from pipeline.pairs import NO_CAPTION
 from pipeline.pairs import SCHEMA as PAIRS_SCHEMA
-from pipeline.shards import MANIFEST_SCHEMA
+from pipeline.shards import MANIFEST_SCHEMA, hashes_of
 
 _CHUNK_BYTES = 1 << 20
 _PLACE = ("data_offset", "data_size", "frames", "sample_rate_hz", "sha256")  # without which a clip cannot be read
@@ -66,6 +65,8 @@ def verify_shards(manifest: Path, *, quick: bool) -> str:
     folder = manifest.parent
     summary = check_summary(manifest)
     shards = summary["shards"]
+    if "address" in summary:
+        raise PipelineError(f"{folder}: its tars lie at {summary['address']}; copy them (tars: copy) to verify them")
     rows_of = itertools.groupby(
         (row for batch in batches(manifest, MANIFEST_SCHEMA.names) for row in batch.to_pylist()),
         key=lambda row: row["shard"],

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import PipelineError
+
+SECONDS_TO_BE_ENDED = 5
+"""torchrun looks at its processes ten times a second."""
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -19,5 +24,9 @@ def run(main: Callable[[list[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except PipelineError as error:
-        is_first = os.environ.get("RANK", "0") == "0"  # under torchrun every process meets the same error
-        sys.exit(f"{Path(sys.argv[0]).stem}: {error}" if is_first else 1)
+        if os.environ.get("RANK", "0") != "0":
+            # Under torchrun most errors are met by every process, and the first says it: torchrun then ends this one
+            # while it waits. An error that this one alone meets is said here.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(SECONDS_TO_BE_ENDED)
+        sys.exit(f"{Path(sys.argv[0]).stem}: {error}")

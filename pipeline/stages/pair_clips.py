@@ -27,17 +27,26 @@ def check_batch(labeled: Clips, batch_size: int, manifests: list[Path]) -> None:
         )
 
 
-def check_sample_rate(manifests: list[Path], sample_rate_hz: int) -> None:
-    """Raise when a split was sharded for another backbone."""
+def check_shards(manifests: list[Path], sample_rate_hz: int) -> None:
+    """Raise when a split was sharded for another backbone; warn when the leak guard is blind between formats."""
+    formats = set()
     for path in manifests:
         summary = path.with_suffix(".json")
         if not (path.exists() and summary.exists()):
             raise PipelineError(f"{path}: it or {summary.name} beside it is missing; make both with index_shards")
-        found = json.loads(summary.read_text(encoding="utf-8"))["sample_rate_hz"]
+        facts = json.loads(summary.read_text(encoding="utf-8"))
+        found = facts["sample_rate_hz"]
+        formats.add(facts["format"])
         if found != sample_rate_hz:
             raise PipelineError(
                 f"{path}: shards are at {found} Hz, the backbone hears {sample_rate_hz} Hz; make them again"
             )
+    if len(formats) > 1:
+        logger.warning(
+            "shards of %s: the same audio has another checksum in each, so that held-out clips without a source id are "
+            "not recognised across them; use one shards.format for all",
+            " and ".join(sorted(formats)),
+        )
 
 
 def main(argv: list[str]) -> None:
@@ -58,7 +67,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
 
     backbone = BACKBONES[args.backbone]
-    check_sample_rate([*args.labeled, *args.unlabeled, *args.held_out], backbone.sample_rate_hz)
+    check_shards([*args.labeled, *args.unlabeled, *args.held_out], backbone.sample_rate_hz)
     held_out = read_held_out(args.held_out)
     labeled, left_out = read_clips(args.labeled, held_out, args.leaks)
     unlabeled = None

@@ -6,20 +6,22 @@ import argparse
 import hashlib
 import json
 import logging
-import math
 import tarfile
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.assignment import FIRST_SHARD, Assignment, assign
 from pipeline.audio import WAV_HEADER_BYTES, UnusableAudio, flac_of, read_recording
 from pipeline.catalogs import OK, REASONS, read_catalog
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_atomically, write_parquet
-from pipeline.shards import FACTS_KEY, ShardFacts, add_sample, rows_table, shard_name
+from pipeline.members import Members, place_of
+from pipeline.shards import FACTS_KEY, ShardFacts, add_sample, rows_table
 from pipeline.stages import run
 
 logger = logging.getLogger(__name__)
@@ -27,21 +29,23 @@ logger = logging.getLogger(__name__)
 COPIED = ("key", "dataset", "split", "status", "reason", "source_id", "source_name", "start_s", "captions")
 
 
-def clips_of_shard(catalog: pa.Table, shard: str, clips_per_shard: int, path: Path) -> list[dict[str, Any]]:
-    """The catalog's rows that belong in a shard; PipelineError for a shard beyond its end."""
-    shards = math.ceil(len(catalog) / clips_per_shard)
-    names = [shard_name(index) for index in range(shards)]
-    if shard not in names:
+def assignment_of(shard: str, catalog: pa.Table, clips_per_shard: int, path: Path) -> Assignment:
+    """What stands in a shard; PipelineError for one that the catalog does not have."""
+    shards = {assignment.shard: assignment for assignment in assign(catalog, clips_per_shard)}
+    if shard not in shards:
+        names = list(shards)
+        more = f", ... ({len(names)} in all)" if len(names) > 3 else ""
         raise PipelineError(
-            f"{path}: no shard {shard}; {len(catalog)} clips, {clips_per_shard} a shard, make the shards "
-            f"{names[0]} to {names[-1]}"
+            f"{path}: no shard {shard}; {len(catalog)} clips, at most {clips_per_shard} a shard, make the shards "
+            f"{', '.join(names[:3])}{more}"
         )
-    return catalog.slice(names.index(shard) * clips_per_shard, clips_per_shard).to_pylist()
+    return shards[shard]
 
 
 def write_clips(
-    clips: Iterable[Mapping[str, Any]],
+    clips: Sequence[Mapping[str, Any]],
     tar: tarfile.TarFile,
+    members: Members,
     *,
     shard: str,
     sample_rate_hz: int,
@@ -56,11 +60,14 @@ def write_clips(
         if clip["status"] != OK:
             continue
         try:
-            recording = read_recording(clip["path"], sample_rate_hz=sample_rate_hz, min_duration_s=min_duration_s)
+            source = clip["path"] if clip["member"] is None else members.read(clip["path"], clip["member"])
+            if source is None:
+                raise UnusableAudio("missing_file", "the row holds no bytes")
+            recording = read_recording(source, sample_rate_hz=sample_rate_hz, min_duration_s=min_duration_s)
         except UnusableAudio as error:
             status, wording = REASONS[error.reason]
             row |= {"status": status, "reason": error.reason}
-            logger.warning("%s %s: %s (%s)", clip["path"], wording, error, clip["key"])
+            logger.warning("%s %s: %s (%s)", place_of(clip), wording, error, clip["key"])
             continue
         audio = recording.wav if audio_format == "wav" else flac_of(recording)
         frames = len(recording.samples_S)
@@ -93,8 +100,9 @@ def write_clips(
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--catalog", type=Path, required=True, help="Parquet file of index_audio")
-    parser.add_argument("--shard", required=True, help="which shard of the catalog: 00000, 00001, ...")
-    parser.add_argument("--clips-per-shard", type=int, required=True)
+    parser.add_argument("--shard", required=True, help=f"which shard of the catalog: {FIRST_SHARD}, or its first key")
+    parser.add_argument("--clips-per-shard", type=int, required=True, help="at most so many clips a shard")
+    parser.add_argument("--digest", help="refuse a catalog whose rows of this shard have another digest")
     parser.add_argument("--sample-rate-hz", type=int, required=True)
     parser.add_argument(
         "--format", choices=["wav", "flac"], required=True, help="wav: read by offset; flac: half the size"
@@ -107,13 +115,25 @@ def main(argv: list[str]) -> None:
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
 
-    clips = clips_of_shard(read_catalog(args.catalog), args.shard, args.clips_per_shard, args.catalog)
+    catalog = read_catalog(args.catalog)
+    assignment = assignment_of(args.shard, catalog, args.clips_per_shard, args.catalog)
+    if args.digest not in (None, assignment.digest):
+        raise PipelineError(
+            f"{args.catalog}: the rows of shard {args.shard} have the digest {assignment.digest}, {args.digest} asked; "
+            "the catalog was made anew since the shard was planned, run Snakemake again"
+        )
+    clips = catalog.slice(assignment.first_row, assignment.rows).to_pylist()
     args.rows.unlink(missing_ok=True)  # rows of an earlier tar must not stand beside a new one
     with write_atomically(args.tar) as temporary:
-        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+        places = [(clip["path"], clip["member"]) for clip in clips if clip["status"] == OK and clip["member"]]
+        with (
+            tempfile.TemporaryFile(dir=args.tar.parent) as spool,
+            tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
             rows = write_clips(
                 clips,
                 tar,
+                Members(places, spool),
                 shard=args.shard,
                 sample_rate_hz=args.sample_rate_hz,
                 audio_format=args.format,
@@ -126,6 +146,7 @@ def main(argv: list[str]) -> None:
             clips=sum(row["status"] == OK for row in rows),
             bytes=temporary.stat().st_size,
             sha256=sha256_of(temporary),
+            rows_digest=assignment.digest,
         )
     table = rows_table(rows).replace_schema_metadata({FACTS_KEY: json.dumps(asdict(facts))})
     write_parquet(table, args.rows)

@@ -12,6 +12,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from pipeline.assignment import FIRST_SHARD, read_assignment
 from pipeline.stages import index_audio, index_shards, shard_audio
 
 RATE = 16_000
@@ -62,29 +63,39 @@ def make_catalog(root: Path, catalog: Path, *, labeled: bool = True, limit: floa
 
 
 def shard_arguments(
-    catalog: Path, folder: Path, shard: int = 0, *, clips: int = 3, rate: int = RATE, audio_format: str = "wav"
+    catalog: Path,
+    folder: Path,
+    shard: str = FIRST_SHARD,
+    *,
+    clips: int = 9,
+    rate: int = RATE,
+    audio_format: str = "wav",
 ) -> list[str]:
-    name = f"{shard:05d}"
     return [
-        *("--catalog", str(catalog), "--shard", name, "--clips-per-shard", str(clips)),
+        *("--catalog", str(catalog), "--shard", shard, "--clips-per-shard", str(clips)),
         *("--sample-rate-hz", str(rate), "--format", audio_format),
-        *("--tar", str(folder / f"{name}.tar"), "--rows", str(folder / f"{name}.parquet")),
+        *("--tar", str(folder / f"{shard}.tar"), "--rows", str(folder / f"{shard}.parquet")),
     ]
 
 
-def index_arguments(folder: Path, shards: int, limit: float = 1.0) -> list[str]:
+def index_arguments(catalog: Path, folder: Path, clips: int = 3, limit: float = 1.0) -> list[str]:
     return [
-        *("--rows", *(str(folder / f"{shard:05d}.parquet") for shard in range(shards))),
+        *("--catalog", str(catalog), "--clips-per-shard", str(clips), "--shards", str(folder)),
         *("--manifest", str(folder / "manifest.parquet"), "--summary", str(folder / "manifest.json")),
         *("--max-dropped-fraction", str(limit)),
     ]
 
 
-def make_shards(catalog: Path, folder: Path, shards: int, **settings: object) -> Path:
+def shard_names(catalog: Path, clips: int = 3) -> list[str]:
+    """The shards that a catalog is cut into, at most so many clips each."""
+    return [assignment.shard for assignment in read_assignment(catalog, clips)]
+
+
+def make_shards(catalog: Path, folder: Path, clips: int = 3, **settings: object) -> Path:
     """All shards of a catalog and their manifest."""
-    for shard in range(shards):
-        shard_audio.main(shard_arguments(catalog, folder, shard, **settings))  # type: ignore[arg-type]
-    index_shards.main(index_arguments(folder, shards))
+    for shard in shard_names(catalog, clips):
+        shard_audio.main(shard_arguments(catalog, folder, shard, clips=clips, **settings))  # type: ignore[arg-type]
+    index_shards.main(index_arguments(catalog, folder, clips))
     return folder
 
 

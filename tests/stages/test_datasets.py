@@ -112,6 +112,27 @@ def test_a_name_that_two_files_fit_is_ambiguous(tmp_path: Path) -> None:
     )
 
 
+def test_clotho_rows_with_missing_captions_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [
+        ["Rain.wav", *"abcde"],
+        ["Wind.wav", "a", "", "c", " ", "e"],
+        ["Sea.wav", *"abcd", ""],
+        ["Fog.wav", *" " * 5],
+    ]
+    write_csv(tmp_path / "clotho_captions_development.csv", CLOTHO_HEADER, *rows)
+    for name, *_ in rows:
+        touch(tmp_path / "development" / name)
+    assert [len(row.captions) for row in read("clotho", tmp_path, "development")] == [5, 3, 4, 0]
+    message = "clotho_captions_development.csv: 2 clips have fewer than 5 captions, in rows 3 (3), 4 (4)"
+    assert [line for line in caplog.messages if line.endswith(message)]
+
+
+def test_a_start_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    audiocaps(tmp_path, (1, "aaaaaaaaaaa", "nan", "one"))
+    with pytest.raises(PipelineError, match=r'val.csv row 2: start time "nan" is not a number'):
+        read("audiocaps", tmp_path, "val")
+
+
 # --- AudioCaps -------------------------------------------------------------------------------------------------------
 
 

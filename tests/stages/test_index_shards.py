@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,13 +16,16 @@ from audio_files import (
     make_shards,
     run_stage,
     shard_arguments,
+    shard_names,
     write_folder,
 )
 
+from pipeline.assignment import read_assignment
 from pipeline.catalogs import read_catalog
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of
-from pipeline.shards import MANIFEST_SCHEMA, read_manifest
+from pipeline.inspection.verification import verify_shards
+from pipeline.shards import MANIFEST_SCHEMA, open_shards, read_manifest
 from pipeline.stages import index_shards, shard_audio
 
 
@@ -40,7 +44,9 @@ def test_the_manifest_has_a_row_for_every_row_of_the_catalog(tmp_path: Path, cat
     assert manifest.schema.equals(MANIFEST_SCHEMA)
     for name in ("key", "source_name", "captions", "dataset", "split"):
         assert manifest[name].to_pylist() == read_catalog(catalog)[name].to_pylist()
-    assert manifest["shard"].to_pylist() == ["00000"] * 3 + ["00001"] * 2
+    shards = [(shard.shard, shard.rows) for shard in read_assignment(catalog, 2)]
+    assert len(shards) >= 3 and max(rows for _, rows in shards) == 2
+    assert manifest["shard"].to_pylist() == [shard for shard, rows in shards for _ in range(rows)]
     reasons = dict(zip(manifest["source_name"].to_pylist(), manifest["reason"].to_pylist(), strict=True))
     assert reasons == {
         **dict.fromkeys(["clip 0.wav", "clip 2.wav", "clip 4.wav"]),
@@ -66,7 +72,7 @@ def test_the_summary_tells_the_manifest_and_the_tars(tmp_path: Path, catalog: Pa
         "manifest_sha256": sha256_of(folder / "manifest.parquet"),
     }
     manifest = pq.read_table(folder / "manifest.parquet").to_pylist()
-    for name, shard in zip(("00000", "00001"), shards, strict=True):
+    for name, shard in zip(shard_names(catalog, 2), shards, strict=True):
         tar = folder / f"{name}.tar"
         clips = sum(row["shard"] == name and row["status"] == "ok" for row in manifest)
         expected = {
@@ -79,61 +85,83 @@ def test_the_summary_tells_the_manifest_and_the_tars(tmp_path: Path, catalog: Pa
         assert shard == expected
 
 
-def test_the_same_shards_give_the_same_bytes_in_any_order(tmp_path: Path, catalog: Path) -> None:
+def test_the_same_shards_give_the_same_bytes(tmp_path: Path, catalog: Path) -> None:
     folder = make_shards(catalog, tmp_path / "out", 2)
     before = [(folder / f"manifest.{kind}").read_bytes() for kind in ("parquet", "json")]
-    arguments = index_arguments(folder, 2)
-    arguments[1], arguments[2] = arguments[2], arguments[1]
-    index_shards.main(arguments)
+    for path in folder.iterdir():
+        path.unlink()
+    make_shards(catalog, folder, 2)
     assert [(folder / f"manifest.{kind}").read_bytes() for kind in ("parquet", "json")] == before
 
 
 def test_too_many_losses_are_named_and_leave_no_manifest(tmp_path: Path, catalog: Path) -> None:
-    for shard in range(2):
-        shard_audio.main(shard_arguments(catalog, tmp_path, shard))
+    for shard in shard_names(catalog):
+        shard_audio.main(shard_arguments(catalog, tmp_path, shard, clips=3))
     with pytest.raises(
         PipelineError, match=r'2 of 5 clips cannot be used, 40.0% .* 1 undecodable \("clip 3.wav" \(sounds_'
     ):
-        index_shards.main(index_arguments(tmp_path, 2, limit=0.39))
+        index_shards.main(index_arguments(catalog, tmp_path, limit=0.39))
     assert not list(tmp_path.glob("manifest*"))
-    index_shards.main(index_arguments(tmp_path, 2, limit=0.4))
+    index_shards.main(index_arguments(catalog, tmp_path, limit=0.4))
 
 
 def test_a_tar_cut_at_a_sample_boundary_is_refused(tmp_path: Path, catalog: Path) -> None:
     folder = make_shards(catalog, tmp_path / "out", 2)
-    tar = folder / "00001.tar"
-    rows = read_manifest(folder / "manifest.parquet").to_pylist()
-    last = max((row for row in rows if row["shard"] == "00001" and row["frames"]), key=lambda row: row["data_offset"])
+    last = max(read_manifest(folder / "manifest.parquet").to_pylist(), key=lambda row: row["data_offset"] or 0)
+    tar = folder / f"{last['shard']}.tar"
     size = tar.stat().st_size
     with tar.open("rb+") as file:
         file.truncate(last["data_offset"] - 512)
-    with pytest.raises(PipelineError, match=rf"00001.tar: {last['data_offset'] - 512} bytes, {size} expected"):
-        index_shards.main(index_arguments(folder, 2))
+    with pytest.raises(PipelineError, match=rf"{tar.name}: {last['data_offset'] - 512} bytes, {size} expected"):
+        index_shards.main(index_arguments(catalog, folder, 2))
     tar.unlink()
-    with pytest.raises(PipelineError, match=r"00001.tar: not found"):
-        index_shards.main(index_arguments(folder, 2))
+    with pytest.raises(PipelineError, match=rf"{tar.name}: not found"):
+        index_shards.main(index_arguments(catalog, folder, 2))
 
 
 def test_shards_that_do_not_belong_together_are_refused(tmp_path: Path, catalog: Path) -> None:
     folder = make_shards(catalog, tmp_path / "out", 2)
-    with pytest.raises(PipelineError, match=r"00001.parquet: is shard 00001, expected 00000"):
-        index_shards.main(["--rows", str(folder / "00001.parquet"), *index_arguments(folder, 0)[1:]])
-    shard_audio.main(shard_arguments(catalog, folder, 1, rate=8_000))
-    with pytest.raises(PipelineError, match=r"00001.parquet: wav at 8000 Hz, .*00000.parquet is wav at 16000 Hz"):
-        index_shards.main(index_arguments(folder, 2))
-    shard_audio.main(shard_arguments(catalog, folder, 1, clips=2))
-    with pytest.raises(PipelineError, match=r"00001.parquet: \w+ does not follow \w+ of .*00000.parquet"):
-        index_shards.main(index_arguments(folder, 2))
+    name = shard_names(catalog, 2)[1]
+    whole = (folder / f"{name}.parquet").read_bytes()
+    shutil.copy(folder / "00000.parquet", folder / f"{name}.parquet")
+    with pytest.raises(PipelineError, match=rf"{name}.parquet: was made of other rows than the catalog has for shard"):
+        index_shards.main(index_arguments(catalog, folder, 2))
+    shard_audio.main(shard_arguments(catalog, folder, name, clips=2, rate=8_000))
+    with pytest.raises(PipelineError, match=rf"{name}.parquet: wav at 8000 Hz, shard 00000 is wav at 16000 Hz"):
+        index_shards.main(index_arguments(catalog, folder, 2))
+    (folder / f"{name}.parquet").write_bytes(whole)
+    with pytest.raises(PipelineError, match=rf"00000.parquet: was made of other rows|{name}.parquet: not found"):
+        index_shards.main(index_arguments(catalog, folder, 9))
+
+
+def test_tars_of_earlier_shards_are_left_out_and_named(
+    tmp_path: Path, catalog: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_shards(catalog, tmp_path / "out", 2)
+    earlier = shard_names(catalog, 2)[1:]
+    make_shards(catalog, folder, 9)
+    assert f"{len(earlier)} tars (0.0 GB) belong to no shard of the catalog any more" in caplog.text
+    assert all(f"{name}.tar" in caplog.text for name in earlier)
+    assert set(read_manifest(folder / "manifest.parquet")["shard"].to_pylist()) == {"00000"}
+    assert set(open_shards(folder).keys) == {row["key"] for row in usable(folder)}
+    with pytest.raises(PipelineError, match=rf"{min(earlier)}.tar is not in manifest.json"):
+        verify_shards(folder / "manifest.parquet", quick=False)
+
+
+def usable(folder: Path) -> list[dict]:
+    return [row for row in read_manifest(folder / "manifest.parquet").to_pylist() if row["status"] == "ok"]
 
 
 def test_the_command_works_and_refuses_in_one_line(tmp_path: Path, catalog: Path) -> None:
     folder = make_shards(catalog, tmp_path / "out", 2)
     for name in ("manifest.parquet", "manifest.json"):
         (folder / name).unlink()
-    assert_refused(
-        run_stage("index_shards", index_arguments(folder, 2, 0.1)), "index_shards", "2 of 5 clips", "clip 3.wav"
-    )
-    assert_refused(run_stage("index_shards", index_arguments(folder, 3)), "index_shards", "00002.parquet: not found")
-    finished = run_stage("index_shards", index_arguments(folder, 2))
+    finished = run_stage("index_shards", index_arguments(catalog, folder, 2, 0.1))
+    assert_refused(finished, "index_shards", "2 of 5 clips", "clip 3.wav")
+    (folder / "00000.parquet").rename(folder / "kept")
+    finished = run_stage("index_shards", index_arguments(catalog, folder, 2))
+    assert_refused(finished, "index_shards", "00000.parquet: not found")
+    (folder / "kept").rename(folder / "00000.parquet")
+    finished = run_stage("index_shards", index_arguments(catalog, folder, 2))
     assert finished.returncode == 0, finished.stderr
     assert (folder / "manifest.json").exists()

@@ -39,6 +39,10 @@ def verified(capsys: pytest.CaptureFixture[str], path: Path, *arguments: str) ->
     return capsys.readouterr().out
 
 
+SECOND = "labeled_train_clip_15_8c1362bf"
+"""The second shard of the labeled split, named by its first key."""
+
+
 def refused(*arguments: object) -> str:
     with pytest.raises(PipelineError) as caught:
         main([str(argument) for argument in arguments])
@@ -47,7 +51,7 @@ def refused(*arguments: object) -> str:
 
 @pytest.fixture
 def split(tiny_study, tmp_path: Path) -> Path:
-    """A copy of the labeled split, to be damaged: shards of 16 and 8 clips."""
+    """A copy of the labeled split, to be damaged: shards of 6 and 18 clips."""
     return Path(shutil.copytree(tiny_study.shards / "labeled" / "train", tmp_path / "shards" / "labeled" / "train"))
 
 
@@ -259,14 +263,14 @@ def test_sound_shards_are_ok(split: Path, lossy: Path, capsys) -> None:
             f"{split}: ok: shards 2, {size:,} bytes (SHA-256 of all and of each of 24 clips); "
             "manifest 24 rows, 24 usable\n"
         )
-    assert "shards 2" in verified(capsys, lossy) and "5 rows, 3 usable" in verified(capsys, lossy)
+    assert "shards 4" in verified(capsys, lossy) and "5 rows, 3 usable" in verified(capsys, lossy)
     assert "sizes alone" in verified(capsys, split, "--quick")
 
 
 def test_a_flipped_byte_of_any_member_is_named(split: Path, capsys) -> None:
     """Of every part of a member: header, WAV header, samples, and the JSON member's header and text."""
     rows = read_manifest(split / "manifest.parquet").to_pylist()
-    row, whole = rows[18], (split / "00001.tar").read_bytes()
+    row, whole = rows[18], (split / f"{SECOND}.tar").read_bytes()
     after = -(-(row["data_offset"] + row["data_size"]) // 512) * 512
     for place, member in {
         row["data_offset"] - 500: "wav",
@@ -276,12 +280,12 @@ def test_a_flipped_byte_of_any_member_is_named(split: Path, capsys) -> None:
         after + 3: "json",
         after + 512 + 20: "json",
     }.items():
-        flip(split / "00001.tar", place)
+        flip(split / f"{SECOND}.tar", place)
         message = refused("verify", split)
-        assert f"{split}: 1 of 2 shards and 1 of 48 members damaged; the first: 00001.tar: " in message
+        assert f"{split}: 1 of 2 shards and 1 of 48 members damaged; the first: {SECOND}.tar: " in message
         assert f"{row['key']}.{member}: " in message, place
         assert "sizes alone" in verified(capsys, split, "--quick")
-        (split / "00001.tar").write_bytes(whole)
+        (split / f"{SECOND}.tar").write_bytes(whole)
 
 
 def test_the_first_of_several_damaged_shards_and_members_is_named(split: Path) -> None:
@@ -303,7 +307,7 @@ def test_a_flipped_byte_between_members_is_found(split: Path) -> None:
 
 
 def test_a_tar_cut_at_any_byte_is_named_with_its_first_lost_member(split: Path) -> None:
-    tar = split / "00001.tar"
+    tar = split / f"{SECOND}.tar"
     whole = tar.read_bytes()
     with tarfile.open(tar) as archive:
         members = [(member.name, member.offset_data + member.size) for member in archive]
@@ -314,13 +318,13 @@ def test_a_tar_cut_at_any_byte_is_named_with_its_first_lost_member(split: Path) 
         tar.write_bytes(whole[:cut])
         message = refused("verify", split)
         assert f"1 of 2 shards and {sum(end > cut for end in ends)} of 48 members damaged" in message, cut
-        assert f"00001.tar: {cut:,} bytes, manifest.json says {len(whole):,}" in message
+        assert f"{SECOND}.tar: {cut:,} bytes, manifest.json says {len(whole):,}" in message
         lost = [name for name, end in members if end > cut]
         assert not lost or f"; {lost[0]}: " in message
-        assert f"00001.tar: {cut:,} bytes" in refused("verify", split, "--quick")
+        assert f"{SECOND}.tar: {cut:,} bytes" in refused("verify", split, "--quick")
     tar.unlink()
-    assert "00001.tar: not found" in refused("verify", split)
-    assert "00001.tar: not found" in refused("verify", split, "--quick")
+    assert f"{SECOND}.tar: not found" in refused("verify", split)
+    assert f"{SECOND}.tar: not found" in refused("verify", split, "--quick")
 
 
 def rewritten(tar: Path, change: Callable[[list[tuple[str, bytes]]], None]) -> None:
@@ -337,20 +341,20 @@ def rewritten(tar: Path, change: Callable[[list[tuple[str, bytes]]], None]) -> N
 
 def test_members_that_are_missing_swapped_or_too_many_are_named(split: Path) -> None:
     """Also when manifest.json was made to agree with the tar."""
-    tar = split / "00001.tar"
-    keys = [row["key"] for row in read_manifest(split / "manifest.parquet").to_pylist() if row["shard"] == "00001"]
+    tar = split / f"{SECOND}.tar"
+    keys = [row["key"] for row in read_manifest(split / "manifest.parquet").to_pylist() if row["shard"] == SECOND]
     whole, summary = tar.read_bytes(), (split / "manifest.json").read_bytes()
 
     def swap(members: list[tuple[str, bytes]]) -> None:
         members[4], members[6] = members[6], members[4]
 
     for change, expected in (
-        (lambda members: members.pop(0), f"00001.tar: {keys[0]}.wav: "),
-        (lambda members: members.pop(3), f"00001.tar: {keys[1]}.json: "),
-        (lambda members: members.pop(), f"00001.tar: {keys[-1]}.json: "),
-        (swap, f"00001.tar: {keys[2]}.wav: byte "),
-        (lambda members: members.append(("more.wav", b"data")), "00001.tar: more members than the manifest has"),
-        (lambda members: members.append(members[-1]), "00001.tar: more members than the manifest has"),
+        (lambda members: members.pop(0), f"{SECOND}.tar: {keys[0]}.wav: "),
+        (lambda members: members.pop(3), f"{SECOND}.tar: {keys[1]}.json: "),
+        (lambda members: members.pop(), f"{SECOND}.tar: {keys[-1]}.json: "),
+        (swap, f"{SECOND}.tar: {keys[2]}.wav: byte "),
+        (lambda members: members.append(("more.wav", b"data")), f"{SECOND}.tar: more members than the manifest has"),
+        (lambda members: members.append(members[-1]), f"{SECOND}.tar: more members than the manifest has"),
     ):
         rewritten(tar, change)
         agree(split)
@@ -378,7 +382,7 @@ def test_a_manifest_that_disagrees_with_its_tar_is_named(split: Path, changes: d
         frames = sum(row["frames"] for row in read_manifest(split / "manifest.parquet").to_pylist())
         agree(split, duration_s=round(frames / 16_000, 3))
     message = refused("verify", split)
-    assert "1 of 2 shards" in message and "00001.tar: " in message and expected in message
+    assert "1 of 2 shards" in message and f"{SECOND}.tar: " in message and expected in message
 
 
 def test_flac_shards_are_checked_alike(lossy: Path) -> None:
@@ -399,8 +403,8 @@ def test_a_manifest_and_summary_that_disagree_are_refused(split: Path) -> None:
         ({"reason": {"silent": 1}}, "reason is {'silent': 1}, manifest.parquet has {}"),
         ({"duration_s": 1.0}, "duration_s is 1.0, manifest.parquet has "),
         ({"sample_rate_hz": 8_000}, "sample_rate_hz is 8000, manifest.parquet has 16000"),
-        ({"shards": shards[:1]}, "shards is [('00000', 16)], manifest.parquet has [('00000', 16), ('00001', 8)]"),
-        ({"shards": [shards[0] | {"clips": 17}, shards[1]]}, "shards is [('00000', 17)"),
+        ({"shards": shards[:1]}, f"shards is [('00000', 6)], manifest.parquet has [('00000', 6), ('{SECOND}', 18)]"),
+        ({"shards": [shards[0] | {"clips": 7}, shards[1]]}, "shards is [('00000', 7)"),
         ({"shards": None}, "has no shards.shard"),
     ):
         write_json(summary | changes, split / "manifest.json")
@@ -428,7 +432,7 @@ def test_a_damaged_or_missing_manifest_is_refused(split: Path) -> None:
 
 
 def test_a_tar_that_the_manifest_does_not_know_is_named(split: Path) -> None:
-    shutil.copy(split / "00001.tar", split / "00002.tar")
+    shutil.copy(split / f"{SECOND}.tar", split / "00002.tar")
     assert "00002.tar is not in manifest.json" in refused("verify", split)
 
 
@@ -664,10 +668,10 @@ def test_what_is_none_of_these_is_refused_with_what_was_found(tiny_study, tmp_pa
     assert "shards, not a pairs file" in refused("listen", rows.parent, "--out", tmp_path / "out")
 
 
-def test_a_split_made_anew_verifies_again(split: Path, capsys) -> None:
+def test_a_split_made_anew_verifies_again(tiny_study, split: Path, capsys) -> None:
     """The advice in the message helps: the stage's own output is whole."""
     (split / "manifest.json").unlink()
-    index_shards.main(index_arguments(split, 2))
+    index_shards.main(index_arguments(tiny_study.folder / "catalogs/labeled/train.parquet", split, 20))
     assert ": ok: " in verified(capsys, split)
 
 

@@ -1,5 +1,7 @@
 """The pairs file: complete, reproducible, fair, and refused when it cannot be right."""
 
+import tracemalloc
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,7 +10,7 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of
 from pipeline.leaks import read_held_out
-from pipeline.pairs import NO_CAPTION, Clips, pair_epoch, read_clips, read_epoch, read_facts
+from pipeline.pairs import NO_CAPTION, Clips, epoch_order, pair_epoch, read_clips, read_epoch, read_facts
 from pipeline.stages import pair_clips
 
 
@@ -62,6 +64,18 @@ def test_every_unlabeled_clip_is_used_before_one_is_used_again():
     counts = epoch(unlabeled=clips("u", 20))["partner_key"].value_counts().to_pylist()
     assert len(counts) == 20
     assert {count["counts"] for count in counts} == {2, 3}
+
+
+def test_few_of_millions_are_drawn_evenly_and_once_without_shuffling_all():
+    generator = np.random.default_rng(0)
+    drawn = [epoch_order(generator, 10_000_000, 20_000) for _ in range(3)]
+    assert all(len(set(order.tolist())) == 20_000 for order in drawn)
+    assert len(set(np.concatenate(drawn).tolist())) > 59_000, "the epochs differ"
+    assert np.bincount(np.concatenate(drawn) // 1_000_000, minlength=10).min() > 5_500
+    tracemalloc.start()
+    epoch_order(generator, 1_000_000_000, 20_000)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
 
 
 def test_windows_stay_inside_their_clips_and_short_clips_start_at_zero():
@@ -180,6 +194,16 @@ def test_a_leak_fails_with_the_clip_and_its_source_when_asked_to(tiny_study, tmp
     with pytest.raises(PipelineError, match=r"1 of 24 clips are also in a validation or test split: .*\(-aVideoId_0\)"):
         pair_with(held_out, tmp_path, "fail", labeled)
     assert not (tmp_path / "pairs.parquet").exists()
+
+
+def test_shards_of_two_formats_are_warned_of_because_their_checksums_differ(tiny_study, tmp_path, caplog):
+    held_out = held_out_split(tiny_study, tmp_path)
+    pair_with(held_out, tmp_path, "drop", tiny_study.manifest("labeled"))
+    assert "another checksum" not in caplog.text
+    summary = held_out.with_suffix(".json")
+    summary.write_text(summary.read_text().replace('"wav"', '"flac"'))
+    pair_with(held_out, tmp_path, "drop", tiny_study.manifest("labeled"))
+    assert "shards of flac and wav: the same audio has another checksum in each" in caplog.text
 
 
 def test_clips_without_a_source_id_are_not_taken_for_one_another(tiny_study, tmp_path):

@@ -26,6 +26,7 @@ from audio_files import (
     noise,
     run_stage,
     shard_arguments,
+    shard_names,
     tone,
     write_audio,
     write_csv,
@@ -34,6 +35,7 @@ from audio_files import (
 from numpy.typing import NDArray
 
 from pipeline import audio
+from pipeline.assignment import read_assignment
 from pipeline.audio import UnusableAudio, read_recording, to_int16
 from pipeline.errors import PipelineError
 from pipeline.shards import MANIFEST_SCHEMA, read_rows
@@ -71,6 +73,10 @@ FORMATS = {
     "x.opus": {"format": "OGG", "subtype": "OPUS"},
     "x.mp3": {},
     "x.aiff": {},
+    "24.flac": {"subtype": "PCM_24"},
+    "24.aiff": {"subtype": "PCM_24"},
+    "x.au": {},
+    "rf64.wav": {"format": "RF64"},
 }
 
 
@@ -94,6 +100,19 @@ def test_mono_is_the_mean_of_the_channels(tmp_path: Path) -> None:
     channels = np.stack([tone(), np.zeros(RATE // 2), -0.25 * tone(), 0.5 * np.ones(RATE // 2)], axis=1)
     path = write_audio(tmp_path / "a.wav", channels, subtype="FLOAT")
     np.testing.assert_allclose(decode(path), np.rint(channels.mean(axis=1) * 32_768), atol=1)
+
+
+@pytest.mark.parametrize(
+    "name", ["16.wav", "24.wav", "float.wav", "extensible.wav", "x.flac", "x.ogg", "x.opus", "x.aiff"]
+)
+def test_eight_channels_of_any_format_become_their_mean(tmp_path: Path, name: str) -> None:
+    levels = np.array([0.8, 0, 0.4, 0, 0.2, 0.1, 0.5, 0])  # Opus takes the last for the one of low frequencies
+    path = write_audio(tmp_path / name, tone(1.0, rate=48_000, level=1.0)[:, None] * levels, 48_000, **FORMATS[name])
+    recording = read_recording(path, sample_rate_hz=RATE, min_duration_s=0.1)
+    assert recording.source_channels == 8
+    middle = slice(RATE // 4, 3 * RATE // 4)
+    expected = tone(1.0, level=float(levels.mean()))
+    np.testing.assert_allclose(recording.samples_S[middle] / 32_768, expected[middle], atol=0.02)
 
 
 def test_samples_are_rounded_and_clipped() -> None:
@@ -270,15 +289,39 @@ def test_shards_split_the_catalog_without_gap_or_overlap(tmp_path: Path) -> None
     (tmp_path / "train" / "clip 2.wav").unlink()
     catalog = make_catalog(tmp_path, tmp_path / "catalog.parquet")
     tables = []
-    for shard in range(3):
+    names = shard_names(catalog, 2)
+    for shard in names:
         shard_audio.main(shard_arguments(catalog, tmp_path / "out", shard, clips=2))
-        tables.append(read_rows(tmp_path / "out" / f"{shard:05d}.parquet")[0])
-    assert [len(table) for table in tables] == [2, 2, 1]
+        tables.append(read_rows(tmp_path / "out" / f"{shard}.parquet")[0])
+    assert all(1 <= len(table) <= 2 for table in tables)
+    assert [table["key"][0].as_py() for table in tables[1:]] == names[1:]
     keys = pa.concat_tables(tables)["key"].to_pylist()
     assert len(keys) == 5
     assert all(first < second for first, second in pairwise(keys))
-    with pytest.raises(PipelineError, match=r"no shard 00003; 5 clips, 2 a shard, make the shards 00000 to 00002"):
-        shard_audio.main(shard_arguments(catalog, tmp_path / "out", 3, clips=2))
+    with pytest.raises(PipelineError, match=r"no shard 00003; 5 clips, at most 2 a shard, make the shards 00000, "):
+        shard_audio.main(shard_arguments(catalog, tmp_path / "out", "00003", clips=2))
+
+
+def test_a_catalog_that_changed_since_the_plan_is_refused(tmp_path: Path) -> None:
+    catalog = make_catalog(write_folder(tmp_path), tmp_path / "catalog.parquet")
+    (assignment,) = read_assignment(catalog, 9)
+    arguments = [*shard_arguments(catalog, tmp_path / "out"), "--digest", assignment.digest]
+    shard_audio.main(arguments)
+    make_catalog(write_folder(tmp_path, clips=6), catalog)
+    with pytest.raises(PipelineError, match=rf"shard 00000 have the digest \w+, {assignment.digest} asked; "):
+        shard_audio.main(arguments)
+
+
+@pytest.mark.parametrize("audio_format", ["wav", "flac"])
+def test_equal_samples_have_equal_checksums_whatever_file_they_came_from(tmp_path: Path, audio_format: str) -> None:
+    samples = np.random.default_rng(0).integers(-9_000, 9_000, RATE).astype(np.int16)
+    for name in ("a.wav", "b.flac", "c.aiff"):
+        write_audio(tmp_path / "train" / name, samples)
+    write_audio(tmp_path / "train" / "stereo.wav", np.stack([samples, samples], axis=1))
+    write_audio(tmp_path / "train" / "wide.wav", samples, format="WAVEX", subtype="PCM_16")
+    tar = shard_of(tmp_path, tmp_path / "out", labeled=False, audio_format=audio_format)
+    checksums = read_rows(tar.with_suffix(".parquet"))[0]["sha256"].to_pylist()
+    assert len(checksums) == 5 and len(set(checksums)) == 1
 
 
 def test_a_shard_without_usable_clips_is_an_empty_tar(tmp_path: Path) -> None:
@@ -353,5 +396,12 @@ def test_the_command_works_and_refuses_in_one_line(tmp_path: Path) -> None:
     assert len(members(tmp_path / "out/00000.tar")) == 4
     finished = run_stage("shard_audio", shard_arguments(tmp_path / "no.parquet", tmp_path / "out"))
     assert_refused(finished, "shard_audio", "no.parquet: not found", "index_audio")
-    finished = run_stage("shard_audio", shard_arguments(catalog, tmp_path / "out", 7))
+    finished = run_stage("shard_audio", shard_arguments(catalog, tmp_path / "out", "00007"))
     assert_refused(finished, "shard_audio", "no shard 00007")
+
+
+def test_the_energy_of_the_loudest_clip_is_exact():
+    samples = np.full((1 << 22) + 3, -audio.FULL_SCALE, np.int16)
+    samples[::2] = audio.FULL_SCALE - 1
+    pairs = len(samples) // 2
+    assert audio._energy(samples) == pairs * audio.FULL_SCALE**2 + (pairs + 1) * (audio.FULL_SCALE - 1) ** 2

@@ -1,0 +1,92 @@
+"""Files at addresses that fsspec knows (https, s3, a local path, ...), read whole or by byte range."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PipelineError
+from pipeline.files import write_atomically
+
+_CHUNK_BYTES = 1 << 22
+
+
+def _found(address: str) -> tuple[Any, str]:
+    """The filesystem of an address, which fsspec makes once a process, and the path in it."""
+    import fsspec  # half a second with what it imports for https; readers of local shards need not wait
+
+    try:
+        return fsspec.core.url_to_fs(address)
+    except ImportError as error:
+        raise PipelineError(f"{address}: {error}, into the environment that runs this (pip install)") from error
+    except ValueError as error:
+        raise PipelineError(f"{address}: {error}; give https://..., s3://... or a path") from error
+
+
+@contextlib.contextmanager
+def _named(address: str) -> Iterator[None]:
+    """Whatever a filesystem raises as one line that names the address."""
+    try:
+        yield
+    except PipelineError:
+        raise
+    except FileNotFoundError:
+        raise PipelineError(f"{address}: not found") from None
+    except Exception as error:  # every protocol has exceptions of its own
+        raise PipelineError(f"{address}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+def read_file(address: str) -> bytes:
+    """The whole of a small file; PipelineError where it cannot be read."""
+    filesystem, path = _found(address)
+    with _named(address):
+        return filesystem.cat_file(path)
+
+
+def read_range(address: str, offset: int, size: int) -> bytes:
+    """`size` bytes of a file from `offset` on; PipelineError where the server sends anything else."""
+    filesystem, path = _found(address)
+    with _named(address):
+        data = filesystem.cat_file(path, start=offset, end=offset + size)
+    if len(data) != size:
+        raise PipelineError(
+            f"{address}: asked for {size} bytes at {offset}, the server sent {len(data)}; the file was cut, or the "
+            "server answers no byte ranges, then copy the shards (tars: copy)"
+        )
+    return data
+
+
+def check_ranges(address: str, size: int) -> None:
+    """Raise PipelineError unless a file is that long and is served by byte range."""
+    filesystem, path = _found(address)
+    with _named(address):
+        found = filesystem.info(path)["size"]
+        if found != size:
+            raise PipelineError(f"{address}: {found} bytes, {size} expected; it was cut or published anew")
+        with filesystem.open(path, "rb", block_size=512, cache_type="none") as file:
+            try:
+                file.seek(512)  # a range from the beginning could be a whole file that is no longer read
+                file.read(512)
+            except ValueError as error:
+                raise PipelineError(
+                    f"{address}: the server answers no byte ranges ({error}); copy the shards instead (tars: copy)"
+                ) from error
+
+
+def copy_file(address: str, path: Path, sha256: str) -> None:
+    """Copy a file beside others, whole or not at all; PipelineError unless it has that checksum."""
+    filesystem, remote = _found(address)
+    digest = hashlib.sha256()
+    with write_atomically(path) as temporary, temporary.open("wb") as file:
+        with _named(address), filesystem.open(remote, "rb", block_size=0) as source:
+            while chunk := source.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                file.write(chunk)
+        if digest.hexdigest() != sha256:
+            raise PipelineError(
+                f"{address}: SHA-256 {digest.hexdigest()}, its manifest says {sha256}; the copy at that address is "
+                "damaged, or was published anew while it was read: try again, then ask its publisher"
+            )

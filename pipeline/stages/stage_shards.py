@@ -1,0 +1,81 @@
+"""Bring ready shards from another address: the manifest, and the tars as checked copies or to be read from afar."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pipeline.addresses import check_ranges, copy_file, read_file
+from pipeline.errors import PipelineError
+from pipeline.files import sha256_of, write_json
+from pipeline.stages import run
+
+logger = logging.getLogger(__name__)
+
+CONNECTIONS = 4
+NEEDED = ("dataset", "split", "sample_rate_hz", "format", "clips", "manifest_sha256", "shards")
+
+
+def read_summary(address: str) -> dict[str, Any]:
+    """The manifest.json at an address; PipelineError if it is none or names files that are not beside it."""
+    path = f"{address}/manifest.json"
+    try:
+        summary = json.loads(read_file(path))
+    except ValueError as error:
+        raise PipelineError(f"{path}: is not JSON ({error}); give the address of one split's shards") from error
+    missing = [name for name in NEEDED if not isinstance(summary, dict) or name not in summary]
+    if missing:
+        raise PipelineError(f"{path}: has no {', '.join(missing)}; it is not what index_shards writes")
+    for shard in summary["shards"]:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", shard["shard"]) or shard["tar"] != f"{shard['shard']}.tar":
+            raise PipelineError(f"{path}: {shard['tar']!r} is not the name of a shard's tar")
+    return summary
+
+
+def stage_tar(address: str, folder: Path, shard: Mapping[str, Any]) -> bool:
+    """Copy a tar unless it is there already, whole; whether it was copied."""
+    path = folder / shard["tar"]
+    if path.exists() and path.stat().st_size == shard["bytes"] and sha256_of(path) == shard["sha256"]:
+        return False
+    copy_file(f"{address}/{shard['tar']}", path, shard["sha256"])
+    return True
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--address", required=True, help="folder with manifest.json: https://..., s3://... or a path")
+    parser.add_argument(
+        "--tars", choices=["copy", "remote"], default="copy", help="remote: read by byte range, nothing is copied"
+    )
+    parser.add_argument("--manifest", type=Path, required=True, help="manifest.parquet to write; tars go beside it")
+    parser.add_argument("--summary", type=Path, required=True, help="manifest.json to write")
+    args = parser.parse_args(argv)
+
+    address = args.address.rstrip("/")
+    summary = read_summary(address)
+    shards = summary["shards"]
+    if args.tars == "remote":
+        for shard in tqdm(shards, unit="shard", disable=None):
+            check_ranges(f"{address}/{shard['tar']}", shard["bytes"])
+        summary["address"] = address
+        found = "read from there"
+    else:
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            tasks = pool.map(lambda shard: stage_tar(address, args.manifest.parent, shard), shards)
+            copied = sum(tqdm(tasks, total=len(shards), unit="shard", disable=None))
+        found = f"{copied} copied, {len(shards) - copied} were there"
+    copy_file(f"{address}/manifest.parquet", args.manifest, summary["manifest_sha256"])
+    write_json(summary, args.summary)
+    logger.info("%s: %d clips in %d shards, %s", address, summary["clips"], len(shards), found)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,184 @@
+"""Shards at another address: copied whole and checked, or read by byte range, from real servers and filesystems."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from audio_files import assert_refused, run_stage
+from torch.utils.data import DataLoader
+
+from pipeline.errors import PipelineError
+from pipeline.inspection.targets import find_target
+from pipeline.inspection.verification import verify
+from pipeline.shards import open_shards
+from pipeline.stages import stage_shards
+from pipeline.training.batches import PairedBatches
+
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    """Files over HTTP, by byte range unless told otherwise; notes the paths that it was asked for."""
+
+    ranges = True
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        path = Path(self.translate_path(self.path))
+        if not (found and self.ranges and path.is_file()):
+            return super().do_GET()
+        data = path.read_bytes()[int(found[1]) : int(found[2]) + 1]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {found[1]}-{int(found[1]) + len(data) - 1}/{path.stat().st_size}")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def published(tiny_study, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_study.shards, tmp_path / "published"))
+
+
+@pytest.fixture(params=[True])
+def server(published: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, list[str]]]:
+    """The address of the published shards and the list of what was asked for."""
+    asked: list[str] = []
+    handler = type("Handler", (Server,), {"ranges": request.param, "asked": asked})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(published))) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}", asked
+        running.shutdown()
+        thread.join()
+
+
+def stage(address: str, folder: Path, *flags: str) -> Path:
+    outputs = ["--manifest", str(folder / "manifest.parquet"), "--summary", str(folder / "manifest.json")]
+    stage_shards.main(["--address", address, *outputs, *flags])
+    return folder
+
+
+def windows(folder: Path) -> np.ndarray:
+    reader = open_shards(folder)
+    return np.stack([reader.read_window(key, 3, 5_000) for key in reader.keys])
+
+
+def test_copies_from_a_server_are_whole_and_read_alike(server, published: Path, tmp_path: Path) -> None:
+    address, _ = server
+    folder = stage(f"{address}/labeled/train", tmp_path / "labeled" / "train")
+    names = {path.name for path in folder.iterdir()}
+    assert names == {path.name for path in (published / "labeled/train").iterdir() if not path.stem.startswith(".")} - {
+        f"{tar.stem}.parquet" for tar in (published / "labeled/train").glob("*.tar")
+    }
+    for name in names:
+        assert (folder / name).read_bytes() == (published / "labeled/train" / name).read_bytes()
+    assert ": ok: " in verify(find_target(folder), shards=None, quick=False)
+
+
+def test_a_broken_copy_goes_on_with_what_is_missing(server, tmp_path: Path) -> None:
+    address, asked = server
+    folder = stage(f"{address}/labeled/train", tmp_path / "copy")
+    tars = sorted(folder.glob("*.tar"))
+    tars[0].unlink()
+    with tars[1].open("rb+") as file:  # a byte of another value, as a disk may give it
+        file.seek(2_000)
+        file.write(bytes([file.read(1)[0] ^ 1]))
+    asked.clear()
+    stage(f"{address}/labeled/train", folder)
+    assert {Path(path).name for path in asked} == {tars[0].name, tars[1].name, "manifest.json", "manifest.parquet"}
+    asked.clear()
+    stage(f"{address}/labeled/train", folder)
+    assert not any(path.endswith(".tar") for path in asked)
+
+
+def test_two_processes_may_copy_to_one_folder(server, published: Path, tmp_path: Path) -> None:
+    address, _ = server
+    jobs = [threading.Thread(target=stage, args=(f"{address}/labeled/train", tmp_path / "copy")) for _ in range(2)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert np.array_equal(windows(tmp_path / "copy"), windows(published / "labeled/train"))
+    assert not list((tmp_path / "copy").glob(".*")), "nothing is left of the copying"
+
+
+def test_a_damaged_tar_is_named_with_its_checksum_and_not_kept(server, published: Path, tmp_path: Path) -> None:
+    address, _ = server
+    tar = published / "labeled/train/00000.tar"
+    data = bytearray(tar.read_bytes())
+    data[5_000] ^= 1
+    tar.write_bytes(data)
+    expected = json.loads((tar.parent / "manifest.json").read_text())["shards"][0]["sha256"]
+    with pytest.raises(PipelineError, match=rf"{address}/labeled/train/00000.tar: SHA-256 \w+, .* says {expected}"):
+        stage(f"{address}/labeled/train", tmp_path / "copy")
+    assert not list((tmp_path / "copy").glob("00000.tar")) and not (tmp_path / "copy/manifest.json").exists()
+
+
+def test_training_batches_are_the_same_read_from_afar(tiny_study, server, tmp_path: Path) -> None:
+    address, asked = server
+    for name in ("labeled", "unlabeled"):
+        folder = stage(f"{address}/{name}/train", tmp_path / name / "train", "--tars", "remote")
+        assert not list(folder.glob("*.tar"))
+        with pytest.raises(PipelineError, match=rf"its tars lie at {address}/{name}/train"):
+            verify(find_target(folder), shards=None, quick=False)
+    asked.clear()
+    here, there = (PairedBatches(tiny_study.pairs("composed"), shards) for shards in (tiny_study.shards, tmp_path))
+    for workers in (0, 2):
+        batches = DataLoader(there, batch_size=None, num_workers=workers)
+        for one, two in zip((here[step] for step in range(len(here))), batches, strict=True):
+            assert one.keys == two.keys and one.captions == two.captions
+            assert one.labeled_BS.equal(two.labeled_BS) and one.partner_BS.equal(two.partner_BS)
+    assert len(asked) >= 2 * 2 * 48, "a request a window"
+
+
+@pytest.mark.parametrize("server", [False], indirect=True)
+def test_a_server_without_byte_ranges_serves_copies_only(server, published: Path, tmp_path: Path) -> None:
+    address, _ = server
+    with pytest.raises(PipelineError, match=r"\.tar: the server answers no byte ranges .*tars: copy"):
+        stage(f"{address}/labeled/train", tmp_path / "remote", "--tars", "remote")
+    stage(f"{address}/labeled/train", tmp_path / "copy")
+    assert np.array_equal(windows(tmp_path / "copy"), windows(published / "labeled/train"))
+
+
+def test_other_filesystems_serve_alike(published: Path, tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(published / "labeled"), "/shards/labeled", recursive=True)
+    expected = windows(published / "labeled/train")
+    for number, address in enumerate(["memory://shards/labeled/train", f"{published}/labeled/train"]):
+        for tars in ("copy", "remote"):
+            folder = stage(address, tmp_path / f"{tars}{number}", "--tars", tars)
+            assert np.array_equal(windows(folder), expected), (address, tars)
+
+
+def test_what_cannot_be_had_is_named(server, published: Path, tmp_path: Path) -> None:
+    address, _ = server
+    for wrong, words in {
+        f"{address}/nowhere": "nowhere/manifest.json: not found",
+        "http://127.0.0.1:1/x": "x/manifest.json: cannot be read",
+        "s3://bucket/split": "s3://bucket/split/manifest.json: Install s3fs to access S3",
+        "nfs4://x": "Protocol not known: nfs4",
+        f"{published}": "manifest.json: not found",
+    }.items():
+        with pytest.raises(PipelineError, match=re.escape(words)):
+            stage(wrong, tmp_path / "copy")
+    summary = published / "labeled/train/manifest.json"
+    summary.write_text(summary.read_text().replace('"00000.tar"', '"../00000.tar"'))
+    with pytest.raises(PipelineError, match=r"'\.\./00000\.tar' is not the name of a shard's tar"):
+        stage(f"{address}/labeled/train", tmp_path / "copy")
+    outputs = ["--manifest", tmp_path / "copy/manifest.parquet", "--summary", tmp_path / "copy/manifest.json"]
+    finished = run_stage("stage_shards", ["--address", f"{address}/nowhere", *outputs])
+    assert_refused(finished, "stage_shards", "not found")
