@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError
@@ -24,9 +26,11 @@ def load_model(
 ) -> ClapModel:
     """A model in evaluation mode: a backbone by its name in `BACKBONES`, or one saved in a folder by `save_model`.
 
-    weights: for msclap-2023, a checkpoint in ms-clap's format; None asks the Hugging Face hub for it.
-    tokenizer: for a backbone, a folder or file of a GPT-2 style tokenizer; None asks the hub for msclap-2023's, and
-        gives the mini one token a byte. The mini has no pretrained weights: it is initialised from torch's seed.
+    weights: for ms-clap a checkpoint in its format, for laion-clap a folder of transformers' ClapModel or a name on the
+        Hugging Face hub; None asks the hub for the published one.
+    tokenizer: a folder or file of the tokenizer of the backbone's text encoder (GPT-2's, BERT's, RoBERTa's); None asks
+        the hub for it, takes laion-clap's from beside its weights, and gives the mini one token a byte.
+    The mini has no pretrained weights: it is initialised from torch's seed.
 
     Raises PipelineError naming the file that is missing, damaged or of another model.
     """
@@ -35,18 +39,13 @@ def load_model(
         if weights is not None or tokenizer is not None:
             raise PipelineError(f"{name}: a saved model has its own weights and tokenizer; give neither")
         model = _load_saved(Path(name_or_folder))
-    elif name == "mini":
-        from pipeline.models import mini
-        from pipeline.models.tokenization import read_tokenizer
-
-        if weights is not None:
-            raise PipelineError(f"{weights}: the mini has no pretrained weights; load a folder of save_model instead")
-        model = mini.build(read_tokenizer(tokenizer) if tokenizer is not None else mini.byte_tokenizer())
     else:
-        from pipeline.models import msclap2023
-
-        model = msclap2023.load(weights, tokenizer)
+        model = _module_of(name).load(weights, tokenizer)
     return model.eval().to(device)
+
+
+def _module_of(backbone: str) -> ModuleType:
+    return import_module(f"pipeline.models.{BACKBONES[backbone].module}")
 
 
 def save_model(model: ClapModel, folder: str | Path) -> None:
@@ -67,9 +66,14 @@ def save_model(model: ClapModel, folder: str | Path) -> None:
             "window_s": model.window_s,
             "embedding_dim": model.embedding_dim,
             "token_dim": model.token_dim,
+            "architecture": model.architecture,
             "a2t": None
             if model.a2t is None
-            else {"hidden_layers": model.a2t.hidden_layers, "dropout": model.a2t.dropout},
+            else {
+                "hidden_layers": model.a2t.hidden_layers,
+                "dropout": model.a2t.dropout,
+                "tokens": model.a2t.tokens,
+            },
         },
         folder / "model.json",
     )
@@ -80,7 +84,13 @@ def _load_saved(folder: Path) -> ClapModel:
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         version, backbone = settings["format_version"], settings["backbone"]
-        a2t = settings["a2t"] and {name: settings["a2t"][name] for name in ("hidden_layers", "dropout")}
+        # Older versions knew neither other sizes of a backbone nor several pseudo-tokens, and name neither.
+        architecture = dict(settings.get("architecture", {}))
+        a2t = settings["a2t"] and {
+            "hidden_layers": settings["a2t"]["hidden_layers"],
+            "dropout": settings["a2t"]["dropout"],
+            "tokens": settings["a2t"].get("tokens", 1),
+        }
     except (ValueError, TypeError, KeyError) as error:
         raise PipelineError(
             f"{file}: not the description of a saved model ({error!r}); make the model again"
@@ -94,11 +104,10 @@ def _load_saved(folder: Path) -> ClapModel:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from pipeline.models import mini, msclap2023
     from pipeline.models.tokenization import read_tokenizer
 
-    build = {"mini": mini.build, "msclap-2023": msclap2023.build}[backbone]
-    model = build(read_tokenizer(_present(folder / "tokenizer.json")))
+    module = _module_of(backbone)
+    model = module.build(read_tokenizer(_present(folder / "tokenizer.json"), module.TEXT), **architecture)
     if a2t is not None:
         model.add_a2t(**a2t)
     file = _present(folder / "model.safetensors")

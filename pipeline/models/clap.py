@@ -1,52 +1,39 @@
-"""The audio-text model: msclap's HTS-AT and Projection, transformers' GPT-2, and the f_a2t of the paper.
+"""The audio-text model: an audio encoder and a text encoder of a backbone, and the f_a2t of the paper.
 
-Parameter names and numbers are those of msclap's `CLAP`, so its checkpoints load and its embeddings are reproduced.
-Only the way there differs: the spectrogram comes from an FFT instead of a convolution with the Fourier matrix,
-HTS-AT's classifier, whose output CLAP drops, is not computed, and captions are padded to the longest of the batch
-and pooled at their true end.
+Captions are padded to the longest of the batch and pooled at their true end or beginning. Parameter names are those of
+msclap's `CLAP` for all backbones: audio_encoder.base, .projection, caption_encoder.base, .projection, logit_scale.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self, cast
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import GPT2Model
-
-with warnings.catch_warnings():  # importing msclap silences all warnings of the process for good
-    from msclap.models.clap import Projection
-    from msclap.models.htsat import HTSAT_Swin_Transformer
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.errors import PipelineError
 from pipeline.models.a2t import AudioToText
 from pipeline.models.backbones import BACKBONES
-from pipeline.models.tokenization import END_OF_TEXT
+from pipeline.models.text import TextEncoder
 
-# msclap's HTS-AT calls it without `indexing`; its result is the one that torch keeps as the default.
-warnings.filterwarnings("ignore", message="torch.meshgrid")
-
-# B = batch, S = samples, T = frames, F = frequency bins, M = mel bins, I = image side, N = patches, C = channels,
-# P = captions with a pseudo-token, L = tokens, E = token width, D = joint width
-
-MAX_TOKENS = 77
-"""Tokens of a caption, the end-of-text token included: `text_len` of msclap's configuration."""
-
-FUSED_GELU = "gelu_pytorch_tanh"
-"""The function that GPT-2's `gelu_new` writes out in seven tensor operations, as one."""
+# B = batch, S = samples, P = captions with pseudo-tokens, K = pseudo-tokens of a caption, L = tokens, E = token width,
+# D = joint width
 
 log = logging.getLogger(__name__)
 
 
 class ClapModel(nn.Module):
     """An audio and a text encoder into one joint space; `backbone` is the entry of `BACKBONES` it was built as.
+
+    audio_encoder: a module from windows (B, S) to embeddings (B, D).
+    architecture: what `build` of the backbone's module needs besides the tokenizer to make the model again.
 
     `logit_scale` is the logarithm of what multiplies the cosines. `a2t` is None until `add_a2t`.
     `train()` leaves the encoders deterministic and BatchNorm fixed unless `set_training_mode` asked otherwise.
@@ -56,46 +43,42 @@ class ClapModel(nn.Module):
         self,
         *,
         backbone: str,
-        htsat: HTSAT_Swin_Transformer,
-        gpt2: GPT2Model,
+        audio_encoder: nn.Module,
+        caption_encoder: TextEncoder,
         embedding_dim: int,
         tokenizer: Tokenizer,
+        architecture: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.sample_rate_hz = BACKBONES[backbone].sample_rate_hz
         self.window_s = BACKBONES[backbone].window_s
         self.window_frames = BACKBONES[backbone].window_frames
-        self.token_dim = int(gpt2.config.n_embd)
+        self.token_dim = caption_encoder.token_dim
         self.embedding_dim = embedding_dim
         self.tokenizer = tokenizer
-        # Named as in msclap, whose AudioEncoder and TextEncoder classes fix the size and fetch GPT-2 from the hub.
-        self.audio_encoder = nn.ModuleDict(
-            {"base": nn.ModuleDict({"htsat": htsat}), "projection": Projection(htsat.num_features, embedding_dim)}
-        )
-        self.caption_encoder = nn.ModuleDict({"base": gpt2, "projection": Projection(self.token_dim, embedding_dim)})
+        self.architecture = dict(architecture or {})
+        self.audio_encoder = audio_encoder
+        self.caption_encoder = caption_encoder
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.a2t: AudioToText | None = None
-        # The classifier stays in the state dict, so that exports are whole; DDP must not wait for its gradient.
-        htsat.tscam_conv.requires_grad_(False)
-        htsat.head.requires_grad_(False)
         self._encoder_regularisation = False
         self._batch_norm = "frozen"
         self._truncation_logged = False
 
-    @property
-    def htsat(self) -> HTSAT_Swin_Transformer:
-        """The audio encoder's transformer."""
-        return cast(nn.ModuleDict, self.audio_encoder["base"])["htsat"]
+    def add_a2t(self, hidden_layers: int = 2, dropout: float = 0.1, tokens: int = 1) -> None:
+        """Give the model a freshly initialised f_a2t of so many pseudo-tokens a clip, saved and loaded with it.
 
-    @property
-    def gpt2(self) -> GPT2Model:
-        """The text encoder's transformer."""
-        return cast(GPT2Model, self.caption_encoder["base"])
-
-    def add_a2t(self, hidden_layers: int = 2, dropout: float = 0.1) -> None:
-        """Give the model a freshly initialised f_a2t, saved and loaded with it."""
-        self.a2t = AudioToText(self.embedding_dim, self.token_dim, hidden_layers, dropout).to(self.logit_scale.device)
+        Raises PipelineError where the longest caption and the pseudo-tokens exceed the text encoder's positions.
+        """
+        longest, positions = self.caption_encoder.kind.max_tokens, self.caption_encoder.positions
+        if longest + tokens > positions:
+            raise PipelineError(
+                f"{tokens} pseudo-tokens and captions of up to {longest} tokens exceed the {positions} positions of "
+                f"{self.backbone}'s text encoder; ask for at most {positions - longest}"
+            )
+        a2t = AudioToText(self.embedding_dim, self.token_dim, hidden_layers, dropout, tokens)
+        self.a2t = a2t.to(self.logit_scale.device)
 
     def load_weights(self, state: Mapping[str, Tensor], source: str | Path) -> None:
         """Take over the state dict read from `source`.
@@ -126,10 +109,12 @@ class ClapModel(nn.Module):
     ) -> None:
         """Choose what `train()` switches on, and switch it on.
 
-        encoder_regularisation: msclap's own training mode: SpecAugment, DropPath 0.1, dropout 0.5 in the projections
-            and 0.1 in GPT-2. Without it only f_a2t has dropout, and both encoders are deterministic.
-        batch_norm: "frozen" keeps the running statistics of the one BatchNorm, in HTS-AT's front end, as loaded;
-            "batch" uses and learns those of the batch, as training from scratch must.
+        encoder_regularisation: the encoders' own training mode. ms-clap 2023 and mini: SpecAugment, DropPath 0.1,
+            dropout 0.5 in the projections and 0.1 in GPT-2; ms-clap 2022: dropout 0.2 and 0.5 in CNN14, 0.5 in the
+            projections and 0.1 in BERT; LAION-CLAP: the dropout of its configuration, 0.1 in both transformers.
+            Without it only f_a2t has dropout, and both encoders are deterministic.
+        batch_norm: "frozen" keeps the running statistics of every BatchNorm of the audio encoder as loaded, one in
+            front of HTS-AT and 13 in CNN14; "batch" uses and learns those of the batch, as training from scratch must.
         """
         self._encoder_regularisation = encoder_regularisation
         self._batch_norm = batch_norm
@@ -140,7 +125,9 @@ class ClapModel(nn.Module):
         super().train(mode)
         self.audio_encoder.train(mode and self._encoder_regularisation)
         self.caption_encoder.train(mode and self._encoder_regularisation)
-        self.htsat.bn0.train(mode and self._batch_norm == "batch")
+        for module in self.audio_encoder.modules():
+            if isinstance(module, _BatchNorm):
+                module.train(mode and self._batch_norm == "batch")
         return self
 
     def encode_audio(self, samples_BS: Tensor) -> Tensor:
@@ -150,47 +137,7 @@ class ClapModel(nn.Module):
                 f"{self.backbone} takes samples of shape (B, {self.window_frames}), {self.window_s} s at "
                 f"{self.sample_rate_hz} Hz; got {tuple(samples_BS.shape)}"
             )
-        htsat = self.htsat
-        mel_B1TM = htsat.spec_augmenter(self._normalised_log_mel(samples_BS))  # the identity outside training
-        image_B1II = htsat.reshape_wav2img(mel_B1TM)
-        x_BNC = htsat.pos_drop(htsat.patch_embed(image_B1II))
-        for layer in htsat.layers:
-            for block in layer.blocks:  # not through the layer, which stacks all attention maps outside training
-                x_BNC, _ = block(x_BNC)
-            if layer.downsample is not None:
-                x_BNC = layer.downsample(x_BNC)
-        latent_BC = htsat.norm(x_BNC).mean(dim=1)  # HTS-AT's `latent_output`
-        return self.audio_encoder["projection"](latent_BC)
-
-    def _normalised_log_mel(self, samples_BS: Tensor) -> Tensor:
-        """HTS-AT's input (B, 1, T, M): log-mel energies in dB after BatchNorm over the mel bins, float32.
-
-        Autocast is kept out, for a power spectrum spans more than bfloat16 resolves.
-        """
-        with torch.autocast(samples_BS.device.type, enabled=False):
-            # A few windows at a time: the spectra of a whole batch would leave the cache and fill the memory.
-            mel_BTM = torch.cat([self._mel_energies(chunk_BS) for chunk_BS in samples_BS.split(8)])
-            log_mel_BTM = self.htsat.logmel_extractor.power_to_db(mel_BTM)
-            normalised_BMT1 = self.htsat.bn0(log_mel_BTM.transpose(1, 2).unsqueeze(-1))
-        return normalised_BMT1.transpose(1, 3)
-
-    def _mel_energies(self, samples_BS: Tensor) -> Tensor:
-        stft = self.htsat.spectrogram_extractor.stft
-        # In float64: quiet bands beside loud ones drown in the rounding of a float32 FFT, which moves embeddings of
-        # tonal sounds by 4e-5; msclap's convolution in float32 moves them by 1e-5.
-        spectrum_BFT = torch.stft(
-            samples_BS.double(),
-            n_fft=stft.n_fft,
-            hop_length=stft.hop_length,
-            window=stft.conv_real.weight[0, 0].double(),  # Fourier matrix times window: at frequency 0 the window alone
-            center=True,
-            pad_mode=stft.pad_mode,
-            return_complex=True,
-        )
-        # 2.56 s at hop 320 make 129 centred frames and the mini's image holds 128; ms-clap's 965 stay below its 1024.
-        spectrum_BTF = spectrum_BFT.transpose(1, 2)[:, : self.htsat.spec_size * self.htsat.freq_ratio]
-        power_BTF = spectrum_BTF.real.square() + spectrum_BTF.imag.square()
-        return power_BTF.float() @ self.htsat.logmel_extractor.melW
+        return self.audio_encoder(samples_BS)
 
     def encode_text(
         self,
@@ -198,48 +145,60 @@ class ClapModel(nn.Module):
         pseudo_tokens: Tensor | None = None,
         pseudo_position: Literal["before_end", "after_end"] = "before_end",
     ) -> Tensor:
-        """Unnormalised embeddings (B, D) of captions, the last P of them with a pseudo-token of `pseudo_tokens` (P, E).
+        """Unnormalised embeddings (B, D) of captions, the last P of them with pseudo-tokens (P, K, E).
 
-        A pseudo-token stands just before the end-of-text token, or after it, and the embedding is that of the last
-        position: of end-of-text, or of the pseudo-token after it. Captions longer than `MAX_TOKENS` lose their end,
-        never the end-of-text token, and the pseudo-token is not counted.
+        A caption's pseudo-tokens stand in a row just before the end token, or after it. The embedding is that of the
+        last position for a causal text encoder, so of the end token or of the last pseudo-token after it, and that of
+        the first position for the others. Captions longer than the kind's `max_tokens` lose their end, never the end
+        token, and pseudo-tokens are not counted.
         """
         pseudo_count = 0 if pseudo_tokens is None else len(pseudo_tokens)
         if pseudo_count > len(captions):
-            raise ValueError(f"{pseudo_count} pseudo-tokens for {len(captions)} captions")
+            raise ValueError(f"pseudo-tokens of {pseudo_count} captions for {len(captions)} captions")
+        if pseudo_tokens is not None and (pseudo_tokens.ndim != 3 or pseudo_tokens.shape[2] != self.token_dim):
+            raise ValueError(
+                f"pseudo-tokens must be of shape (P, K, {self.token_dim}); got {tuple(pseudo_tokens.shape)}"
+            )
         if pseudo_position not in ("before_end", "after_end"):
             raise ValueError(f"pseudo_position must be before_end or after_end; got {pseudo_position!r}")
         ids = self._token_ids(captions)
-        for caption_ids in ids[len(ids) - pseudo_count :]:
-            caption_ids.append(caption_ids[-1])  # a place for the pseudo-token, before or after end-of-text
+        if pseudo_tokens is not None:
+            for caption_ids in ids[len(ids) - pseudo_count :]:
+                caption_ids += caption_ids[-1:] * pseudo_tokens.shape[1]  # places before or after the end token
         lengths_B = torch.tensor([len(caption_ids) for caption_ids in ids])
         ids_BL = torch.zeros(len(ids), int(lengths_B.max()), dtype=torch.long)
         ids_BL[torch.arange(ids_BL.shape[1]) < lengths_B[:, None]] = torch.from_numpy(np.concatenate(ids))
         device = self.logit_scale.device
-        last_B = (lengths_B - 1).to(device, non_blocking=True)
-        rows_B = torch.arange(len(ids), device=device)
+        lengths_B = lengths_B.to(device, non_blocking=True)
 
-        embeds_BLE = self.gpt2.wte(ids_BL.to(device, non_blocking=True))
+        embeds_BLE = self.caption_encoder.embed(ids_BL.to(device, non_blocking=True))
         if pseudo_tokens is not None and pseudo_count:
-            place_P = last_B[-pseudo_count:] - int(pseudo_position == "before_end")
-            embeds_BLE = embeds_BLE.index_put((rows_B[-pseudo_count:], place_P), pseudo_tokens.to(embeds_BLE.dtype))
-        # No attention mask: attention is causal, so padding on the right of the last position cannot reach it.
-        states_BLE = self.gpt2(inputs_embeds=embeds_BLE, use_cache=False).last_hidden_state
-        return self.caption_encoder["projection"](states_BLE[rows_B, last_B])
+            # The last pseudo-token is the last position but one, before the end token, or the last.
+            back_K = torch.arange(-pseudo_tokens.shape[1], 0, device=device) - int(pseudo_position == "before_end")
+            rows_P1 = torch.arange(len(ids) - pseudo_count, len(ids), device=device)[:, None]
+            place_PK = lengths_B[-pseudo_count:, None] + back_K
+            embeds_BLE = embeds_BLE.index_put((rows_P1, place_PK), pseudo_tokens.to(embeds_BLE.dtype))
+        return self.caption_encoder(embeds_BLE, lengths_B)
 
     def _token_ids(self, captions: Sequence[str]) -> list[list[int]]:
-        """The tokens of each caption followed by a space and end-of-text, as ms-clap writes it, at most MAX_TOKENS."""
-        # One by one: encode_batch starts threads, after which every forked loader worker prints a warning.
-        # A caption that spells the end token out would otherwise end before its end.
-        plain = [caption.replace(END_OF_TEXT, " ") for caption in captions]
-        ids = [self.tokenizer.encode(f"{caption} {END_OF_TEXT}").ids for caption in plain]
+        """The tokens of each caption between those of the text encoder's kind, at most its `max_tokens`."""
+        kind = self.caption_encoder.kind
+        start = [] if kind.start is None else [self.tokenizer.token_to_id(kind.start)]
+        end = self.tokenizer.token_to_id(kind.end)
+        ids = []
+        for caption in captions:
+            for token in kind.special:
+                caption = caption.replace(token, " ")
+            # One by one: encode_batch starts threads, after which every forked loader worker prints a warning.
+            caption_ids = self.tokenizer.encode(caption + kind.before_end, add_special_tokens=False).ids
+            ids.append([*start, *caption_ids, end])
         longest = max(range(len(ids)), key=lambda i: len(ids[i]))
-        if len(ids[longest]) > MAX_TOKENS:
+        if len(ids[longest]) > kind.max_tokens:
             if not self._truncation_logged:
                 self._truncation_logged = True
                 log.warning(
                     "captions are cut to %d tokens; the first to be cut has %d: %r",
-                    MAX_TOKENS, len(ids[longest]), captions[longest],
+                    kind.max_tokens, len(ids[longest]), captions[longest],
                 )  # fmt: skip
-            ids = [i if len(i) <= MAX_TOKENS else [*i[: MAX_TOKENS - 1], i[-1]] for i in ids]
+            ids = [i if len(i) <= kind.max_tokens else [*i[: kind.max_tokens - 1], i[-1]] for i in ids]
         return ids

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from types import SimpleNamespace
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torchlibrosa.augmentation import SpecAugmentation
 from transformers import GPT2Config, GPT2Model
 
+from pipeline.errors import PipelineError
 from pipeline.models.backbones import BACKBONES
-from pipeline.models.clap import FUSED_GELU, ClapModel
-from pipeline.models.tokenization import END_OF_TEXT, byte_level_bpe
-
-# After clap.py, which keeps msclap's import from silencing warnings.
-from msclap.models.htsat import HTSAT_Swin_Transformer  # isort: skip
-from torchlibrosa.augmentation import SpecAugmentation  # isort: skip
+from pipeline.models.clap import ClapModel
+from pipeline.models.htsat import HtsatEncoder
+from pipeline.models.msclap_parts import HTSAT_Swin_Transformer, Projection
+from pipeline.models.text import FUSED_GELU, TextEncoder
+from pipeline.models.tokenization import END_OF_TEXT, byte_level_bpe, read_tokenizer
+from pipeline.models.tokenization import GPT2_TEXT as TEXT
 
 EMBEDDING_DIM = 128
 TOKEN_DIM = 128
-POSITIONS = 128  # above MAX_TOKENS and a pseudo-token
+POSITIONS = 128  # above the tokens of a caption and some pseudo-tokens
 
 
 def build(tokenizer: Tokenizer) -> ClapModel:
@@ -63,7 +66,25 @@ def build(tokenizer: Tokenizer) -> ClapModel:
             eos_token_id=end_of_text,
         )
     )
-    return ClapModel(backbone="mini", htsat=htsat, gpt2=gpt2, embedding_dim=EMBEDDING_DIM, tokenizer=tokenizer)
+    return ClapModel(
+        backbone="mini",
+        audio_encoder=HtsatEncoder(htsat, EMBEDDING_DIM),
+        caption_encoder=TextEncoder(
+            gpt2, Projection(TOKEN_DIM, EMBEDDING_DIM), kind=TEXT, pooled_at="last", positions=POSITIONS
+        ),
+        embedding_dim=EMBEDDING_DIM,
+        tokenizer=tokenizer,
+    )
+
+
+def load(weights: str | Path | None, tokenizer: str | Path | None) -> ClapModel:
+    """The small model, initialised from torch's seed, with the tokenizer given or one token a byte.
+
+    Raises PipelineError for weights: nobody publishes any.
+    """
+    if weights is not None:
+        raise PipelineError(f"{weights}: the mini has no pretrained weights; load a folder of save_model instead")
+    return build(byte_tokenizer() if tokenizer is None else read_tokenizer(tokenizer, TEXT))
 
 
 def byte_tokenizer() -> Tokenizer:

@@ -1,49 +1,135 @@
-"""Byte-level BPE tokenizers in the forms in which GPT-2's is published."""
+"""Tokenizers of the text encoders, in the forms in which they are published, and how a caption becomes tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from pipeline.errors import PipelineError
 
 END_OF_TEXT = "<|endoftext|>"
-VOCABULARY_AND_MERGES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+"""GPT-2's only special token."""
+BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+ROBERTA_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
-def byte_level_bpe(model: models.BPE) -> Tokenizer:
-    """GPT-2's splitting of text around a BPE model, with the end-of-text token; no padding, no truncation."""
+@dataclass(frozen=True, kw_only=True)
+class TextKind:
+    """A kind of text encoder: the files of its tokenizer, and the tokens around a caption."""
+
+    name: str
+    vocabulary_files: tuple[tuple[str, ...], ...]
+    """Names of the files that hold a tokenizer, besides tokenizer.json."""
+    from_vocabulary: Callable[..., Tokenizer]
+    """The tokenizer of the paths of such files."""
+    start: str | None
+    """Special token before a caption."""
+    end: str
+    """Special token after a caption."""
+    before_end: str = ""
+    """Text between the caption and `end`."""
+    special: tuple[str, ...]
+    """Every special token; a caption that spells one out has a space instead, or it could end before its end."""
+    max_tokens: int
+    """Tokens of a caption, those around it included."""
+
+
+def byte_level_bpe(model: models.BPE, special: Sequence[str] = (END_OF_TEXT,)) -> Tokenizer:
+    """GPT-2's splitting of text around a BPE model, with special tokens; no padding, no truncation."""
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([END_OF_TEXT])
+    tokenizer.add_special_tokens(list(special))
     return tokenizer
 
 
-def read_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer in a `tokenizer.json`, or in a folder holding one, or holding a vocabulary and its merges.
+def gpt2_bpe(vocabulary: str, merges: str) -> Tokenizer:
+    """GPT-2's tokenizer of its vocabulary and merges."""
+    return byte_level_bpe(models.BPE.from_file(vocabulary, merges))
 
-    Raises PipelineError where no such file is found, where one is damaged, or where it has no end-of-text token.
+
+def roberta_bpe(vocabulary: str, merges: str) -> Tokenizer:
+    """RoBERTa's tokenizer of its vocabulary and merges: GPT-2's splitting, other special tokens."""
+    return byte_level_bpe(models.BPE.from_file(vocabulary, merges), ROBERTA_SPECIAL)
+
+
+def wordpiece(vocabulary: str) -> Tokenizer:
+    """The tokenizer of BERT's uncased models around a vocab.txt."""
+    tokenizer = Tokenizer(models.WordPiece.from_file(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(list(BERT_SPECIAL))
+    return tokenizer
+
+
+GPT2_TEXT = TextKind(
+    name="GPT-2",
+    vocabulary_files=(("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")),
+    from_vocabulary=gpt2_bpe,
+    start=None,
+    end=END_OF_TEXT,
+    before_end=" ",  # as ms-clap 2023 writes it
+    special=(END_OF_TEXT,),
+    max_tokens=77,  # `text_len` of ms-clap 2023
+)
+BERT_TEXT = TextKind(
+    name="BERT",
+    vocabulary_files=(("vocab.txt",),),
+    from_vocabulary=wordpiece,
+    start="[CLS]",
+    end="[SEP]",
+    special=BERT_SPECIAL,
+    max_tokens=100,  # `text_len` of ms-clap 2022
+)
+ROBERTA_TEXT = TextKind(
+    name="RoBERTa",
+    vocabulary_files=(("vocab.json", "merges.txt"),),
+    from_vocabulary=roberta_bpe,
+    start="<s>",
+    end="</s>",
+    special=ROBERTA_SPECIAL,
+    max_tokens=77,  # LAION-CLAP's own in training and inference
+)
+
+
+def read_tokenizer(path: str | Path, kind: TextKind = GPT2_TEXT) -> Tokenizer:
+    """The tokenizer in a `tokenizer.json`, or in a folder holding one, or holding its vocabulary.
+
+    Raises PipelineError where no such file is found, where one is damaged, or where it lacks the kind's tokens.
     """
     path = Path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
-    pair = next((p for p in VOCABULARY_AND_MERGES if all((path / name).is_file() for name in p)), None)
+    names = next((files for files in kind.vocabulary_files if all((path / name).is_file() for name in files)), None)
     try:
         if file.is_file():
             tokenizer = Tokenizer.from_file(str(file))
-        elif pair is not None:
-            file = path / pair[0]
-            tokenizer = byte_level_bpe(models.BPE.from_file(str(file), str(path / pair[1])))
+        elif names is not None:
+            file = path / names[0]
+            tokenizer = kind.from_vocabulary(*(str(path / name) for name in names))
         else:
-            names = " or ".join(" + ".join(pair) for pair in (("tokenizer.json",), *VOCABULARY_AND_MERGES))
-            raise PipelineError(f"{path}: no tokenizer found; expected a folder with {names}, or a tokenizer.json")
+            forms = " or ".join(" + ".join(files) for files in (("tokenizer.json",), *kind.vocabulary_files))
+            raise PipelineError(f"{path}: no tokenizer found; expected a folder with {forms}, or a tokenizer.json")
     except PipelineError:
         raise
     except Exception as error:  # the tokenizers library raises bare Exception
         raise PipelineError(f"{file}: not a readable tokenizer ({error})") from error
-    if tokenizer.token_to_id(END_OF_TEXT) is None:
-        raise PipelineError(f"{file}: the tokenizer has no {END_OF_TEXT} token; a GPT-2 style tokenizer is needed")
+    for token in filter(None, (kind.start, kind.end)):
+        if tokenizer.token_to_id(token) is None:
+            raise PipelineError(f"{file}: the tokenizer has no {token} token; a {kind.name} style tokenizer is needed")
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def check_vocabulary(tokenizer: Tokenizer, kind: TextKind, backbone: str, size: int, end: int | None) -> None:
+    """Raise PipelineError unless a tokenizer has the `size` tokens, and `end` as the end's number, of the weights."""
+    found = (tokenizer.get_vocab_size(), tokenizer.token_to_id(kind.end))
+    if found != (size, end):
+        raise PipelineError(
+            f"{backbone} needs {kind.name}'s tokenizer, of {size} tokens with {kind.end} at {end}; "
+            f"the one given has {found[0]} tokens with {kind.end} at {found[1]}"
+        )

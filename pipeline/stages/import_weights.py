@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 from pipeline.models import load_model, save_model
+from pipeline.models.backbones import PUBLISHED
 from pipeline.stages import run
 
 log = logging.getLogger(__name__)
@@ -15,12 +16,14 @@ log = logging.getLogger(__name__)
 def main(argv: list[str]) -> None:
     """Read a checkpoint in its publisher's format and write `model.safetensors`, `model.json`, `tokenizer.json`."""
     parser = argparse.ArgumentParser(prog="import_weights", description=__doc__)
-    parser.add_argument("--backbone", required=True, choices=["msclap-2023"], help="the model that the weights are of")
+    parser.add_argument("--backbone", required=True, choices=PUBLISHED, help="the model that the weights are of")
     parser.add_argument(
-        "--weights", type=Path, help="its checkpoint, CLAP_weights_2023.pth (default: from the Hugging Face hub)"
+        "--weights",
+        help="CLAP_weights_2022.pth or CLAP_weights_2023.pth; for laion-clap a folder of transformers' ClapModel, or "
+        "its name on the Hugging Face hub (default: from the hub)",
     )
     parser.add_argument(
-        "--tokenizer", type=Path, help="a folder with GPT-2's tokenizer files (default: from the Hugging Face hub)"
+        "--tokenizer", type=Path, help="a folder with the files of the text encoder's tokenizer (default: from the hub)"
     )
     parser.add_argument("--out", required=True, type=Path, help="the folder to write")
     arguments = parser.parse_args(argv)

@@ -13,7 +13,7 @@ from pipeline.models import load_model, mini, msclap2023
 from pipeline.models.clap import ClapModel
 from pipeline.models.tokenization import read_tokenizer
 
-CAPTIONS = ["a dog barks", "rain falls on a tin roof while people talk", "", "birds sing, then a door shuts"]
+from .small import CAPTIONS
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +56,8 @@ def full(tmp_path_factory: pytest.TempPathFactory, gpt2_vocabulary: Path) -> Ful
     torch.manual_seed(0)
     model = msclap2023.build(read_tokenizer(gpt2_vocabulary))
     with torch.no_grad():  # as after training, so that a statistic or scale that is not loaded shows
-        model.htsat.bn0.running_mean.uniform_(-50, -30)
-        model.htsat.bn0.running_var.uniform_(200, 500)
+        model.audio_encoder.htsat.bn0.running_mean.uniform_(-50, -30)
+        model.audio_encoder.htsat.bn0.running_var.uniform_(200, 500)
         model.logit_scale.fill_(3.5)
     state = model.state_dict()
     for layer in range(12):  # as transformers wrote them when the published weights were made

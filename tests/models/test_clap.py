@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pipeline.models import mini
 from pipeline.models.a2t import AudioToText
-from pipeline.models.clap import MAX_TOKENS, ClapModel
-from pipeline.models.tokenization import END_OF_TEXT
+from pipeline.models.clap import ClapModel
+from pipeline.models.tokenization import END_OF_TEXT, GPT2_TEXT
 
 from .conftest import CAPTIONS
 
@@ -23,16 +23,16 @@ PROMPT = "this sound is"
 
 
 def text_by_hand(
-    model: ClapModel, caption: str, pseudo_E: Tensor | None = None, position: Position = "before_end"
+    model: ClapModel, caption: str, pseudo_KE: Tensor | None = None, position: Position = "before_end"
 ) -> Tensor:
-    """One caption through GPT-2 without padding, a pseudo-token's row put into the embeddings by hand."""
+    """One caption through GPT-2 without padding, the pseudo-tokens' rows put into the embeddings by hand."""
     ids = torch.tensor(model.tokenizer.encode(f"{caption} {END_OF_TEXT}").ids)
-    embeds_LE = model.gpt2.wte(ids)
-    if pseudo_E is not None:
+    embeds_LE = model.caption_encoder.base.wte(ids)
+    if pseudo_KE is not None:
         at = len(ids) - 1 if position == "before_end" else len(ids)
-        embeds_LE = torch.cat([embeds_LE[:at], pseudo_E[None], embeds_LE[at:]])
-    states = model.gpt2(inputs_embeds=embeds_LE[None]).last_hidden_state
-    return model.caption_encoder["projection"](states[0, -1])
+        embeds_LE = torch.cat([embeds_LE[:at], pseudo_KE, embeds_LE[at:]])
+    states = model.caption_encoder.base(inputs_embeds=embeds_LE[None]).last_hidden_state
+    return model.caption_encoder.projection(states[0, -1])
 
 
 def test_a2t_has_the_layers_of_eq_7() -> None:
@@ -44,7 +44,14 @@ def test_a2t_has_the_layers_of_eq_7() -> None:
     assert {layer.p for layer in module.modules() if isinstance(layer, torch.nn.Dropout)} == {0.1}
     x = torch.randn(2, 5)
     first, second, last = (layer for layer in module.modules() if isinstance(layer, torch.nn.Linear))
-    torch.testing.assert_close(module.eval()(x), last(torch.relu(second(torch.relu(first(x))))))
+    torch.testing.assert_close(module.eval()(x)[:, 0], last(torch.relu(second(torch.relu(first(x))))))
+
+
+def test_several_pseudo_tokens_are_parts_of_the_last_layer() -> None:
+    module = AudioToText(embedding_dim=5, token_dim=3, tokens=4).eval()
+    x = torch.randn(2, 5)
+    assert module(x).shape == (2, 4, 3)
+    assert torch.equal(module(x).flatten(1), module.layers(x))
 
 
 def test_embeddings_have_the_joint_width_and_are_finite(small: ClapModel, samples: Tensor) -> None:
@@ -60,14 +67,14 @@ def test_each_window_is_encoded_apart(small: ClapModel) -> None:
 
 
 def test_audio_path_is_that_of_msclaps_own_forward(small: ClapModel) -> None:
-    frames = 127 * small.htsat.config.hop_size  # 128 spectrogram frames, the most that it takes
+    frames = 127 * small.audio_encoder.htsat.config.hop_size  # 128 spectrogram frames, the most that it takes
     samples_BS = torch.zeros(3, small.window_frames)
     samples_BS[:, :frames] = torch.randn(3, frames) * 0.1
     # Reflection at the end would differ between the two lengths in the last frame; silence there makes it equal.
-    samples_BS[:, frames - small.htsat.config.window_size :] = 0
-    theirs = small.htsat(samples_BS[:, :frames])["latent_output"]
+    samples_BS[:, frames - small.audio_encoder.htsat.config.window_size :] = 0
+    theirs = small.audio_encoder.htsat(samples_BS[:, :frames])["latent_output"]
     ours = small.encode_audio(samples_BS)
-    torch.testing.assert_close(ours, small.audio_encoder["projection"](theirs), rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours, small.audio_encoder.projection(theirs), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(40_960,), (2, 40_959), (2, 1, 40_960)])
@@ -89,35 +96,38 @@ def test_exclamation_mark_at_the_end_changes_the_embedding(small: ClapModel) -> 
 
 
 @pytest.mark.parametrize("position", ["before_end", "after_end"])
-def test_pseudo_token_is_a_row_of_the_embeddings(small: ClapModel, position: Position) -> None:
-    pseudo_PE = torch.randn(2, small.token_dim)
-    encoded = small.encode_text([PROMPT, "a dog barks"], pseudo_PE, position)
-    for caption, pseudo_E, embedding in zip((PROMPT, "a dog barks"), pseudo_PE, encoded, strict=True):
-        torch.testing.assert_close(embedding, text_by_hand(small, caption, pseudo_E, position), rtol=0, atol=1e-5)
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_pseudo_tokens_are_rows_of_the_embeddings(small: ClapModel, position: Position, tokens: int) -> None:
+    pseudo_PKE = torch.randn(2, tokens, small.token_dim)
+    encoded = small.encode_text([PROMPT, "a dog barks"], pseudo_PKE, position)
+    for caption, pseudo_KE, embedding in zip((PROMPT, "a dog barks"), pseudo_PKE, encoded, strict=True):
+        torch.testing.assert_close(embedding, text_by_hand(small, caption, pseudo_KE, position), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("position", ["before_end", "after_end"])
 def test_one_fused_pass_equals_separate_ones(small: ClapModel, position: Position) -> None:
-    pseudo_PE = torch.randn(4, small.token_dim)
-    fused = small.encode_text([*CAPTIONS, *[PROMPT] * 2, *CAPTIONS[:2]], pseudo_PE, position)
+    pseudo_PKE = torch.randn(4, 2, small.token_dim)
+    fused = small.encode_text([*CAPTIONS, *[PROMPT] * 2, *CAPTIONS[:2]], pseudo_PKE, position)
     apart = [
         small.encode_text(CAPTIONS),
-        small.encode_text([PROMPT] * 2, pseudo_PE[:2], position),
-        small.encode_text(CAPTIONS[:2], pseudo_PE[2:], position),
+        small.encode_text([PROMPT] * 2, pseudo_PKE[:2], position),
+        small.encode_text(CAPTIONS[:2], pseudo_PKE[2:], position),
     ]
     torch.testing.assert_close(fused, torch.cat(apart), rtol=0, atol=1e-5)
 
 
 def test_no_pseudo_tokens_are_as_none(small: ClapModel) -> None:
-    empty = torch.empty(0, small.token_dim)
+    empty = torch.empty(0, 1, small.token_dim)
     assert torch.equal(small.encode_text(CAPTIONS, empty), small.encode_text(CAPTIONS))
 
 
 def test_wrong_pseudo_tokens_are_refused(small: ClapModel) -> None:
-    with pytest.raises(ValueError, match="2 pseudo-tokens for 1 captions"):
-        small.encode_text([PROMPT], torch.zeros(2, small.token_dim))
+    with pytest.raises(ValueError, match="pseudo-tokens of 2 captions for 1 captions"):
+        small.encode_text([PROMPT], torch.zeros(2, 1, small.token_dim))
+    with pytest.raises(ValueError, match=r"shape \(P, K, 128\); got \(1, 128\)"):
+        small.encode_text([PROMPT], torch.zeros(1, small.token_dim))
     with pytest.raises(ValueError, match="before_end or after_end; got 'end'"):
-        small.encode_text([PROMPT], torch.zeros(1, small.token_dim), "end")  # type: ignore[arg-type]
+        small.encode_text([PROMPT], torch.zeros(1, 1, small.token_dim), "end")  # type: ignore[arg-type]
 
 
 def test_long_caption_is_cut_before_its_end_token_and_logged_once(
@@ -127,11 +137,11 @@ def test_long_caption_is_cut_before_its_end_token_and_logged_once(
     with caplog.at_level(logging.WARNING):
         ids = small._token_ids(["a dog", long])
         small.encode_text([long])
-        small.encode_text([long], torch.zeros(1, small.token_dim), "after_end")
-    assert len(ids[1]) == MAX_TOKENS
+        small.encode_text([long], torch.zeros(1, 1, small.token_dim), "after_end")
+    assert len(ids[1]) == GPT2_TEXT.max_tokens
     assert ids[1][-1] == small.tokenizer.token_to_id(END_OF_TEXT)
-    assert ids[1][:-1] == small.tokenizer.encode(long).ids[: MAX_TOKENS - 1]
-    assert len(caplog.records) == 1 and f"cut to {MAX_TOKENS} tokens" in caplog.text
+    assert ids[1][:-1] == small.tokenizer.encode(long).ids[: GPT2_TEXT.max_tokens - 1]
+    assert len(caplog.records) == 1 and f"cut to {GPT2_TEXT.max_tokens} tokens" in caplog.text
 
 
 def test_gradient_reaches_every_trainable_parameter(small: ClapModel, samples: Tensor) -> None:
@@ -166,26 +176,26 @@ def test_encoder_regularisation_is_msclaps_training_mode(small: ClapModel, sampl
     small.eval()
     assert not any(module.training for module in small.modules())
     small.train()  # what was chosen stays chosen
-    assert small.htsat.training and not small.htsat.bn0.training
+    assert small.audio_encoder.htsat.training and not small.audio_encoder.htsat.bn0.training
 
 
 @pytest.mark.parametrize("encoder_regularisation", [False, True])
 def test_batch_norm_moves_only_when_asked(small: ClapModel, samples: Tensor, encoder_regularisation: bool) -> None:
-    before = copy.deepcopy(small.htsat.bn0.state_dict())
+    before = copy.deepcopy(small.audio_encoder.htsat.bn0.state_dict())
     small.set_training_mode(encoder_regularisation=encoder_regularisation)
     small.encode_audio(samples)
-    assert all(torch.equal(value, before[name]) for name, value in small.htsat.bn0.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in small.audio_encoder.htsat.bn0.state_dict().items())
     small.set_training_mode(encoder_regularisation=encoder_regularisation, batch_norm="batch")
     small.encode_audio(samples)
-    assert small.htsat.bn0.num_batches_tracked == 1
-    assert not torch.equal(small.htsat.bn0.running_mean, before["running_mean"])
+    assert small.audio_encoder.htsat.bn0.num_batches_tracked == 1
+    assert not torch.equal(small.audio_encoder.htsat.bn0.running_mean, before["running_mean"])
 
 
 def test_spectrogram_stays_in_float32_under_autocast(small: ClapModel, samples: Tensor) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = small._normalised_log_mel(samples)
+        mixed = small.audio_encoder.normalised_log_mel(samples)
         embeddings = small.encode_audio(samples)
-    assert torch.equal(mixed, small._normalised_log_mel(samples))
+    assert torch.equal(mixed, small.audio_encoder.normalised_log_mel(samples))
     torch.testing.assert_close(embeddings.float(), small.encode_audio(samples), rtol=0, atol=0.1)
 
 
@@ -209,8 +219,8 @@ def test_model_can_be_copied_and_pickled(small: ClapModel, samples: Tensor) -> N
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_embeddings_on_a_gpu_are_those_on_the_cpu(small: ClapModel, samples: Tensor) -> None:
-    pseudo_PE = torch.randn(1, small.token_dim)
-    audio, text = small.encode_audio(samples), small.encode_text(CAPTIONS, pseudo_PE)
+    pseudo_PKE = torch.randn(1, 1, small.token_dim)
+    audio, text = small.encode_audio(samples), small.encode_text(CAPTIONS, pseudo_PKE)
     small.to("cuda")
     torch.testing.assert_close(small.encode_audio(samples.cuda()).cpu(), audio, rtol=0, atol=1e-3)
-    torch.testing.assert_close(small.encode_text(CAPTIONS, pseudo_PE.cuda()).cpu(), text, rtol=0, atol=1e-3)
+    torch.testing.assert_close(small.encode_text(CAPTIONS, pseudo_PKE.cuda()).cpu(), text, rtol=0, atol=1e-3)

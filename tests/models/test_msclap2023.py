@@ -22,7 +22,7 @@ from .conftest import CAPTIONS, FullSize
 def reference(full: FullSize, tmp_path_factory: pytest.TempPathFactory) -> msclap.CLAP:
     """msclap's own model of the same checkpoint; it loads "gpt2", which a local folder of that name provides."""
     folder = tmp_path_factory.mktemp("hub")
-    full.model.gpt2.save_pretrained(folder / "gpt2")
+    full.model.caption_encoder.base.save_pretrained(folder / "gpt2")
     shutil.copy(full.tokenizer / "encoder.json", folder / "gpt2" / "vocab.json")
     shutil.copy(full.tokenizer / "vocab.bpe", folder / "gpt2" / "merges.txt")
     with pytest.MonkeyPatch.context() as patch:

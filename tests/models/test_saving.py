@@ -32,7 +32,7 @@ def test_saved_model_loads_to_the_bit(small: ClapModel, samples: Tensor, tmp_pat
     assert torch.equal(loaded.encode_text(CAPTIONS), small.encode_text(CAPTIONS))
 
 
-@pytest.mark.parametrize("sizes", [None, {"hidden_layers": 3, "dropout": 0.25}])
+@pytest.mark.parametrize("sizes", [None, {"hidden_layers": 3, "dropout": 0.25, "tokens": 2}])
 def test_f_a2t_is_saved_with_its_sizes(tmp_path: Path, sizes: dict | None) -> None:
     model = load_model("mini")
     if sizes is not None:
@@ -43,7 +43,16 @@ def test_f_a2t_is_saved_with_its_sizes(tmp_path: Path, sizes: dict | None) -> No
         assert loaded is None
     else:
         assert loaded is not None
-        assert {"hidden_layers": loaded.hidden_layers, "dropout": loaded.dropout} == sizes
+        assert {name: getattr(loaded, name) for name in sizes} == sizes
+
+
+def test_f_a2t_saved_without_a_number_of_tokens_gives_one(small: ClapModel, tmp_path: Path) -> None:
+    save_model(small, tmp_path)
+    settings = json.loads((tmp_path / "model.json").read_text())
+    del settings["a2t"]["tokens"]  # as older versions wrote it
+    (tmp_path / "model.json").write_text(json.dumps(settings))
+    loaded = load_model(tmp_path).a2t
+    assert loaded is not None and loaded.tokens == 1
 
 
 def test_equal_models_give_equal_files(small: ClapModel, tmp_path: Path) -> None:
@@ -89,7 +98,9 @@ def test_weights_of_another_vocabulary_are_refused(small: ClapModel, tmp_path: P
 
 
 def test_name_that_is_neither_backbone_nor_folder_lists_the_backbones(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match=r"nano/model\.json: no such file.*mini, msclap-2023"):
+    with pytest.raises(
+        PipelineError, match=r"nano/model\.json: no such file.*mini, msclap-2022, msclap-2023, laion-clap"
+    ):
         load_model(tmp_path / "nano")
 
 
@@ -124,7 +135,7 @@ def test_trained_tokenizer_is_taken_for_the_mini(tmp_path: Path) -> None:
     mini.train_tokenizer(CAPTIONS, 280).save(str(tmp_path / "tokenizer.json"))
     model = load_model("mini", tokenizer=tmp_path)
     assert model.tokenizer.to_str() == read_tokenizer(tmp_path).to_str()
-    assert len(model.gpt2.wte.weight) == model.tokenizer.get_vocab_size()
+    assert len(model.caption_encoder.base.wte.weight) == model.tokenizer.get_vocab_size()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,62 @@
+"""msclap's HTS-AT as an audio encoder, that of ms-clap 2023 and of the mini."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.msclap_parts import HTSAT_Swin_Transformer, Projection
+from pipeline.models.spectrogram import log_mel
+
+# B = batch, S = samples, T = frames, M = mel bins, I = image side, N = patches, C = channels, D = joint width
+
+
+class HtsatEncoder(nn.Module):
+    """HTS-AT and Projection under msclap's names, which fixes their sizes in its own AudioEncoder.
+
+    Only the way to its numbers differs: the spectrogram comes from an FFT instead of a convolution with the Fourier
+    matrix, and HTS-AT's classifier, whose output CLAP drops, is not computed.
+    """
+
+    def __init__(self, htsat: HTSAT_Swin_Transformer, embedding_dim: int) -> None:
+        super().__init__()
+        self.base = nn.ModuleDict({"htsat": htsat})
+        self.projection = Projection(htsat.num_features, embedding_dim)
+        # The classifier stays in the state dict, so that exports are whole; DDP must not wait for its gradient.
+        htsat.tscam_conv.requires_grad_(False)
+        htsat.head.requires_grad_(False)
+
+    @property
+    def htsat(self) -> HTSAT_Swin_Transformer:
+        """The transformer."""
+        return self.base["htsat"]
+
+    def forward(self, samples_BS: Tensor) -> Tensor:
+        """Embeddings (B, D) of windows."""
+        htsat = self.htsat
+        mel_B1TM = htsat.spec_augmenter(self.normalised_log_mel(samples_BS))  # the identity outside training
+        image_B1II = htsat.reshape_wav2img(mel_B1TM)
+        x_BNC = htsat.pos_drop(htsat.patch_embed(image_B1II))
+        for layer in htsat.layers:
+            for block in layer.blocks:  # not through the layer, which stacks all attention maps outside training
+                x_BNC, _ = block(x_BNC)
+            if layer.downsample is not None:
+                x_BNC = layer.downsample(x_BNC)
+        latent_BC = htsat.norm(x_BNC).mean(dim=1)  # HTS-AT's `latent_output`
+        return self.projection(latent_BC)
+
+    def normalised_log_mel(self, samples_BS: Tensor) -> Tensor:
+        """HTS-AT's input (B, 1, T, M): the log-mel spectrogram after BatchNorm over the mel bins, float32."""
+        stft = self.htsat.spectrogram_extractor.stft
+        mel_BTM = log_mel(
+            samples_BS,
+            window_W=stft.conv_real.weight[0, 0],  # Fourier matrix times window: at frequency 0 the window alone
+            filters_FM=self.htsat.logmel_extractor.melW,
+            hop_length=stft.hop_length,
+        )
+        # 2.56 s at hop 320 make 129 centred frames and the mini's image holds 128; ms-clap's 965 stay below its 1024.
+        # Contiguous, because the layout decides the order of BatchNorm's sums and so their last bits.
+        mel_BTM = mel_BTM[:, : self.htsat.spec_size * self.htsat.freq_ratio].contiguous()
+        with torch.autocast(samples_BS.device.type, enabled=False):
+            normalised_BMT1 = self.htsat.bn0(mel_BTM.transpose(1, 2).unsqueeze(-1))
+        return normalised_BMT1.transpose(1, 3)
