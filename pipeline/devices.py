@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import platform
+from pathlib import Path
 
 import torch
 
@@ -29,3 +31,13 @@ def choose_device(asked: str | None) -> torch.device:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     torch.cuda.set_device(device)
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """What computes: the GPU's name, or the processor's as the kernel knows it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

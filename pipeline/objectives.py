@@ -10,11 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def info_nce(audio_BD: Tensor, text_BD: Tensor, logit_scale: Tensor | float) -> Tensor:
+def info_nce(
+    audio_BD: Tensor, text_BD: Tensor, logit_scale: Tensor | float, *, equal_BB: Tensor | None = None
+) -> Tensor:
     """InfoNCE of paired audio and text, Eq. (5): the sum, not the mean, of both directions' cross entropies.
 
     Row i of `audio_BD` belongs to row i of `text_BD`; every other row of the batch is a negative. The embeddings need
     not be normalised. `logit_scale` is the multiplier 1/tau of Eqs. (3) and (4), not its logarithm. Returns a scalar.
+
+    Where `equal_BB`, a symmetric boolean matrix, is true off its diagonal, the two rows say the same: neither is then a
+    negative of the other in either direction. The paper's sums leave out none.
     """
     if audio_BD.shape != text_BD.shape or audio_BD.ndim != 2:
         raise ValueError(
@@ -24,6 +29,9 @@ def info_nce(audio_BD: Tensor, text_BD: Tensor, logit_scale: Tensor | float) -> 
     audio_BD, text_BD = F.normalize(audio_BD.float(), dim=-1), F.normalize(text_BD.float(), dim=-1)
     with torch.autocast(audio_BD.device.type, enabled=False):
         logits_BB = logit_scale * (audio_BD @ text_BD.T)
+    if equal_BB is not None:
+        own_BB = torch.eye(len(logits_BB), dtype=torch.bool, device=logits_BB.device)
+        logits_BB = logits_BB.masked_fill(equal_BB & ~own_BB, -torch.inf)
     pairs_B = torch.arange(len(logits_BB), device=logits_BB.device)
     audio_to_text = F.cross_entropy(logits_BB, pairs_B)  # Eq. (3)
     text_to_audio = F.cross_entropy(logits_BB.T, pairs_B)  # Eq. (4)

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 
+from pipeline.assignment import read_assignment
 from pipeline.models import mini, save_model
 from pipeline.stages import index_audio, index_shards, pair_clips, shard_audio
 
@@ -79,16 +80,15 @@ def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
             ["--dataset", dataset, "--split", "train", "--adapter", "folder", "--root", str(root), flag]
             + ["--catalog", str(catalog)]
         )
-        rows = []
-        for shard in ("00000", "00001"):
-            rows.append(str(split / f"{shard}.parquet"))
+        for assignment in read_assignment(catalog, 20):
+            tar = split / f"{assignment.shard}.tar"
             shard_audio.main(
-                ["--catalog", str(catalog), "--shard", shard, "--clips-per-shard", "16", "--sample-rate-hz", "16000"]
-                + ["--format", "wav", "--tar", str(split / f"{shard}.tar"), "--rows", rows[-1]]
+                ["--catalog", str(catalog), "--shard", tar.stem, "--clips-per-shard", "20", "--sample-rate-hz", "16000"]
+                + ["--format", "wav", "--tar", str(tar), "--rows", str(tar.with_suffix(".parquet"))]
             )
         index_shards.main(
-            ["--rows", *rows, "--manifest", str(split / "manifest.parquet"), "--summary", str(split / "manifest.json")]
-            + ["--max-dropped-fraction", "0"]
+            ["--catalog", str(catalog), "--clips-per-shard", "20", "--shards", str(split)]
+            + ["--manifest", str(split / "manifest.parquet"), "--summary", str(split / "manifest.json")]
         )
     torch.manual_seed(0)
     save_model(mini.build(mini.train_tokenizer(CAPTIONS, 300)), study.pretrained)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from pipeline.devices import add_device_argument, choose_device
-from pipeline.files import sha256_of
+from pipeline.files import sha256_of, write_atomically
 from pipeline.models import load_model, save_model
 from pipeline.stages import run
 from pipeline.training.distributed import join_processes
@@ -33,7 +33,18 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write model and training.parquet to")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads a process")
     parser.add_argument("--workers", type=int, default=0, help="loader processes a training process")
+    parser.add_argument(
+        "--micro-batch",
+        type=int,
+        default=0,
+        help="slots that a process holds in memory at once; the loss stays that of the global batch (default: all)",
+    )
     parser.add_argument("--steps-per-checkpoint", type=int, default=200)
+    parser.add_argument(
+        "--outcome",
+        type=Path,
+        help="file to write `finished` to, or how the training diverged; without it a training that diverges fails",
+    )
     add_device_argument(parser)
     add_settings_arguments(parser)
     args = parser.parse_args(argv)
@@ -42,10 +53,10 @@ def main(argv: list[str]) -> None:
     torch.set_num_threads(args.threads)
     with join_processes(choose_device(args.device)) as processes:
         model = load_model(args.pretrained)
-        if settings.objective == "composed":
+        if settings.uses_a2t:
             torch.manual_seed(args.seed)  # the same first a2t weights on every process
-            model.add_a2t(dropout=settings.a2t_dropout)
-        train(
+            model.add_a2t(dropout=settings.a2t_dropout, tokens=settings.pseudo_tokens)
+        outcome = train(
             model,
             pairs=args.pairs,
             shards=args.shards,
@@ -55,10 +66,16 @@ def main(argv: list[str]) -> None:
             checkpoints=args.out / "checkpoints",
             log=args.out / "training.parquet",
             processes=processes,
-            machine=Machine(workers=args.workers, steps_per_checkpoint=args.steps_per_checkpoint),
+            machine=Machine(
+                workers=args.workers, micro_batch=args.micro_batch, steps_per_checkpoint=args.steps_per_checkpoint
+            ),
+            may_diverge=args.outcome is not None,
         )
         if processes.is_first:
             save_model(model, args.out)
+            if args.outcome is not None:
+                with write_atomically(args.outcome) as temporary:
+                    temporary.write_text(outcome + "\n", encoding="utf-8")
             remove_checkpoints(args.out / "checkpoints")
 
 

@@ -5,17 +5,17 @@ Shapes: B = slots of this process, S = samples of a window.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.errors import PipelineError
-from pipeline.pairs import read_epoch, read_facts
+from pipeline.pairs import NO_CAPTION, read_epoch, read_facts
 from pipeline.shards import ShardReader, open_shards
 
 
@@ -33,6 +33,8 @@ class Batch:
     """Windows of the partners, int16; None where the objective mixes nothing."""
     partner_captions: list[str] | None
     """Captions of the partners where they are labeled."""
+    partner_keys: list[str] | None
+    """Key of each slot's partner; None where the objective mixes nothing."""
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by the DataLoader)."""
@@ -56,12 +58,11 @@ class PairedBatches(Dataset[Batch]):
         if batch_size % processes:
             raise PipelineError(f"{pairs}: batches of {batch_size} cannot be shared by {processes} processes equally")
         self.slots = slice(rank * batch_size // processes, (rank + 1) * batch_size // processes)
-        self.readers = [
-            self._open(shards, Path(folder), checksum)
-            for folder, checksum in {**self.facts["labeled"], **self.facts["unlabeled"]}.items()
-        ]
-        self.reader_of = {key: reader for reader in self.readers for key in reader.keys}
-        self._epoch: tuple[int, dict[str, list]] | None = None
+        self.labeled, self.unlabeled = (
+            _Splits([self._open(shards, Path(folder), checksum) for folder, checksum in self.facts[role].items()])
+            for role in ("labeled", "unlabeled")
+        )
+        self._epoch: tuple[int, _Slots] | None = None
 
     def _open(self, shards: Path, folder: Path, checksum: str) -> ShardReader:
         reader = open_shards(shards / folder.parent.name / folder.name)
@@ -78,27 +79,101 @@ class PairedBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         epoch, step_of_epoch = divmod(step, self.facts["steps_per_epoch"])
         if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = (epoch, read_epoch(self.pairs, epoch).to_pydict())
-        first = step_of_epoch * self.facts["batch_size"]
-        rows = {
-            name: values[first + self.slots.start : first + self.slots.stop] for name, values in self._epoch[1].items()
-        }
-        mixes = rows["partner_key"][0] is not None
-        labeled_partners = mixes and rows["partner_caption"][0] >= 0
+            self._epoch = None  # the one before need not lie beside it
+            self._epoch = (epoch, self._read_epoch(epoch))
+        slots = self._epoch[1]
+        count = self.slots.stop - self.slots.start
+        here = slice(step_of_epoch * count, (step_of_epoch + 1) * count)
+        frames = self.facts["window_frames"]
+        partner_BS, partner_captions = None, None
+        if slots.partner is not None:
+            partner_BS = slots.partner.windows(here, frames)
+            partner_captions = slots.partner.captions(here)
         return Batch(
-            keys=rows["labeled_key"],
-            captions=self._captions(rows["labeled_key"], rows["caption"]),
-            labeled_BS=self._windows(rows["labeled_key"], rows["labeled_start"]),
-            partner_BS=self._windows(rows["partner_key"], rows["partner_start"]) if mixes else None,
-            partner_captions=self._captions(rows["partner_key"], rows["partner_caption"]) if labeled_partners else None,
+            keys=slots.keys[here].to_pylist(),
+            captions=slots.labeled.captions(here) or [],
+            labeled_BS=slots.labeled.windows(here, frames),
+            partner_BS=partner_BS,
+            partner_captions=partner_captions,
+            partner_keys=None if slots.partner_keys is None else slots.partner_keys[here].to_pylist(),
         )
 
-    def _windows(self, keys: Sequence[str], starts: Sequence[int]) -> Tensor:
-        frames = self.facts["window_frames"]
-        windows = np.empty((len(keys), frames), np.int16)
-        for row, (key, start) in enumerate(zip(keys, starts, strict=True)):
-            windows[row] = self.reader_of[key].read_window(key, start, frames)
-        return torch.from_numpy(windows)
+    def _read_epoch(self, epoch: int) -> _Slots:
+        """This process's slots of all steps of an epoch."""
+        table = read_epoch(self.pairs, epoch)
+        batch_size = self.facts["batch_size"]
+        slots = np.arange(table.num_rows).reshape(-1, batch_size)[:, self.slots].ravel()
+        table = table.take(slots).combine_chunks()
+        partner = None
+        if table["partner_key"].null_count == 0:
+            splits = self.unlabeled if self.facts["unlabeled"] else self.labeled
+            partner = splits.find(table, "partner_key", "partner_start", "partner_caption")
+        return _Slots(
+            keys=table["labeled_key"].combine_chunks(),
+            partner_keys=None if partner is None else table["partner_key"].combine_chunks(),
+            labeled=self.labeled.find(table, "labeled_key", "labeled_start", "caption"),
+            partner=partner,
+        )
 
-    def _captions(self, keys: Sequence[str], indices: Sequence[int]) -> list[str]:
-        return [self.reader_of[key].captions(key)[index] for key, index in zip(keys, indices, strict=True)]
+
+@dataclass(frozen=True)
+class _Clips:
+    """The clip of every slot of an epoch: 24 bytes each."""
+
+    readers: list[ShardReader]
+    reader: np.ndarray
+    row: np.ndarray
+    start: np.ndarray
+    caption: np.ndarray
+
+    def windows(self, slots: slice, frames: int) -> Tensor:
+        """The windows of some slots, int16, each read to its place."""
+        windows_BS = np.empty((slots.stop - slots.start, frames), np.int16)
+        places = zip(self.reader[slots].tolist(), self.row[slots].tolist(), self.start[slots].tolist(), strict=True)
+        for window_S, (reader, row, start) in zip(windows_BS, places, strict=True):
+            self.readers[reader].read_into(row, start, window_S)
+        return torch.from_numpy(windows_BS)
+
+    def captions(self, slots: slice) -> list[str] | None:
+        """The captions of some slots; None for clips that are used without."""
+        readers, rows, numbers = self.reader[slots], self.row[slots], self.caption[slots]
+        if numbers[0] == NO_CAPTION:
+            return None
+        captions = [""] * len(rows)
+        for number in np.unique(readers):
+            places = np.flatnonzero(readers == number)
+            found = self.readers[number].captions_at(rows[places], numbers[places])
+            for place, caption in zip(places, found, strict=True):
+                captions[place] = caption
+        return captions
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """What one process reads in an epoch."""
+
+    keys: pa.Array
+    partner_keys: pa.Array | None
+    labeled: _Clips
+    partner: _Clips | None
+
+
+@dataclass(frozen=True)
+class _Splits:
+    """The splits that the clips of one role come from."""
+
+    readers: list[ShardReader]
+
+    def find(self, table: pa.Table, key: str, start: str, caption: str) -> _Clips:
+        """The clips that a column of a pairs file names."""
+        keys = table[key].combine_chunks()
+        reader, row = np.full(len(keys), -1, np.int16), np.full(len(keys), -1)
+        for number, split in enumerate(self.readers):
+            found = split.rows_of(keys)
+            reader[found >= 0] = number
+            row = np.where(found >= 0, found, row)
+        if len(missing := np.flatnonzero(reader < 0)):
+            folders = ", ".join(str(split.folder) for split in self.readers)
+            raise PipelineError(f"{keys[missing[0]]} is no usable clip of {folders}; make the pairs again")
+        starts, captions = (table[name].to_numpy().astype(np.int64) for name in (start, caption))
+        return _Clips(readers=self.readers, reader=reader, row=row, start=starts, caption=captions)

@@ -1,10 +1,13 @@
 """One training step's losses: what is encoded, in one fused audio pass and one fused text pass, and how it is compared.
 
-Shapes: B = slots of this process, N = global batch, S = samples, D = joint width, E = token width, K = kinds of pairs
-(plain, prompt and composed for `composed`; plain and mixed for `concatenate`; plain for `finetune`).
+Shapes: B = slots of this process, N = global batch, S = samples, D = joint width, E = token width, T = pseudo-tokens of
+a clip, P = texts with pseudo-tokens, K = terms of the loss (up to three for `composed`, two for `concatenate`, one for
+`finetune`).
 """
 
 from __future__ import annotations
+
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +16,7 @@ from pipeline.models.clap import ClapModel
 from pipeline.objectives import info_nce
 from pipeline.training.batches import Batch
 from pipeline.training.distributed import gather_rows
+from pipeline.training.negatives import equal_pairs
 from pipeline.training.settings import TrainingSettings
 
 PCM_SCALE = 1 / 32768
@@ -29,62 +33,66 @@ class CompositionLoss(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss over the global batch and their weighted sum `loss`, as scalars."""
+        return self.compare(self.embed(batch), batch)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Embeddings (B, K, 2, D): of each slot and term the audio and its text, each slot by itself.
+
+        Nothing is encoded that no term needs. On a GPU the encoders compute in bfloat16 where autocast trusts it.
+        """
         device = self.model.logit_scale.device
-        labeled_BS = batch.labeled_BS.to(device, non_blocking=True) * PCM_SCALE
-        partner_BS = None if batch.partner_BS is None else batch.partner_BS.to(device, non_blocking=True) * PCM_SCALE
-        if self.settings.objective == "composed":
-            pairs, weights = self._composed(batch, labeled_BS, partner_BS)
-        elif self.settings.objective == "concatenate":
-            pairs, weights = self._concatenated(batch, labeled_BS, partner_BS)
-        else:
-            pairs = {"info_nce": (self.model.encode_audio(labeled_BS), self.model.encode_text(batch.captions))}
-            weights = {"info_nce": 1.0}
+        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+            return self._embed(batch, device)
 
-        # One gather for everything: (B, K, 2, D) -> (N, K, 2, D).
-        own_BK2D = torch.stack([torch.stack(pair, dim=1) for pair in pairs.values()], dim=1)
-        all_NK2D = gather_rows(own_BK2D)
-        scale = self.model.logit_scale.exp()
-        terms = {name: info_nce(all_NK2D[:, kind, 0], all_NK2D[:, kind, 1], scale) for kind, name in enumerate(pairs)}
-        return {"loss": torch.stack([weights[name] * term for name, term in terms.items()]).sum(), **terms}
-
-    def _composed(
-        self, batch: Batch, labeled_BS: Tensor, unlabeled_BS: Tensor | None
-    ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, float]]:
-        settings, count = self.settings, len(labeled_BS)
-        assert unlabeled_BS is not None and self.model.a2t is not None
-        weights = {
-            "info_nce": settings.info_nce_weight,
-            "a2t": settings.a2t_weight,
-            "composed": settings.composed_weight,
+    def compare(self, own_BK2D: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The losses of the global batch, from this process's embeddings and those of all others."""
+        weights, scale = self.settings.term_weights, self.model.logit_scale.exp()
+        all_NK2D = gather_rows(own_BK2D)  # one gather for everything
+        equal = equal_pairs(batch, own_BK2D.device) if self.settings.mask_false_negatives else {}
+        terms = {
+            name: info_nce(all_NK2D[:, kind, 0], all_NK2D[:, kind, 1], scale, equal_BB=equal.get(name))
+            for kind, name in enumerate(weights)  # Eqs. (5), (10), (17)
         }
-        composed_BS = (labeled_BS + unlabeled_BS) / 2  # Eq. (11)
-        audio = self.model.encode_audio(torch.cat([labeled_BS, unlabeled_BS, composed_BS]))  # Eqs. (1), (6), (12)
-        audio_BD, unlabeled_BD, composed_audio_BD = audio.split(count)
+        return {"loss": torch.stack([weights[name] * term for name, term in terms.items()]).sum(), **terms}  # Eq. (18)
 
-        pseudo_BE = self.model.a2t(unlabeled_BD.detach() if settings.detach_unlabeled else unlabeled_BD)  # Eq. (7)
-        text = self.model.encode_text(
-            [*batch.captions, *[settings.prompt] * count, *batch.captions],  # Eqs. (2), (8), (15)
-            pseudo_tokens=torch.cat([pseudo_BE, pseudo_BE]),
+    def _embed(self, batch: Batch, device: torch.device) -> Tensor:
+        settings = self.settings
+        labeled_BS = batch.labeled_BS.to(device, non_blocking=True) * PCM_SCALE
+        if settings.objective == "finetune":
+            windows, texts = {"info_nce": labeled_BS}, {"info_nce": batch.captions}
+        else:
+            assert batch.partner_BS is not None
+            partner_BS = batch.partner_BS.to(device, non_blocking=True) * PCM_SCALE
+            # Eq. (11); at 0.5 it is its half of the sum to the bit, for halving is exact.
+            mixed_BS = (1 - settings.mixing_gain) * labeled_BS + settings.mixing_gain * partner_BS
+            if settings.objective == "composed":
+                windows = {"info_nce": labeled_BS, "a2t": partner_BS, "composed": mixed_BS}
+                prompts = [settings.prompt] * len(labeled_BS)
+                texts = {"info_nce": batch.captions, "a2t": prompts, "composed": batch.captions}
+            else:
+                windows = {"info_nce": labeled_BS, "concatenate": mixed_BS}
+                texts = {"info_nce": batch.captions, "concatenate": self._joined_captions(batch)}
+        terms = settings.term_weights
+        heard = [name for name in windows if name in terms or (name == "a2t" and settings.uses_a2t)]
+        said = [name for name in texts if name in terms]
+        count = len(labeled_BS)
+
+        encoded_BD = self.model.encode_audio(torch.cat([windows[name] for name in heard]))  # Eqs. (1), (6), (12), (13)
+        audio = dict(zip(heard, encoded_BD.split(count), strict=True))
+        tokens_PTE = None
+        if settings.uses_a2t:
+            unlabeled_BD = audio["a2t"].detach() if settings.detach_unlabeled else audio["a2t"]
+            tokens_BTE = self.model.a2t(unlabeled_BD)  # type: ignore[misc]  # Eqs. (7), (14)
+            tokens_PTE = torch.cat([tokens_BTE for name in said if name != "info_nce"])
+        encoded_BD = self.model.encode_text(  # Eqs. (2), (9), (16) of the texts of Eqs. (8), (15)
+            list(chain.from_iterable(texts[name] for name in said)),
+            pseudo_tokens=tokens_PTE,
             pseudo_position=settings.pseudo_position,
         )
-        text_BD, prompt_BD, composed_text_BD = text.split(count)
-        pairs = {
-            "info_nce": (audio_BD, text_BD),  # Eq. (5)
-            "a2t": (unlabeled_BD, prompt_BD),  # Eq. (10)
-            "composed": (composed_audio_BD, composed_text_BD),  # Eq. (17)
-        }
-        return pairs, weights  # Eq. (18)
+        text = dict(zip(said, encoded_BD.split(count), strict=True))
+        return torch.stack([torch.stack([audio[name], text[name]], dim=1) for name in terms], dim=1)
 
-    def _concatenated(
-        self, batch: Batch, labeled_BS: Tensor, partner_BS: Tensor | None
-    ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, float]]:
-        assert partner_BS is not None and batch.partner_captions is not None
-        mixed_BS = (labeled_BS + partner_BS) / 2
-        mixed_captions = [
-            first + self.settings.conjunction + second
-            for first, second in zip(batch.captions, batch.partner_captions, strict=True)
-        ]
-        audio_BD, mixed_audio_BD = self.model.encode_audio(torch.cat([labeled_BS, mixed_BS])).split(len(labeled_BS))
-        text_BD, mixed_text_BD = self.model.encode_text([*batch.captions, *mixed_captions]).split(len(labeled_BS))
-        pairs = {"info_nce": (audio_BD, text_BD), "concatenate": (mixed_audio_BD, mixed_text_BD)}
-        return pairs, {"info_nce": self.settings.info_nce_weight, "concatenate": self.settings.composed_weight}
+    def _joined_captions(self, batch: Batch) -> list[str]:
+        assert batch.partner_captions is not None
+        joined = zip(batch.captions, batch.partner_captions, strict=True)
+        return [first + self.settings.conjunction + second for first, second in joined]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,22 @@ class _GatherRows(torch.autograd.Function):
         return gradient.unflatten(0, (dist.get_world_size(), -1))[dist.get_rank()]
 
 
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum over all ranks, forward and backward: what every rank's loss owes to this rank's value."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """The rows of every process, in the order of the ranks, with gradient to each.
 
@@ -63,3 +79,60 @@ def gather_rows(rows: Tensor) -> Tensor:
     processes, which DDP's averaging turns back into the gradient of one process with the whole batch.
     """
     return _GatherRows.apply(rows) if dist.is_initialized() else rows
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    """The sum of every process's value, with gradient to each, under the condition of `gather_rows`."""
+    return _SumOverProcesses.apply(value) if dist.is_initialized() else value
+
+
+def average_gradients(module: nn.Module, processes: Processes) -> None:
+    """Replace every gradient by its mean over the processes, as DDP does while it computes them."""
+    if processes.count == 1:
+        return
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= processes.count
+
+
+class SynchronizedBatchNorm(nn.BatchNorm2d):
+    """BatchNorm over the rows of all processes, which hold equally many.
+
+    Ioffe and Szegedy 2015. torch's SyncBatchNorm computes the same on GPUs alone.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The input (B, C, H, W) normalised; in training also learns the running statistics."""
+        if not self.training:
+            return super().forward(input)
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        count = input.numel() // input.shape[1] * (dist.get_world_size() if dist.is_initialized() else 1)
+        mean_C11 = sum_over_processes(input.sum(dim=(0, 2, 3), keepdim=True)[0]) / count
+        # Around the mean, because the mean of squares less the square of the mean would cancel.
+        centred = input - mean_C11
+        variance_C11 = sum_over_processes(centred.square().sum(dim=(0, 2, 3), keepdim=True)[0]) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean_C11.flatten(), self.momentum)
+            self.running_var.lerp_(variance_C11.flatten() * count / (count - 1), self.momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked += 1
+        scale_C11 = self.weight[:, None, None] * torch.rsqrt(variance_C11 + self.eps)
+        return centred * scale_C11 + self.bias[:, None, None]
+
+
+def synchronized(norm: nn.BatchNorm2d) -> SynchronizedBatchNorm:
+    """The same BatchNorm, parameters and statistics shared with `norm`, over all processes."""
+    own = SynchronizedBatchNorm(norm.num_features, eps=norm.eps, momentum=norm.momentum)
+    own.weight, own.bias = norm.weight, norm.bias
+    own.running_mean, own.running_var = norm.running_mean, norm.running_var
+    own.num_batches_tracked = norm.num_batches_tracked
+    return own.train(norm.training)
+
+
+def synchronize_batch_norms(module: nn.Module) -> None:
+    """Replace every BatchNorm2d inside `module` by one over all processes; parameters keep their names."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.BatchNorm2d:
+                setattr(parent, name, synchronized(child))

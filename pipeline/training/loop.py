@@ -10,9 +10,9 @@ import math
 import shutil
 import signal
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ from pipeline.files import sha256_of, write_atomically, write_parquet
 from pipeline.models.clap import ClapModel
 from pipeline.training.batches import Batch, PairedBatches
 from pipeline.training.composition import CompositionLoss
-from pipeline.training.distributed import Processes
+from pipeline.training.distributed import Processes, gather_rows, synchronize_batch_norms
+from pipeline.training.micro_batches import backward_in_micro_batches, micro_batch_that_fits
 from pipeline.training.settings import TrainingSettings
+from pipeline.training.watching import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +43,25 @@ SAVED_AND_STOPPED = 128 + signal.SIGTERM
 """Exit status after SIGTERM: the checkpoint is written, the same command goes on from it."""
 
 
+FINISHED = "finished"
+"""Outcome of a training that did not diverge."""
+
+
+class Diverged(PipelineError):
+    """A loss or a weight of a training that is not finite."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where a training runs; nothing here changes its result."""
+    """Where a training runs; nothing here changes its result, but for the rounding of sums and the drawing of dropout.
+
+    Which values dropout and SpecAugment hit depends on the number of processes and on `micro_batch`.
+    """
 
     workers: int = 0
     """Loader processes a training process."""
+    micro_batch: int = 0
+    """Slots that a process holds in memory at once with what their backward pass needs; 0 for its whole share."""
     steps_per_checkpoint: int = 200
     """Steps between two checkpoints."""
 
@@ -148,17 +163,29 @@ def train(
     log: Path,
     processes: Processes,
     machine: Machine,
-) -> None:
+    may_diverge: bool = False,
+) -> str:
     """Train `model` in place on the batches of `pairs`; resume from `checkpoints` when there is one.
 
+    Comes back with `FINISHED`. A training that diverges raises, or, where it `may_diverge`, ends there and comes back
+    with what happened; its weights are then of no use.
+
     Every step draws its random numbers (dropout, SpecAugment) from (seed, step, rank) alone, so that a training that
-    was killed ends with the weights of an unbroken one. `log` receives a Parquet row a step. The caller removes the
-    checkpoints once it has saved the weights.
+    was killed ends with the weights of an unbroken one. `log` receives a Parquet row a step; beside it come the files
+    of `pipeline.training.watching`. The caller removes the checkpoints once it has saved the weights.
     """
+    if machine.micro_batch and settings.batch_norm != "frozen":
+        raise PipelineError(
+            f"micro_batch is {machine.micro_batch}, but batch_norm is {settings.batch_norm}: statistics of the batch "
+            "need it whole; set the one to 0 or the other to frozen"
+        )
     batches = PairedBatches(pairs, shards, processes.rank, processes.count)
     check_mixing(batches, settings, pairs)
+    if settings.batch_norm == "synchronized":
+        synchronize_batch_norms(model.audio_encoder)
     model.to(processes.device).set_training_mode(
-        encoder_regularisation=settings.encoder_regularisation, batch_norm=settings.batch_norm
+        encoder_regularisation=settings.encoder_regularisation,
+        batch_norm="frozen" if settings.batch_norm == "frozen" else "batch",
     )
     steps = len(batches)
     optimizer = torch.optim.Adam(parameter_groups(model, settings), weight_decay=settings.weight_decay, fused=True)
@@ -174,8 +201,19 @@ def train(
         scheduler.load_state_dict(state["scheduler"])
         rows, first_step = state["rows"], state["step"]
         logger.info("resuming from %s at step %d of %d", resume_point.path, first_step, steps)
+    check_common_start(first_step, resume_point.path, processes)
+
+    watch = Watch(
+        log.parent,
+        checkpoints,
+        steps=steps,
+        first_step=first_step,
+        batch_size=batches.facts["batch_size"],
+        processes=processes,
+    )
 
     def save(step: int) -> None:
+        watch.note()
         if processes.is_first:
             resume_point.save(
                 {
@@ -189,9 +227,8 @@ def train(
         if processes.count > 1:
             dist.barrier()
 
-    objective: nn.Module = CompositionLoss(model, settings)
-    if processes.count > 1:
-        objective = DistributedDataParallel(objective, broadcast_buffers=settings.batch_norm == "batch")
+    objective = CompositionLoss(model, settings)
+    backward = backward_pass(objective, settings, processes, machine)
     loader = DataLoader(
         batches,
         batch_size=None,
@@ -202,7 +239,7 @@ def train(
     )
     stop = StopRequest()
     pending: list[tuple[dict[str, Any], list[str]]] = []
-    began = time.perf_counter()
+    outcome = FINISHED
     progress = tqdm(
         mininterval=0.1
         if sys.stderr.isatty()
@@ -214,12 +251,21 @@ def train(
         disable=not processes.is_first,
     )
     for step, batch in enumerate(loader, start=first_step):
-        losses = take_step(objective, model, batch, optimizer, step, seed, settings, processes)
+        try:
+            with watch.counting():
+                losses = take_step(backward, model, batch, optimizer, step, seed, settings, processes)
+        except torch.OutOfMemoryError as error:
+            shortage = str(error)
+        else:
+            shortage = ""
+        if shortage:  # out of the `except`, whose error keeps the step's tensors alive
+            optimizer.zero_grad(set_to_none=True)
+            raise PipelineError(describe_shortage(shortage, objective, batch, optimizer, machine))
         row = {
             "step": step,
             "epoch": step // batches.facts["steps_per_epoch"],
             **losses,
-            "learning_rate": scheduler.get_last_lr()[0],
+            **dict(zip(("learning_rate", "a2t_learning_rate"), scheduler.get_last_lr(), strict=False)),
             "logit_scale": model.logit_scale.detach().exp(),
         }
         pending.append((row, batch.keys))
@@ -228,26 +274,39 @@ def train(
         is_save = done % machine.steps_per_checkpoint == 0 and done < steps
         if not (processes.device.type == "cpu" or done % STEPS_PER_REPORT == 0 or is_save or done == steps):
             continue
-        rows += settle(pending, resume_point.path)
-        pending.clear()
-        progress.set_postfix(
-            loss=f"{rows[-1]['loss']:.3f}",
-            clips_per_s=f"{(done - first_step) * batches.facts['batch_size'] / (time.perf_counter() - began):.0f}",
-            refresh=False,
-        )
-        progress.update(done - progress.n)
         # Asking the other processes waits for them, so that on several this is done only now and then.
         may_stop = processes.count == 1 or done % STEPS_PER_REPORT == 0
-        if done < steps and may_stop and stop.reaches(processes):
+        is_stop = done < steps and may_stop and stop.reaches(processes)
+        try:
+            rows += settle(pending, resume_point.path)
+            if is_save or is_stop or done == steps:
+                check_weights(model, step, batch.keys, resume_point.path)
+        except Diverged as error:
+            if not may_diverge:
+                raise
+            outcome = str(error)
+            break
+        progress.set_postfix(watch.report(rows[-len(pending) :]), refresh=False)
+        pending.clear()
+        progress.update(done - progress.n)
+        if is_stop:
             save(done)
             logger.warning("asked to stop: saved step %d of %d; the same command goes on from there", done, steps)
             raise SystemExit(SAVED_AND_STOPPED)
         if is_save:
             save(done)
     progress.close()
+    if may_diverge and outcome == FINISHED and first_step < steps:
+        with torch.no_grad():  # weights that are finite, but so large that nothing can be embedded with them
+            loss = objective(batch)["loss"].item()
+        if not math.isfinite(loss):
+            outcome = str(diverged(steps - 1, f"the loss after it is {loss}", batch.keys, resume_point.path))
     if processes.is_first:
-        facts = json.dumps({**dataclasses.asdict(settings), "seed": seed}, sort_keys=True)
-        write_parquet(pa.Table.from_pylist(rows).replace_schema_metadata({"settings": facts}), log)
+        facts = {**dataclasses.asdict(settings), "seed": seed}
+        table = pa.Table.from_pylist(rows).replace_schema_metadata({"settings": json.dumps(facts, sort_keys=True)})
+        write_parquet(table, log)
+        watch.finish(table, facts, resume_point.belongs_to, batches.facts)
+    return outcome
 
 
 def check_mixing(batches: PairedBatches, settings: TrainingSettings, pairs: Path) -> None:
@@ -267,8 +326,56 @@ def check_mixing(batches: PairedBatches, settings: TrainingSettings, pairs: Path
         raise PipelineError(f"{pairs}: pairs hold {has}, the objective `{settings.objective}` needs {needed}")
 
 
+def check_common_start(first_step: int, checkpoint: Path, processes: Processes) -> None:
+    """Raise when the processes would go on from different steps, as nodes without a common folder do."""
+    first_steps = gather_rows(torch.tensor([first_step], device=processes.device)).tolist()
+    if len(set(first_steps)) > 1:
+        raise PipelineError(
+            f"{checkpoint}: the processes find it at different steps ({', '.join(map(str, first_steps))}, 0 where it "
+            "is missing); --out must be one folder that all nodes see"
+        )
+
+
+Backward = Callable[[Batch], dict[str, torch.Tensor]]
+"""From a process's slots to the global batch's losses, with their gradient left in the parameters."""
+
+
+def backward_pass(
+    objective: CompositionLoss, settings: TrainingSettings, processes: Processes, machine: Machine
+) -> Backward:
+    """The way to losses and gradients: in one piece, averaged over the processes by DDP, or by micro-batches."""
+    if machine.micro_batch:
+        return partial(backward_in_micro_batches, objective, slots=machine.micro_batch, processes=processes)
+    whole: nn.Module = objective
+    if processes.count > 1:
+        whole = DistributedDataParallel(objective, broadcast_buffers=settings.batch_norm == "batch")
+
+    def backward(batch: Batch) -> dict[str, torch.Tensor]:
+        losses = whole(batch)
+        losses["loss"].backward()
+        return losses
+
+    return backward
+
+
+def describe_shortage(
+    shortage: str, objective: CompositionLoss, batch: Batch, optimizer: torch.optim.Optimizer, machine: Machine
+) -> str:
+    """What to do after a GPU ran out of memory; finds by trying which micro-batch would fit."""
+    slots = machine.micro_batch or len(batch.keys)
+    reserved = 0 if optimizer.state else 2 * sum(value.nbytes for value in objective.parameters())  # Adam's, made later
+    fitting = micro_batch_that_fits(objective, batch, slots, reserved)
+    advice = (
+        f"{fitting} fit: give --micro-batch {fitting}, in a profile the resource micro_batch of the rule train, which "
+        "leaves the global batch as it is"
+        if fitting
+        else "not even one fits beside the model: a GPU with more memory is needed"
+    )
+    return f"the GPU's memory does not hold {slots} slots of a step; {advice} ({shortage.splitlines()[0]})"
+
+
 def take_step(
-    objective: nn.Module,
+    backward: Backward,
     model: ClapModel,
     batch: Batch,
     optimizer: torch.optim.Optimizer,
@@ -277,12 +384,10 @@ def take_step(
     settings: TrainingSettings,
     processes: Processes,
 ) -> dict[str, torch.Tensor]:
-    """One step of the optimizer on `objective`, which holds `model`; the losses come back still on the device."""
+    """One step of the optimizer on the gradient of `backward`; the losses come back still on the device."""
     torch.manual_seed((seed * 1_000_003 + step) * 1_009 + processes.rank)
     optimizer.zero_grad(set_to_none=True)
-    with torch.autocast("cuda", torch.bfloat16, enabled=processes.device.type == "cuda"):
-        losses = objective(batch)
-    losses["loss"].backward()
+    losses = backward(batch)
     optimizer.step()
     with torch.no_grad():
         model.logit_scale.clamp_(max=math.log(settings.max_logit_scale))
@@ -290,13 +395,25 @@ def take_step(
 
 
 def settle(pending: list[tuple[dict[str, Any], list[str]]], checkpoint: Path) -> Iterator[dict[str, float]]:
-    """The rows with their tensors as numbers; raises at the first loss that is not finite, with its batch's clips."""
+    """The rows with their tensors as numbers; raises after the first loss that is not finite."""
     for row, keys in pending:
         numbers = {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in row.items()}
-        if not math.isfinite(numbers["loss"]):
-            kept = f"the checkpoint {checkpoint} is kept" if checkpoint.exists() else "there is no checkpoint yet"
-            raise PipelineError(
-                f"step {numbers['step']}: the loss is {numbers['loss']}; {kept}; a lower learning_rate is the usual "
-                f"remedy; clips of its batch: {', '.join(keys)}"
-            )
         yield numbers
+        if not math.isfinite(numbers["loss"]):
+            raise diverged(numbers["step"], f"the loss is {numbers['loss']}", keys, checkpoint)
+
+
+def check_weights(model: ClapModel, step: int, keys: list[str], checkpoint: Path) -> None:
+    """Raise when a weight is not finite after a step: the loss shows what a gradient did only one step later."""
+    if not torch.stack([value.isfinite().all() for value in model.parameters()]).all():
+        name = next(name for name, value in model.named_parameters() if not value.isfinite().all())
+        raise diverged(step, f"{name} is not finite after it", keys, checkpoint)
+
+
+def diverged(step: float, what: str, keys: list[str], checkpoint: Path) -> Diverged:
+    """The error that says in which step and on which clips a training diverged, and what is left of it."""
+    kept = f"the checkpoint {checkpoint} is kept" if checkpoint.exists() else "there is no checkpoint yet"
+    return Diverged(
+        f"step {step:.0f}: {what}; {kept}; a lower learning_rate is the usual remedy; "
+        f"clips of its batch: {', '.join(keys)}"
+    )

@@ -7,6 +7,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from pipeline.errors import PipelineError
+
 Objective = Literal["finetune", "composed", "concatenate"]
 
 
@@ -30,23 +32,59 @@ class TrainingSettings:
     detach_unlabeled: bool = _documented(
         False, "keep the gradient of the pseudo-token out of the audio encoder; Eq. (18) read as one sum lets it in"
     )
+    pseudo_tokens: int = _documented(1, "pseudo-tokens that the a2t module makes of a clip; Eq. (7) makes one")
     pseudo_position: Literal["before_end", "after_end"] = _documented(
         "before_end", "where the pseudo-token stands to the end-of-text token; pooled at the later of the two"
     )
     prompt: str = _documented("this sound is", "text before the pseudo-token in Eq. (8)")
     conjunction: str = _documented(" ", "text between the two captions of `concatenate`")
+    mixing_gain: float = _documented(
+        0.5, "gain g of the partner in a mixture, (1 - g) X + g X_unlabel, between 0 and 1; Eq. (11) has 0.5"
+    )
     info_nce_weight: float = _documented(1.0, "weight of L_InfoNCE in Eq. (18); 0 leaves the term out")
     a2t_weight: float = _documented(1.0, "weight of L_a2t in Eq. (18); 0 leaves the term out")
     composed_weight: float = _documented(
         1.0, "weight of L_composed in Eq. (18), for concatenate of the mixtures' loss; 0 leaves the term out"
     )
+    mask_false_negatives: bool = _documented(
+        False,
+        "leave rows of the batch that say the same (equal captions, or the same clips) out of each other's negatives; "
+        "the sums of Eqs. (3) and (4) keep them",
+    )
     max_logit_scale: float = _documented(100.0, "upper bound of 1/tau, as CLIP's")
     encoder_regularisation: bool = _documented(
         False, "ms-clap's own SpecAugment, DropPath and projection dropout during training"
     )
-    batch_norm: Literal["frozen", "batch"] = _documented(
-        "frozen", "statistics of the front end's BatchNorm: the checkpoint's, or learned from the batches"
+    batch_norm: Literal["frozen", "batch", "synchronized"] = _documented(
+        "frozen",
+        "statistics of the front end's BatchNorm: the checkpoint's, or learned, from each process's share of the batch "
+        "or from the global batch",
     )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mixing_gain <= 1:
+            raise PipelineError(f"mixing_gain is {self.mixing_gain}; a number between 0 and 1 was expected")
+        if not self.term_weights:
+            raise PipelineError(
+                f"every term of the objective {self.objective} has weight 0, so that there is nothing to train; "
+                "give one of info_nce_weight, a2t_weight and composed_weight another value"
+            )
+
+    @property
+    def term_weights(self) -> dict[str, float]:
+        """The terms of the loss that are computed, with their weights: those of weight 0 are left out."""
+        info_nce, a2t, composed = self.info_nce_weight, self.a2t_weight, self.composed_weight
+        weights = {
+            "finetune": {"info_nce": 1.0},
+            "composed": {"info_nce": info_nce, "a2t": a2t, "composed": composed},
+            "concatenate": {"info_nce": info_nce, "concatenate": composed},
+        }[self.objective]
+        return {name: weight for name, weight in weights.items() if weight != 0}
+
+    @property
+    def uses_a2t(self) -> bool:
+        """True where a term goes through the a2t module: composed training, unless both its terms are left out."""
+        return self.objective == "composed" and not {"a2t", "composed"}.isdisjoint(self.term_weights)
 
 
 def add_settings_arguments(parser: argparse.ArgumentParser) -> None:

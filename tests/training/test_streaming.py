@@ -28,6 +28,6 @@ def test_loader_workers_share_the_clips_out_without_repeating_any(tiny_study):
 
 def test_a_missing_tar_is_named_before_anything_is_read(tiny_study, tmp_path):
     folder = shutil.copytree(tiny_study.manifest("labeled").parent, tmp_path / "train")
-    (folder / "00001.tar").unlink()
-    with pytest.raises(PipelineError, match=r"00001\.tar: no such file"):
+    (folder / "00000.tar").unlink()
+    with pytest.raises(PipelineError, match=r"00000\.tar: no such file"):
         stream_clips(folder)

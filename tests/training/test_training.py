@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import save_gradients
 import torch
 from safetensors.torch import load_file
 
 from pipeline.errors import PipelineError
 from pipeline.models import load_model
 from pipeline.objectives import info_nce
+from pipeline.shards import open_shards
 from pipeline.stages import train
 from pipeline.training.batches import PairedBatches
 from pipeline.training.composition import PCM_SCALE, CompositionLoss
@@ -116,7 +119,7 @@ def test_detaching_keeps_the_composed_text_from_the_audio_encoder(tiny_study):
         CompositionLoss(model, TrainingSettings(objective="composed", detach_unlabeled=detach))(batch)[
             "loss"
         ].backward()
-        gradients.append(model.audio_encoder["projection"].linear1.weight.grad.clone())
+        gradients.append(model.audio_encoder.projection.linear1.weight.grad.clone())
     assert not torch.allclose(gradients[0], gradients[1])
 
 
@@ -139,25 +142,44 @@ def test_batches_are_the_same_on_one_process_and_on_four(tiny_study):
         assert torch.equal(torch.cat([batch.partner_BS for batch in batches]), whole[step].partner_BS)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_two_processes_have_the_loss_and_gradients_of_one(tiny_study, tmp_path, objective):
-    inputs = [str(tiny_study.pretrained), str(tiny_study.pairs(objective)), str(tiny_study.shards), objective]
-    save_gradients.main(*inputs, str(tmp_path / "one"))
-    script = [str(Path(save_gradients.__file__)), *inputs, str(tmp_path / "two")]
-    finish(launch(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *script]))
-    one, two = load_file(tmp_path / "one"), load_file(tmp_path / "two")
-    assert one.keys() == two.keys() and len(one) > 100
-    for name in one:
-        torch.testing.assert_close(
-            two[name], one[name], rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
+def test_batches_hold_what_the_pairs_and_the_shards_say(tiny_study):
+    """Read the long way round: row by row of the file, key by key of the readers."""
+    for objective in OBJECTIVES:
+        pairs = tiny_study.pairs(objective)
+        labeled, unlabeled = (open_shards(tiny_study.manifest(name).parent) for name in ("labeled", "unlabeled"))
+        rows = iter(pq.read_table(pairs).to_pylist())
+        batches = PairedBatches(pairs, tiny_study.shards)
+        for batch in (batches[step] for step in range(len(batches))):
+            for slot in range(8):
+                row = next(rows)
+                assert batch.keys[slot] == row["labeled_key"]
+                assert batch.captions[slot] == labeled.captions(row["labeled_key"])[row["caption"]]
+                window = labeled.read_window(row["labeled_key"], row["labeled_start"], 40_960)
+                assert (batch.labeled_BS[slot].numpy() == window).all()
+                if row["partner_key"] is None:
+                    assert batch.partner_BS is None
+                    continue
+                reader = labeled if objective == "concatenate" else unlabeled
+                window = reader.read_window(row["partner_key"], row["partner_start"], 40_960)
+                assert (batch.partner_BS[slot].numpy() == window).all()
+                if objective == "concatenate":
+                    caption = labeled.captions(row["partner_key"])[row["partner_caption"]]
+                    assert batch.partner_captions[slot] == caption
+        assert next(rows, None) is None
 
 
-def test_a_training_on_two_processes_logs_the_losses_of_one(tiny_study, tmp_path):
-    train.main(arguments(tiny_study, tmp_path / "one", "composed", "--a2t-dropout=0"))
-    finish(start(tiny_study, tmp_path / "two", "composed", "--a2t-dropout=0", processes=2))
-    one, two = (pq.read_table(tmp_path / name / "training.parquet")["loss"].to_numpy() for name in ("one", "two"))
-    torch.testing.assert_close(torch.from_numpy(two), torch.from_numpy(one), rtol=1e-4, atol=1e-4)
+def test_memory_does_not_grow_with_epochs(tiny_study, long_pairs):
+    """Objects that Python tracks, and memory that numpy and Python hold, after 20 and after 40 epochs."""
+    batches = PairedBatches(long_pairs, tiny_study.shards)
+    tracemalloc.start()
+    held = []
+    for step in range(len(batches)):
+        batches[step]
+        if step in (len(batches) // 2, len(batches) - 1):
+            gc.collect()
+            held.append((len(gc.get_objects()), tracemalloc.get_traced_memory()[0]))
+    tracemalloc.stop()
+    assert held[1][0] - held[0][0] < 100 and held[1][1] - held[0][1] < 20_000
 
 
 def test_the_log_has_a_row_a_step_with_every_term(unbroken):
@@ -210,6 +232,66 @@ def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(
     assert logs[0].equals(logs[1])
 
 
+KILLED_IN_THE_SAVE = """
+import os, signal, sys, torch
+from pipeline.stages import train
+
+saves, save = [], torch.save
+
+def save_half(state, path):
+    saves.append(path)
+    save(state, path)
+    if len(saves) == 3:
+        os.truncate(path, os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+torch.save = save_half
+train.main(sys.argv[1:])
+"""
+
+
+def test_a_kill_while_the_checkpoint_is_written_costs_no_more_than_that_checkpoint(tiny_study, tmp_path, unbroken):
+    process = launch(
+        ["-c", KILLED_IN_THE_SAVE, *arguments(tiny_study, tmp_path, "composed", "--steps-per-checkpoint=1")]
+    )
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == -signal.SIGKILL, output
+    checkpoints = tmp_path / "checkpoints"
+    assert torch.load(checkpoints / "last.pt", weights_only=True)["step"] == 2
+    assert len(list(checkpoints.glob("*last.pt*"))) == 2, "half a checkpoint lies beside the whole one"
+    train.main(arguments(tiny_study, tmp_path, "composed"))
+    assert_same_weights(unbroken, tmp_path)
+    assert not checkpoints.exists()
+
+
+def test_a_process_of_two_that_is_killed_goes_on_with_two_or_with_one(tiny_study, tmp_path):
+    pairs, flags = tiny_study.pairs("composed", epochs=8), ["--a2t-dropout=0"]
+    train.main(arguments(tiny_study, tmp_path / "one", "composed", *flags, pairs=pairs))
+    finish(start(tiny_study, tmp_path / "two", "composed", *flags, processes=2, pairs=pairs))
+
+    killed = tmp_path / "killed"
+    torchrun = start(tiny_study, killed, "composed", *flags, "--steps-per-checkpoint=1", processes=2, pairs=pairs)
+    while not (killed / "checkpoints" / "last.pt").exists():
+        assert torchrun.poll() is None, torchrun.stdout.read()
+        time.sleep(0.01)
+    workers = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    finish(torchrun, status=1)
+    assert not (killed / "model.safetensors").exists(), "the training ended before the signal reached it"
+    shutil.copytree(killed, tmp_path / "killed_then_one")
+
+    assert "resuming from" in finish(start(tiny_study, killed, "composed", *flags, processes=2, pairs=pairs))
+    assert_same_weights(tmp_path / "two", killed)
+    train.main(arguments(tiny_study, tmp_path / "killed_then_one", "composed", *flags, pairs=pairs))
+    losses = [
+        torch.tensor(pq.read_table(tmp_path / name / "training.parquet")["loss"].to_pylist())
+        for name in ("one", "two", "killed_then_one")
+    ]
+    assert len(losses[0]) == 24
+    for other in losses[1:]:
+        torch.testing.assert_close(other, losses[0], rtol=1e-4, atol=1e-4)
+
+
 def test_a_checkpoint_of_other_settings_is_refused_by_name(tiny_study, tmp_path, long_pairs):
     interrupt(tiny_study, tmp_path, long_pairs, signal.SIGKILL)
     with pytest.raises(PipelineError, match=r"another training \(different: settings\); delete .*checkpoints"):
@@ -225,6 +307,62 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_clips(tiny_study,
     with pytest.raises(PipelineError, match=r"step \d: the loss is (nan|inf).*clips of its batch: labeled_train"):
         train.main(arguments(tiny_study, tmp_path, "finetune", "--learning-rate=1e30"))
     assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_the_checkpoint_kept_by_a_training_that_diverges_has_finite_weights(tiny_study, tmp_path):
+    flags = ["--learning-rate=1e30", "--steps-per-checkpoint=1"]
+    with pytest.raises(PipelineError, match=r"step \d: the loss is (nan|inf).*last.pt is kept"):
+        train.main(arguments(tiny_study, tmp_path, "finetune", *flags))
+    state = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_weights_that_a_gradient_spoiled_are_neither_kept_nor_saved(tiny_study, tmp_path, is_last):
+    """The loss of the step is finite; only the weights after it are not."""
+    pairs = tiny_study.pairs("finetune", epochs=1, batch_size=24 if is_last else 8)
+    flags = ["--learning-rate=1e39", "--steps-per-checkpoint=1"]
+    with pytest.raises(PipelineError, match=r"step 0: .* is not finite after it; there is no checkpoint yet"):
+        train.main(arguments(tiny_study, tmp_path, "finetune", *flags, pairs=pairs))
+    assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("rate", "outcome"), [("1e30", "step 1: the loss is nan"), ("1e-4", "finished")])
+def test_a_candidate_of_the_sweep_that_diverges_says_so_and_does_not_fail(tiny_study, tmp_path, rate, outcome):
+    train.main(
+        arguments(tiny_study, tmp_path, "finetune", f"--learning-rate={rate}", f"--outcome={tmp_path / 'outcome.txt'}")
+    )
+    assert (tmp_path / "outcome.txt").read_text().startswith(outcome)
+    steps = pq.read_table(tmp_path / "training.parquet")["step"].to_pylist()
+    assert steps == (list(range(6)) if outcome == "finished" else [0, 1])
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_a_candidate_whose_last_step_leaves_weights_too_large_to_embed_with_has_diverged(tiny_study, tmp_path):
+    pairs, file = tiny_study.pairs("finetune", epochs=1, batch_size=24), tmp_path / "outcome.txt"
+    flags = ["--learning-rate=1e30", f"--outcome={file}"]
+    train.main(arguments(tiny_study, tmp_path, "finetune", *flags, pairs=pairs))
+    assert file.read_text().startswith("step 0: the loss after it is nan")
+
+
+ONE_OF_TWO_FAILS = """
+import os
+from pipeline.errors import PipelineError
+from pipeline.stages import run
+
+def main(argv):
+    if os.environ["RANK"] == "1":
+        raise PipelineError("clip rain_1 is damaged")
+
+run(main)
+"""
+
+
+def test_an_error_that_one_process_alone_meets_is_told(tmp_path):
+    script = tmp_path / "stage.py"
+    script.write_text(ONE_OF_TWO_FAILS)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    assert "stage: clip rain_1 is damaged" in finish(launch([*launcher, str(script)]), status=1)
 
 
 def test_uneven_shares_are_refused(tiny_study):

@@ -11,6 +11,9 @@ use rule train as train_candidate with:
         description="results/sweep/{learning_rate}/{run}/model.json",
         tokenizer="results/sweep/{learning_rate}/{run}/tokenizer.json",
         log="results/sweep/{learning_rate}/{run}/training.parquet",
+        curves="results/sweep/{learning_rate}/{run}/learning_curves.svg",
+        account="results/sweep/{learning_rate}/{run}/training.json",
+        outcome="results/sweep/{learning_rate}/{run}/outcome.txt",
     log:
         "logs/train_candidate/{learning_rate}/{run}.log",
     benchmark:
@@ -44,6 +47,7 @@ use rule evaluate as evaluate_candidate with:
     output:
         metrics="results/sweep/{learning_rate}/{run}/{target}/metrics.json",
         ranks="results/sweep/{learning_rate}/{run}/{target}/ranks.parquet",
+        contributions="results/sweep/{learning_rate}/{run}/{target}/contributions.parquet",
     log:
         "logs/evaluate_candidate/{learning_rate}/{run}/{target}.log",
     params:
@@ -52,10 +56,23 @@ use rule evaluate as evaluate_candidate with:
         seed=config["sweep"]["seed"],
 
 
+checkpoint list_diverged:
+    """List the candidates that diverged: they are not evaluated, and none of them can be chosen."""
+    input:
+        outcomes=sweep_outcomes,
+    output:
+        diverged="results/sweep/diverged.txt",
+    log:
+        "logs/list_diverged/sweep.log",
+    shell:
+        "(grep -Lx finished {input.outcomes:q} || true) > {output.diverged:q} 2> {log:q}"
+
+
 rule choose_learning_rates:
     """Choose every run's learning rate: the highest validation mAP@10, averaged over directions and targets."""
     input:
         metrics=sweep_metrics,
+        diverged=sweep_diverged,
         code=code_of("choose_learning_rates"),
     output:
         csv="results/sweep.csv",
@@ -64,5 +81,5 @@ rule choose_learning_rates:
     params:
         protocol=config["evaluation"]["protocol"],
     shell:
-        "python -m pipeline.stages.choose_learning_rates --metrics {input.metrics:q} --protocol {params.protocol}"
-        " --csv {output.csv:q} 2> {log:q}"
+        "python -m pipeline.stages.choose_learning_rates --metrics {input.metrics:q} --diverged {input.diverged:q}"
+        " --protocol {params.protocol} --csv {output.csv:q} 2> {log:q}"

@@ -8,6 +8,8 @@ rule pretrain:
         description="results/pretrained/mini/model.json",
         tokenizer="results/pretrained/mini/tokenizer.json",
         log="results/pretrained/mini/training.parquet",
+        curves="results/pretrained/mini/learning_curves.svg",
+        account="results/pretrained/mini/training.json",
     log:
         "logs/pretrain/mini.log",
     benchmark:
@@ -36,11 +38,11 @@ rule import_weights:
         files=weights_files,
         code=code_of("import_weights"),
     output:
-        model="results/pretrained/msclap-2023/model.safetensors",
-        description="results/pretrained/msclap-2023/model.json",
-        tokenizer="results/pretrained/msclap-2023/tokenizer.json",
+        model="results/pretrained/{backbone}/model.safetensors",
+        description="results/pretrained/{backbone}/model.json",
+        tokenizer="results/pretrained/{backbone}/tokenizer.json",
     log:
-        "logs/import_weights/msclap-2023.log",
+        "logs/import_weights/{backbone}.log",
     resources:
         mem_mb=6000,
         runtime=30,
@@ -48,7 +50,7 @@ rule import_weights:
         folder=subpath(output.model, parent=True),
         sources=weights_flags,
     shell:
-        "python -m pipeline.stages.import_weights --backbone msclap-2023 {params.sources:q}"
+        "python -m pipeline.stages.import_weights --backbone {wildcards.backbone} {params.sources:q}"
         " --out {params.folder:q} 2> {log:q}"
 
 
@@ -63,6 +65,8 @@ rule train:
         description="results/runs/{run}/seed{seed}/model.json",
         tokenizer="results/runs/{run}/seed{seed}/tokenizer.json",
         log="results/runs/{run}/seed{seed}/training.parquet",
+        curves="results/runs/{run}/seed{seed}/learning_curves.svg",
+        account="results/runs/{run}/seed{seed}/training.json",
     log:
         "logs/train/{run}/seed{seed}.log",
     benchmark:
@@ -70,8 +74,10 @@ rule train:
     # On a CPU two trainings of one thread end sooner than one after the other with two.
     threads: 1
     resources:
-        gpu=0,
+        gpu=0,  # all nodes together
+        nodes=1,
         loader_workers=0,
+        micro_batch=0,
         mem_mb=4000,
         runtime=240,
     params:
@@ -81,8 +87,10 @@ rule train:
         processes=process_count,
         device=device,
         seed=run_seed,
+    # exec: a signal to the job reaches the launcher, and no shell dies before the checkpoint is written.
     shell:
-        "torchrun --standalone --nproc-per-node={params.processes} -m pipeline.stages.train"
+        "exec python -m pipeline.launch --nodes {resources.nodes} --processes {params.processes}"
+        " -m pipeline.stages.train"
         " --pretrained {params.pretrained:q} --pairs {input.pairs:q} --shards results/shards --seed {params.seed}"
-        " --threads {threads} --workers {resources.loader_workers} --device {params.device} {params.settings:q}"
-        " --out {params.folder:q} 2> {log:q}"
+        " --threads {threads} --workers {resources.loader_workers} --micro-batch {resources.micro_batch}"
+        " --device {params.device} {params.settings:q} --out {params.folder:q} 2> {log:q}"

@@ -1,0 +1,86 @@
+"""A step whose batch does not fit into memory at once: its slots are encoded a few at a time, its loss is of them all.
+
+The method is GradCache (Gao, Zhang, Han, Callan 2021, Scaling Deep Contrastive Learning Batch Size under Memory Limited
+Setup). It is exact because every slot is encoded by itself; only BatchNorm with the batch's statistics is not so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pipeline.training.batches import Batch
+from pipeline.training.composition import CompositionLoss
+from pipeline.training.distributed import Processes, average_gradients
+
+
+def micro_batches(batch: Batch, slots: int) -> Iterator[Batch]:
+    """The batch's slots in order, so many at a time; the last part may hold fewer."""
+    columns = {item.name: getattr(batch, item.name) for item in dataclasses.fields(batch)}
+    for first in range(0, len(batch.keys), slots):
+        part = {name: column[first : first + slots] for name, column in columns.items() if column is not None}
+        yield dataclasses.replace(batch, **part)
+
+
+def backward_in_micro_batches(
+    objective: CompositionLoss, batch: Batch, slots: int, processes: Processes
+) -> dict[str, Tensor]:
+    """The losses of the global batch, with their gradient in the parameters as after a plain step's backward pass.
+
+    At most `slots` slots of this process are held in memory with what their backward pass needs. All slots are encoded
+    twice: first for the loss and its gradient with respect to the embeddings, then, with the same random numbers, for
+    that gradient to go on to the parameters. A slot's embeddings depend on each other (the pseudo-token on the audio),
+    on those of other slots they do not, so that this is one backward pass a micro-batch.
+    """
+    parts, states, rows = list(micro_batches(batch, slots)), [], []
+    with torch.no_grad():
+        for part in parts:
+            states.append(_random_state(processes.device))
+            rows.append(objective.embed(part))
+    own_BK2D = torch.cat(rows).requires_grad_()
+    losses = objective.compare(own_BK2D, batch)
+    losses["loss"].backward()
+    assert own_BK2D.grad is not None
+    for part, state, gradient in zip(parts, states, own_BK2D.grad.split(slots), strict=True):
+        _restore_random_state(state, processes.device)
+        objective.embed(part).backward(gradient)
+    average_gradients(objective, processes)
+    return losses
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _restore_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)
+
+
+def micro_batch_that_fits(objective: CompositionLoss, batch: Batch, slots: int, reserved_bytes: int) -> int | None:
+    """The largest half, quarter, ... of `slots` whose passes fit on the device, found by trying; None if one does not.
+
+    `reserved_bytes` are kept free for what a whole step needs besides. The parameters keep their gradients, and no
+    other process takes part.
+    """
+    while slots > 1:
+        slots = -(-slots // 2)
+        torch.cuda.empty_cache()
+        if _fits(objective, next(micro_batches(batch, slots)), reserved_bytes):
+            return slots
+    return None
+
+
+def _fits(objective: CompositionLoss, batch: Batch, reserved_bytes: int) -> bool:
+    parameters = [value for value in objective.parameters() if value.requires_grad]
+    try:
+        reserved = torch.empty(reserved_bytes, dtype=torch.uint8, device=objective.model.logit_scale.device)
+        torch.autograd.grad(objective.embed(batch).sum(), parameters, allow_unused=True)
+        del reserved  # held until here
+    except torch.OutOfMemoryError:
+        return False
+    return True

@@ -1,0 +1,55 @@
+"""Which rows of a global batch say the same, so that neither may be a negative of the other.
+
+Shapes: B = slots of this process, N = global batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+import torch
+from torch import Tensor
+
+from pipeline.training.batches import Batch
+from pipeline.training.distributed import gather_rows
+
+
+def normalised(caption: str) -> str:
+    """A caption's words in lower case, one space apart: what punctuation and spacing do not change."""
+    return " ".join(re.findall(r"\w+", caption.casefold()))
+
+
+def identity(text: str) -> int:
+    """A number of 64 bits that equal texts have in common on every machine, and others in practice never."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def equal_pairs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """For each term of the loss, which two rows of the global batch say the same: (N, N), boolean and symmetric.
+
+    Every process passes its own slots and gets the same matrices. Two labeled clips say the same if their captions are
+    equal but for case and punctuation, or if they are one clip; two unlabeled clips if they are one clip. Mixtures of
+    labeled and unlabeled clips say the same if both parts do; mixtures of two labeled clips also if the parts do
+    crosswise, since the captions' order says nothing of the sounds.
+    """
+    count = len(batch.keys)
+    columns = [[normalised(caption) for caption in batch.captions], batch.keys]
+    columns += [batch.partner_keys or [""] * count, [normalised(text) for text in batch.partner_captions or []]]
+    identities = [[identity(text) for text in column or [""] * count] for column in columns]
+    own_B4 = torch.tensor(identities, dtype=torch.int64).T.to(device)
+    caption_N, clip_N, partner_N, partner_caption_N = gather_rows(own_B4).unbind(1)
+
+    def equal(first_N: Tensor, second_N: Tensor) -> Tensor:
+        return first_N[:, None] == second_N
+
+    labeled_NN = equal(caption_N, caption_N) | equal(clip_N, clip_N)
+    partner_NN = equal(partner_N, partner_N)
+    partner_pair_NN = equal(partner_caption_N, partner_caption_N) | partner_NN
+    crossed_NN = equal(caption_N, partner_caption_N) | equal(clip_N, partner_N)
+    return {
+        "info_nce": labeled_NN,
+        "a2t": partner_NN,
+        "composed": labeled_NN & partner_NN,
+        "concatenate": (labeled_NN & partner_pair_NN) | (crossed_NN & crossed_NN.T),
+    }

@@ -1,0 +1,43 @@
+"""How much arithmetic a training step is, and what share of the device's peak it reaches."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,  # SXM; after the two below, whose names contain this one
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "V100": 125e12,  # float16: it has no bfloat16
+}
+"""Dense bfloat16 operations a second of GPUs by what their name contains, from NVIDIA's data sheets."""
+
+
+def flop_counter() -> FlopCounterMode:
+    """torch's counter of the floating-point operations of matrix products, convolutions and attention.
+
+    Enter it around a step; `get_total_flops()` counts a multiplication and an addition as two, attention as if it were
+    not causal, and no element-wise operation and no FFT. torch 2.11 has no formula for attention on a CPU (its issue
+    195460): it gets the one of the GPU's kernels.
+    """
+    return FlopCounterMode(
+        display=False,
+        custom_mapping={
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(
+                *shapes[:3]
+            ),
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: (
+                sdpa_backward_flop_count(*shapes[:4])
+            ),
+        },
+    )
+
+
+def peak_flops(device_name: str) -> float | None:
+    """A device's peak for bfloat16 matrix products, in operations a second; None where it is not known."""
+    words = device_name.replace("-", " ").split()
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in words), None)

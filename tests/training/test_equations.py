@@ -1,0 +1,221 @@
+"""Every equation of the paper, and every setting that varies one, against an implementation written from the paper.
+
+The implementation below takes the trained parts from the model (both encoders, the token embeddings, the weights of
+f_a2t) and does all else by itself, one clip and one caption at a time, term by term. Losses and gradients must agree.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.models import mini
+from pipeline.training.batches import Batch
+from pipeline.training.composition import CompositionLoss
+from pipeline.training.negatives import normalised
+from pipeline.training.settings import TrainingSettings
+
+CAPTIONS = ["a dog barks", "Rain falls.", "wind blows in the trees", "rain falls", "a dog barks", "birds sing, loudly"]
+KEYS = ["dog_1", "rain_1", "wind", "rain_2", "dog_2", "birds"]
+UNLABELED = ["u1", "u2", "u3", "u2", "u4", "u1"]
+PARTNERS = [5, 0, 3, 2, 5, 1]
+"""Of `concatenate`: wind with rain is there in both orders, dogs with birds in both orders of slots."""
+
+
+def batch(objective):
+    """Six slots with captions, clips and partners that occur more than once."""
+    generator = torch.Generator().manual_seed(7)
+    clips = {name: torch.randint(-20_000, 20_000, (40_960,), generator=generator) for name in [*KEYS, *UNLABELED]}
+    partners = {"finetune": None, "composed": UNLABELED, "concatenate": [KEYS[i] for i in PARTNERS]}[objective]
+    return Batch(
+        keys=KEYS,
+        captions=CAPTIONS,
+        labeled_BS=torch.stack([clips[key] for key in KEYS]).to(torch.int16),
+        partner_BS=partners and torch.stack([clips[key] for key in partners]).to(torch.int16),
+        partner_captions=[CAPTIONS[i] for i in PARTNERS] if objective == "concatenate" else None,
+        partner_keys=partners,
+    )
+
+
+def model_of(settings):
+    """The mini with weights from a fixed seed and f_a2t without dropout."""
+    torch.manual_seed(0)
+    model = mini.build(mini.train_tokenizer([*CAPTIONS, "this sound is a recording of and followed by"], 300))
+    model.add_a2t(dropout=0.0, tokens=settings.pseudo_tokens)
+    model.set_training_mode()
+    return model
+
+
+# The equations, written from the paper.
+
+
+def encode_one_audio(model, samples):
+    """Eqs. (1), (6), (12), (13)."""
+    return model.encode_audio(samples[None])[0]
+
+
+def a2t(model, z_audio):
+    """Eqs. (7), (14): two hidden layers with ReLU, then the output layer; a row a pseudo-token."""
+    linear = [layer for layer in model.a2t.modules() if isinstance(layer, torch.nn.Linear)]
+    assert len(linear) == 3
+    hidden = z_audio
+    for layer in linear[:2]:
+        hidden = (layer.weight @ hidden + layer.bias).clamp(min=0)
+    return (linear[2].weight @ hidden + linear[2].bias).reshape(-1, model.token_dim)
+
+
+def encode_one_text(model, text, tokens=None, after_end=False):
+    """Eqs. (2), (8), (9), (15), (16): the text's token embeddings and the pseudo-tokens, along the token axis."""
+    ids = model.tokenizer.encode(f"{text} <|endoftext|>").ids
+    rows = [model.caption_encoder.base.wte.weight[i] for i in ids]
+    if tokens is not None:
+        rows = [*rows, *tokens] if after_end else [*rows[:-1], *tokens, rows[-1]]
+    states = model.caption_encoder.base(inputs_embeds=torch.stack(rows)[None]).last_hidden_state
+    return model.caption_encoder.projection(states[0, -1])
+
+
+def info_nce(audio, text, scale, same):
+    """Eqs. (3) to (5), averaged over the batch; without the negatives that `same` names."""
+
+    def cosine(a, b):
+        return (a * b).sum() / (a * a).sum().sqrt() / (b * b).sum().sqrt()
+
+    total = 0
+    for i in range(len(audio)):
+        negatives = [j for j in range(len(audio)) if j != i and not same(i, j)]
+        own = (scale * cosine(audio[i], text[i])).exp()
+        texts = sum(((scale * cosine(audio[i], text[j])).exp() for j in negatives), own)
+        audios = sum(((scale * cosine(text[i], audio[j])).exp() for j in negatives), own)
+        total = total - (own / texts).log() - (own / audios).log()
+    return total / len(audio)
+
+
+def same_labeled(i, j):
+    return normalised(CAPTIONS[i]) == normalised(CAPTIONS[j]) or KEYS[i] == KEYS[j]
+
+
+def same_unlabeled(i, j):
+    return UNLABELED[i] == UNLABELED[j]
+
+
+def same_mixture(i, j):
+    straight = same_labeled(i, j) and same_labeled(PARTNERS[i], PARTNERS[j])
+    return straight or (same_labeled(i, PARTNERS[j]) and same_labeled(PARTNERS[i], j))
+
+
+def losses_by_the_paper(model, settings):
+    given = batch(settings.objective)
+    scale, gain = model.logit_scale.exp(), settings.mixing_gain
+    labeled = [row / 32768 for row in given.labeled_BS.float()]
+    after_end = settings.pseudo_position == "after_end"
+
+    def term(audio, text, same):
+        return info_nce(audio, text, scale, same if settings.mask_false_negatives else lambda i, j: False)
+
+    z_audio = [encode_one_audio(model, row) for row in labeled]
+    z_text = [encode_one_text(model, caption) for caption in CAPTIONS]
+    terms = {"info_nce": term(z_audio, z_text, same_labeled)}  # Eq. (5)
+    weights = {"info_nce": 1.0 if settings.objective == "finetune" else settings.info_nce_weight}
+    if settings.objective != "finetune":
+        partner = [row / 32768 for row in given.partner_BS.float()]
+        mixed = [(1 - gain) * x + gain * u for x, u in zip(labeled, partner, strict=True)]  # Eq. (11)
+        z_mixed = [encode_one_audio(model, row) for row in mixed]
+    if settings.objective == "composed":
+        z_unlabel = [encode_one_audio(model, row) for row in partner]
+        tokens = [a2t(model, z.detach() if settings.detach_unlabeled else z) for z in z_unlabel]
+        z_hat = [encode_one_text(model, settings.prompt, own, after_end) for own in tokens]
+        z_composed = [encode_one_text(model, text, own, after_end) for text, own in zip(CAPTIONS, tokens, strict=True)]
+        terms["a2t"] = term(z_unlabel, z_hat, same_unlabeled)  # Eq. (10)
+        terms["composed"] = term(
+            z_mixed, z_composed, lambda i, j: same_labeled(i, j) and same_unlabeled(i, j)
+        )  # Eq. (17)
+        weights |= {"a2t": settings.a2t_weight, "composed": settings.composed_weight}
+    if settings.objective == "concatenate":
+        joined = [one + settings.conjunction + CAPTIONS[i] for one, i in zip(CAPTIONS, PARTNERS, strict=True)]
+        terms["concatenate"] = term(z_mixed, [encode_one_text(model, text) for text in joined], same_mixture)
+        weights["concatenate"] = settings.composed_weight
+    loss = sum(weights[name] * terms[name] for name in terms)  # Eq. (18)
+    return {"loss": loss, **{name: value for name, value in terms.items() if weights[name]}}
+
+
+ABLATIONS = [
+    {"objective": "finetune"},
+    {"objective": "finetune", "mask_false_negatives": True},
+    {"objective": "composed"},
+    {"objective": "composed", "info_nce_weight": 0.0},
+    {"objective": "composed", "a2t_weight": 0.0},
+    {"objective": "composed", "composed_weight": 0.0},
+    {"objective": "composed", "a2t_weight": 0.0, "composed_weight": 0.0},
+    {"objective": "composed", "info_nce_weight": 0.5, "a2t_weight": 2.0, "composed_weight": 0.25},
+    {"objective": "composed", "detach_unlabeled": True},
+    {"objective": "composed", "pseudo_position": "after_end"},
+    {"objective": "composed", "pseudo_tokens": 3},
+    {"objective": "composed", "pseudo_tokens": 3, "pseudo_position": "after_end"},
+    {"objective": "composed", "mixing_gain": 0.3},
+    {"objective": "composed", "prompt": "a recording of"},
+    {"objective": "composed", "mask_false_negatives": True},
+    {"objective": "concatenate"},
+    {"objective": "concatenate", "conjunction": " followed by ", "mixing_gain": 0.3},
+    {"objective": "concatenate", "info_nce_weight": 0.0, "conjunction": " and "},
+    {"objective": "concatenate", "mask_false_negatives": True},
+]
+
+
+@pytest.mark.parametrize(
+    "varied", ABLATIONS, ids=lambda varied: "-".join(map(str, [*varied.values(), *list(varied)[1:]]))
+)
+def test_losses_and_gradients_are_those_of_the_equations(varied):
+    settings = TrainingSettings(**varied)
+    model = model_of(settings)
+    found = CompositionLoss(model, settings)(batch(settings.objective))
+    found["loss"].backward()
+    gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    expected = losses_by_the_paper(model, settings)
+    expected["loss"].backward()
+
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name} {text}"
+        )
+    for name, value in model.named_parameters():
+        if value.grad is not None and value.grad.count_nonzero():
+            torch.testing.assert_close(
+                gradients[name], value.grad, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name} {text}"
+            )
+
+
+def test_half_and_half_is_the_half_of_the_sum_to_the_bit():
+    """Eq. (11) as the paper writes it, for windows of 16-bit audio."""
+    labeled, partner = (rows / 32768 for rows in torch.randint(-32768, 32768, (2, 100_000)).float())
+    assert torch.equal((1 - 0.5) * labeled + 0.5 * partner, (labeled + partner) / 2)
+
+
+@pytest.mark.parametrize(
+    ("varied", "windows", "captions"),
+    [
+        ({}, 18, 18),
+        ({"info_nce_weight": 0.0}, 12, 12),
+        ({"a2t_weight": 0.0}, 18, 12),
+        ({"composed_weight": 0.0}, 12, 12),
+        ({"a2t_weight": 0.0, "composed_weight": 0.0}, 6, 6),
+        ({"info_nce_weight": 0.0, "a2t_weight": 0.0}, 12, 6),
+        ({"info_nce_weight": 0.0, "composed_weight": 0.0}, 6, 6),
+    ],
+)
+def test_a_term_of_weight_zero_is_not_encoded_and_carries_no_nan(monkeypatch, varied, windows, captions):
+    settings = TrainingSettings(objective="composed", **varied)
+    model = model_of(settings)
+    heard, said = [], []
+    encode_audio, encode_text = model.encode_audio, model.encode_text
+    monkeypatch.setattr(model, "encode_audio", lambda rows: (heard.append(len(rows)), encode_audio(rows))[1])
+    monkeypatch.setattr(
+        model, "encode_text", lambda texts, **more: (said.append(len(texts)), encode_text(texts, **more))[1]
+    )
+    if not settings.uses_a2t:
+        torch.nn.init.constant_(model.a2t.layers[-1].weight, torch.nan)
+    losses = CompositionLoss(model, settings)(batch("composed"))
+    assert (heard, said) == ([windows], [captions])
+    assert losses.keys() == {"loss", *settings.term_weights}
+    assert all(value.isfinite() for value in losses.values())

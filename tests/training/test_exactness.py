@@ -1,0 +1,216 @@
+"""Losses and gradients of a step are the same on one, two and four processes, whole or in micro-batches."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import save_gradients
+import torch
+from safetensors.torch import load_file
+
+from pipeline.errors import PipelineError
+from pipeline.models import load_model
+from pipeline.stages import train
+from pipeline.training.batches import PairedBatches
+from pipeline.training.composition import CompositionLoss
+from pipeline.training.distributed import Processes, synchronized
+from pipeline.training.micro_batches import backward_in_micro_batches, micro_batches
+from pipeline.training.settings import TrainingSettings
+
+CASES = {
+    "finetune": {"objective": "finetune"},
+    "composed": {"objective": "composed"},
+    "concatenate": {"objective": "concatenate"},
+    "detached": {"objective": "composed", "detach_unlabeled": True},
+    "no_a2t_term": {"objective": "composed", "a2t_weight": 0.0},
+    "no_composed_term": {"objective": "composed", "composed_weight": 0.0},
+    "first_term_alone": {"objective": "composed", "a2t_weight": 0.0, "composed_weight": 0.0},
+    "masked": {"objective": "composed", "mask_false_negatives": True},
+    "masked_concatenate": {"objective": "concatenate", "mask_false_negatives": True},
+    "synchronized": {"objective": "composed", "batch_norm": "synchronized"},
+}
+ON_FOUR = ["composed", "masked_concatenate", "synchronized"]
+IN_MICRO_BATCHES = ["finetune", "composed", "detached", "masked_concatenate"]
+ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
+
+
+def cases(study, names, micro_batch=0):
+    """What save_gradients takes: pairs, settings and micro-batch of each case."""
+    pairs = {objective: str(study.pairs(objective)) for objective in ("finetune", "composed", "concatenate")}
+    return {name: (pairs[CASES[name]["objective"]], CASES[name], micro_batch) for name in names}
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_study, tmp_path_factory):
+    """Losses and gradients of every case on one process, the batch in one piece."""
+    out = tmp_path_factory.mktemp("alone")
+    asked = json.dumps(cases(tiny_study, CASES))
+    save_gradients.main(str(tiny_study.pretrained), str(tiny_study.shards), str(out), asked)
+    return {name: load_file(out / name) for name in CASES}
+
+
+@pytest.fixture(scope="module")
+def together(tiny_study, tmp_path_factory):
+    """The same on several processes, by their number; on two also in micro-batches of three of the four slots."""
+    micro = cases(tiny_study, IN_MICRO_BATCHES, micro_batch=3)
+    asked_of = {
+        2: cases(tiny_study, CASES) | {f"{name}-micro": case for name, case in micro.items()},
+        4: cases(tiny_study, ON_FOUR),
+    }
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    found = {}
+    for count, asked in asked_of.items():
+        out = tmp_path_factory.mktemp(f"together{count}")
+        inputs = [str(tiny_study.pretrained), str(tiny_study.shards), str(out), json.dumps(asked)]
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        done = subprocess.run(
+            [sys.executable, *launcher, save_gradients.__file__, *inputs],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        found[count] = {name: load_file(out / name) for name in asked}
+    return found
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys() and len(expected) > 100
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize(("count", "case"), [*((2, case) for case in CASES), *((4, case) for case in ON_FOUR)])
+def test_several_processes_have_the_losses_and_gradients_of_one(alone, together, count, case):
+    assert_equal(together[count][case], alone[case])
+
+
+@pytest.mark.parametrize("case", IN_MICRO_BATCHES)
+def test_micro_batches_on_two_processes_have_the_losses_and_gradients_of_the_whole(alone, together, case):
+    assert_equal(together[2][f"{case}-micro"], alone[case])
+
+
+@pytest.mark.parametrize(("case", "slots"), [("finetune", 3), ("composed", 1), ("composed", 3), ("concatenate", 3)])
+def test_micro_batches_have_the_losses_and_gradients_of_the_whole(tiny_study, alone, case, slots):
+    pairs, settings, _ = cases(tiny_study, CASES)[case]
+    found = save_gradients.gradients(
+        tiny_study.pretrained, tiny_study.shards, pairs, TrainingSettings(**settings), slots, ALONE
+    )
+    assert_equal(found, alone[case])
+
+
+@pytest.fixture
+def regularised(tiny_study):
+    """A composed objective with every source of randomness switched on, and a batch."""
+    model = load_model(tiny_study.pretrained)
+    torch.manual_seed(0)
+    model.add_a2t(dropout=0.5)
+    model.set_training_mode(encoder_regularisation=True)
+    batch = PairedBatches(tiny_study.pairs("composed"), tiny_study.shards)[0]
+    return CompositionLoss(model, TrainingSettings(objective="composed")), batch
+
+
+def gradients_of(objective):
+    found = {name: value.grad for name, value in objective.named_parameters() if value.grad is not None}
+    objective.zero_grad(set_to_none=True)
+    return found
+
+
+def test_both_passes_of_a_micro_batch_have_the_same_dropout_and_spec_augment(regularised):
+    objective, batch = regularised
+    torch.manual_seed(1)
+    embeddings = torch.cat([objective.embed(part) for part in micro_batches(batch, 3)])
+    objective.compare(embeddings, batch)["loss"].backward()
+    expected = gradients_of(objective)
+    torch.manual_seed(1)
+    backward_in_micro_batches(objective, batch, 3, ALONE)
+    assert_equal(gradients_of(objective), expected)
+
+
+def test_one_micro_batch_of_all_slots_draws_the_random_numbers_of_a_plain_step(regularised):
+    objective, batch = regularised
+    torch.manual_seed(1)
+    objective(batch)["loss"].backward()
+    expected = gradients_of(objective)
+    torch.manual_seed(1)
+    backward_in_micro_batches(objective, batch, 8, ALONE)
+    assert_equal(gradients_of(objective), expected)
+
+
+@pytest.mark.parametrize("batch_norm", ["batch", "synchronized"])
+def test_statistics_of_the_batch_are_refused_in_micro_batches(tiny_study, tmp_path, batch_norm):
+    with pytest.raises(PipelineError, match=f"micro_batch is 3, but batch_norm is {batch_norm}.*set the one to 0"):
+        train.main(
+            ["--pretrained", str(tiny_study.pretrained), "--pairs", str(tiny_study.pairs("finetune"))]
+            + ["--shards", str(tiny_study.shards), "--seed=0", "--out", str(tmp_path)]
+            + ["--micro-batch=3", f"--batch-norm={batch_norm}"]
+        )
+
+
+def test_synchronized_batch_norm_alone_is_batch_norm():
+    torch.manual_seed(0)
+    own = torch.nn.BatchNorm2d(3, momentum=0.2)
+    torch.nn.init.normal_(own.weight)
+    other = synchronized(copy.deepcopy(own))
+    rows = torch.randn(4, 3, 5, 1) * 20 - 30
+    for training in (True, False):
+        inputs = [rows.clone().requires_grad_() for _ in range(2)]
+        outputs = [norm.train(training)(given) for norm, given in zip((own, other), inputs, strict=True)]
+        for output in outputs:
+            output.square().mul(torch.arange(5)[:, None]).sum().backward()
+        torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(other.weight.grad, own.weight.grad)
+    for name, value in own.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], value)
+
+
+class ShortOfMemory(CompositionLoss):
+    """A GPU that holds no more than so many slots, on machines without one."""
+
+    room = 3
+
+    def embed(self, batch):
+        if len(batch.keys) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it.")
+        return super().embed(batch)
+
+
+@pytest.mark.parametrize(("room", "told"), [(3, "2 fit: give --micro-batch 2, in a profile"), (0, "not even one fits")])
+def test_a_step_that_does_not_fit_names_the_micro_batch_that_does(tiny_study, monkeypatch, tmp_path, room, told):
+    monkeypatch.setattr(ShortOfMemory, "room", room)
+    monkeypatch.setattr("pipeline.training.loop.CompositionLoss", ShortOfMemory)
+    arguments = ["--pretrained", str(tiny_study.pretrained), "--pairs", str(tiny_study.pairs("finetune"))]
+    arguments += ["--shards", str(tiny_study.shards), "--seed=0", "--out", str(tmp_path)]
+    with pytest.raises(PipelineError, match=f"memory does not hold 8 slots of a step; {told}.*2.00 GiB"):
+        train.main(arguments)
+    if room:
+        train.main([*arguments, "--micro-batch=2"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_out_of_memory_names_a_micro_batch_with_which_the_training_ends(tiny_study, tmp_path):
+    arguments = ["--pretrained", str(tiny_study.pretrained), "--pairs", str(tiny_study.pairs("composed"))]
+    arguments += ["--shards", str(tiny_study.shards), "--seed=0", "--out", str(tmp_path), "--device=cuda"]
+    arguments += ["--objective=composed"]
+    train.main(arguments)
+    torch.cuda.empty_cache()
+    peak = torch.cuda.max_memory_allocated()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(0.6 * peak / total)
+    try:
+        with pytest.raises(PipelineError, match="does not hold 8 slots") as error:
+            train.main(arguments)
+        slots = re.search(r"give --micro-batch (\d+)", str(error.value))[1]
+        del error
+        train.main([*arguments, f"--micro-batch={slots}"])
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)

@@ -1,0 +1,52 @@
+"""The launcher of trainings: one machine, the signal that saves, and what it refuses."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+from test_training import arguments, assert_same_weights, finish, launch
+
+from pipeline import launch as launcher
+from pipeline.errors import PipelineError
+from pipeline.launch import STOPPED
+from pipeline.stages import train
+
+
+def test_sigterm_to_the_launcher_saves_and_the_same_command_ends_with_the_same_weights(tiny_study, tmp_path):
+    pairs = tiny_study.pairs("finetune", epochs=40)
+    train.main(arguments(tiny_study, tmp_path / "unbroken", "finetune", pairs=pairs))
+    words = ["-m", "pipeline.launch", "--processes", "1", "-m", "pipeline.stages.train"]
+    words += arguments(tiny_study, tmp_path / "run", "finetune", "--steps-per-checkpoint", "5", pairs=pairs)
+    process = launch(words)
+    while process.poll() is None and not (tmp_path / "run" / "checkpoints" / "last.pt").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert "the same command goes on from there" in finish(process, STOPPED)
+    assert "resuming from" in finish(launch(words))
+    assert_same_weights(tmp_path / "unbroken", tmp_path / "run")
+
+
+def test_a_failing_training_keeps_its_own_status_and_message(tiny_study, tmp_path):
+    words = ["-m", "pipeline.launch", "-m", "pipeline.stages.train"]
+    words += arguments(tiny_study, tmp_path, "composed", pairs=tiny_study.pairs("finetune"))
+    assert "the objective `composed` needs unlabeled partners" in finish(launch(words), 1)
+
+
+def test_several_nodes_need_slurm(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(PipelineError, match="2 nodes needs a SLURM job of as many; set nodes to 1"):
+        launcher.main(["--nodes", "2", "--processes", "4", "-m", "pipeline.stages.train"])
+
+
+def test_processes_that_cannot_be_shared_out_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        launcher.main(["--nodes", "2", "--processes", "3", "-m", "pipeline.stages.train"])
+    assert "3 processes cannot be shared out among 2 nodes" in capsys.readouterr().err
+
+
+def test_trainings_of_two_slurm_jobs_meet_at_different_ports_below_the_systems_own():
+    endpoints = [launcher.several_nodes(2, 4, job, "node1", [])[-2] for job in ("4711", "4712")]
+    ports = [int(endpoint.rsplit(":", 1)[1]) for endpoint in endpoints]
+    assert ports[0] != ports[1] and all(1024 < port < 32_768 for port in ports)
