@@ -1,7 +1,8 @@
-"""The results in the arrangement of the paper's Table 1, as CSV and as a LaTeX document."""
+"""The results in the arrangement of the paper's Table 1, as CSV, as Markdown and as a LaTeX document."""
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,8 @@ from typing import Any
 import pandas as pd
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.metrics import FIGURES
+from pipeline.evaluation.comparisons import SIGNIFICANT_BELOW, Comparison
+from pipeline.evaluation.metrics import FIGURES, PROTOCOLS
 
 DATASETS = {"clotho": "Clotho", "audiocaps": "AudioCaps", "audioset": "AudioSet"}
 """How the datasets of the paper are written; others are written as they are named."""
@@ -82,11 +84,17 @@ class Row:
     method: str
     training: tuple[str, ...]
     """A key of `CELLS` for each dataset of the table."""
+    label: str = ""
+    """What tells the row from others of its method and training data, in plain text."""
 
     @classmethod
     def parse(cls, text: str, datasets: Sequence[str]) -> Row:
-        """The row written as TARGET|METHOD and a cell for each of `datasets`, for example clotho|composed|A+T|A|-."""
-        fields = text.split("|")
+        """The row written as TARGET|METHOD, a cell for each of `datasets` and, where it has one, its label.
+
+        For example clotho|composed|A+T|A|- or clotho|composed|A+T|A|-|without the third term.
+        """
+        fields = text.split("|", 2 + len(datasets))
+        label = fields.pop() if len(fields) > 2 + len(datasets) else ""
         if len(fields) != 2 + len(datasets):
             raise PipelineError(
                 f"row {text!r} has {len(fields)} fields; TARGET|METHOD|{'|'.join(datasets).upper()} was expected"
@@ -97,10 +105,21 @@ class Row:
         for cell in training:
             if cell not in CELLS:
                 raise PipelineError(f"row {text!r}: training data {cell!r} is none of {', '.join(CELLS)}")
-        return cls(target=target, method=method, training=tuple(training))
+        return cls(target=target, method=method, training=tuple(training), label=label)
 
     def __str__(self) -> str:
-        return "|".join([self.target, self.method, *self.training])
+        return "|".join([self.target, self.method, *self.training, *filter(None, [self.label])])
+
+
+def add_row_arguments(parser: argparse.ArgumentParser, file: str) -> None:
+    """`--row ROW FILES...`, `--datasets` and `--protocol`: a table's rows, each with `file` of every seed."""
+    parser.add_argument(
+        "--row", nargs="+", action="append", required=True, metavar=("ROW", "FILE"),
+        help=f"TARGET|METHOD, a cell (A+T, A or -) a dataset and a label if it has one, then {file} of every seed; "
+        "again for every row",
+    )  # fmt: skip
+    parser.add_argument("--datasets", nargs="*", required=True, help="columns of training data")
+    parser.add_argument("--protocol", choices=PROTOCOLS, required=True)
 
 
 def tabulate(
@@ -155,6 +174,7 @@ def tabulate(
             {
                 "target": row.target,
                 "method": row.method,
+                "label": row.label,
                 **dict(zip(datasets, row.training, strict=True)),
                 **{name: figures[name].mean() for name in FIGURES},
                 **{f"{name}_sd": figures[name].std() for name in FIGURES},
@@ -195,27 +215,66 @@ def _differences(found: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 
 def to_csv(table: pd.DataFrame) -> str:
-    """The table as CSV, figures to two decimals; for Table 1 its first columns are those of `data/paper_table1.csv`."""
+    """The table as CSV, figures to two decimals; for Table 1 its first columns are those of `data/paper_table1.csv`.
+
+    A column `label` stands after the method where a row has one.
+    """
     datasets = table.attrs["datasets"]
-    written = table[["target", "method", *datasets, *FIGURES, "n_text", "n_audio", "protocol", "seeds"]].copy()
+    label = ["label"] if table["label"].any() else []
+    written = table[["target", "method", *label, *datasets, *FIGURES, "n_text", "n_audio", "protocol", "seeds"]].copy()
     for name in FIGURES:
         written[name] = written[name].map(number)
     return written.to_csv(index=False, lineterminator="\n")
 
 
-def to_latex(table: pd.DataFrame, study_name: str, study_note: str = "") -> str:
+Comparisons = Mapping[str, Mapping[str, Comparison]]
+"""Of rows, as `Row` writes them, and their figures with finetune: what `comparisons.read_comparisons` returns."""
+
+
+def is_significant(row: Mapping[Any, Any], figure: str, datasets: Sequence[str], comparisons: Comparisons) -> bool:
+    """Whether a figure of a line of the table differs from finetune's beyond chance."""
+    training = tuple(row[dataset] for dataset in datasets)
+    name = str(Row(target=row["target"], method=row["method"], training=training, label=row["label"]))
+    return name in comparisons and comparisons[name][figure].is_significant
+
+
+def to_markdown(table: pd.DataFrame, comparisons: Comparisons | None = None) -> str:
+    """The table in Markdown: the figures of the CSV, with their standard deviations where there are several seeds.
+
+    An asterisk marks what differs significantly from finetune.
+    """
+    datasets = table.attrs["datasets"]
+    head = ["target", "method", *map(_plain, datasets), *(name.replace("_", " ") for name in FIGURES)]
+    lines = [head, ["---"] * (2 + len(datasets)) + ["---:"] * len(FIGURES)]
+    for row in table.to_dict("records"):
+        label = f" ({row['label']})" if row["label"] else ""
+        cells = [_plain(row["target"]), row["method"] + label, *(row[dataset] for dataset in datasets)]
+        for name in FIGURES:
+            spread = "" if math.isnan(row[f"{name}_sd"]) else f" ± {number(row[f'{name}_sd'])}"
+            mark = "\\*" if is_significant(row, name, datasets, comparisons or {}) else ""
+            cells.append(number(row[name]) + mark + spread)
+        lines.append([cell.replace("|", "\\|") for cell in cells])
+    text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+    return text if not comparisons else f"{text}\n\\* {_SIGNIFICANCE_NOTE}\n"
+
+
+def to_latex(table: pd.DataFrame, study_name: str, study_note: str = "", comparisons: Comparisons | None = None) -> str:
     """The table as a LaTeX document that compiles as it stands, in the paper's arrangement.
 
-    Standard deviations over seeds stand small beside the means. The notes say what the figures are figures of.
+    Standard deviations over seeds stand small beside the means, an asterisk beside what differs significantly from
+    finetune. The notes say what the figures are figures of.
     """
     has_sd = bool((table["seeds"] > 1).any())
     datasets = table.attrs["datasets"]
-    blocks = [_block(target, part, datasets, has_sd) for target, part in table.groupby("target", sort=False)]
+    blocks = [
+        _block(target, part, datasets, has_sd, comparisons or {})
+        for target, part in table.groupby("target", sort=False)
+    ]
     return _DOCUMENT % {
         "training_columns": "c" * len(datasets),
         "caption": _caption(table, study_name),
         "blocks": "\n\\midrule[\\heavyrulewidth]\n".join(blocks),
-        "notes": " \\\\\n".join(_notes(table, study_note)),
+        "notes": " \\\\\n".join(_notes(table, study_note, bool(comparisons))),
     }
 
 
@@ -262,7 +321,14 @@ Method & \multicolumn{%(datasets)d}{c}{Training data}
  & %(names)s & R@1 & R@5 & R@10 & mAP@10 & R@1 & R@5 & R@10 & mAP@10 \\"""
 
 
-def _block(target: Any, part: pd.DataFrame, datasets: Sequence[str], has_sd: bool) -> str:
+_SIGNIFICANCE_NOTE = (
+    "Differs from finetune on the same clips: paired bootstrap over clips, "
+    f"p < {SIGNIFICANT_BELOW} after Holm's correction over the rows."
+)
+_MARK = "$^{*}$"
+
+
+def _block(target: Any, part: pd.DataFrame, datasets: Sequence[str], has_sd: bool, comparisons: Comparisons) -> str:
     training = 1 + len(datasets)  # the last column of training data, counted from 1
     header = {
         "width": training + len(FIGURES),
@@ -283,8 +349,14 @@ def _block(target: Any, part: pd.DataFrame, datasets: Sequence[str], has_sd: boo
             lines.append(rf"\multicolumn{{{header['width']}}}{{@{{}}l}}{{\emph{{{group}}}}} \\")
         for row in rows:
             method = METHODS[row["method"]]
-            cells = [method.label + method.mark, *(CELLS[row[name]] for name in datasets)]
-            cells += [_figure(row[name], row[f"{name}_sd"], has_sd) for name in FIGURES]
+            label = f" ({escape(row['label'])})" if row["label"] else ""
+            cells = [method.label + method.mark + label, *(CELLS[row[name]] for name in datasets)]
+            for name in FIGURES:
+                mark = ""
+                if comparisons:  # as wide without one, so that the figures stay below each other
+                    is_marked = is_significant(row, name, datasets, comparisons)
+                    mark = _MARK if is_marked else rf"\phantom{{{_MARK}}}"
+                cells.append(_figure(row[name], row[f"{name}_sd"], has_sd) + mark)
             lines.append(" & ".join(cells) + r" \\")
     return "\n".join(lines)
 
@@ -313,13 +385,15 @@ def _caption(table: pd.DataFrame, study_name: str) -> str:
     )
 
 
-def _notes(table: pd.DataFrame, study_note: str) -> list[str]:
+def _notes(table: pd.DataFrame, study_note: str, has_marks: bool) -> list[str]:
     used = set(table["method"])
     notes = [
         f"{method.mark} {method.note.replace('%s', _paired_sets(table[table['method'] == name]))}"
         for name, method in METHODS.items()
         if method.mark and name in used
     ]
+    if has_marks:
+        notes.append(f"{_MARK} {escape(_SIGNIFICANCE_NOTE)}")
     sets = table.drop_duplicates("target")
     for row in sets.to_dict("records"):
         expected = row["n_audio_expected"]
@@ -349,6 +423,10 @@ def _seeds_note(seeds: pd.Series) -> str:
     counts = [str(count) for count in sorted(seeds[seeds > 1].unique())]
     alone = "; a figure without one is of a single seed" if (seeds == 1).any() else ""
     return rf"Means over {' or '.join(counts)} seeds; after $\pm$, the standard deviation over the seeds{alone}."
+
+
+def _plain(dataset: str) -> str:
+    return DATASETS.get(dataset, dataset)
 
 
 def _dataset(target: str) -> str:

@@ -25,10 +25,12 @@ Protocols, which differ in audio -> text only (text -> audio has one relevant cl
 with C the clip's own number of captions: 5 in Clotho and AudioCaps, any number elsewhere.
 """
 
-# M = texts, N = clips, D = joint width, C = captions of the clip that has most, Q = queries, G = gallery, F = figures
+# M = texts, N = clips, D = joint width, C = captions of the clip that has most, Q = queries, G = gallery, F = figures,
+# S = bootstrap samples, K = first places, m, n = texts and clips of a tile
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -44,8 +46,10 @@ DEPTH = 10
 """Places that count for mAP@10, and candidates listed for each query."""
 FIGURES = tuple(f"{direction}_{name}" for direction in ("t2a", "a2t") for name in ("R1", "R5", "R10", "mAP10"))
 
-Scores = Callable[[slice], NDArray[np.floating]]
-"""The scores of a slice of the queries against the whole gallery."""
+Tiles = Callable[[slice], Callable[[slice], NDArray[np.floating]]]
+"""For a slice of the texts, the scores of a slice of the clips."""
+
+SCORES_PER_TILE = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +107,14 @@ _HARMONIC = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, DEPTH + 1))])
 
 
 @dataclass(frozen=True, kw_only=True)
+class Top:
+    """The first `DEPTH` candidates of each query, best first, ties in the order of the gallery (Q, up to `DEPTH`)."""
+
+    place: NDArray[np.int64]
+    score: NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Retrieval:
     """Where every relevant candidate stands, in both directions, whatever the protocol."""
 
@@ -117,10 +129,10 @@ class Retrieval:
     """Of each text among all texts, when its clip asks."""
     a2t_CN: Places
     """Of caption c of each clip among the captions c of all clips, when the clip asks."""
-    t2a_top: list[tuple[NDArray[np.int64], NDArray[np.float32]]]
-    """The first `DEPTH` clips of each text and their scores; ties in the order of the gallery."""
-    a2t_top: list[tuple[NDArray[np.int64], NDArray[np.float32]]]
-    """The same of each clip among all texts."""
+    t2a_top: Top
+    """Of each text among all clips."""
+    a2t_top: Top
+    """Of each clip among all texts."""
 
     def best_a2t_N(self) -> Places:
         """Of the highest-scored caption of each clip among all texts."""
@@ -151,32 +163,45 @@ def rank_matrix(similarity: NDArray[np.floating], audio_of_text: NDArray[np.inte
     if similarity.ndim != 2:
         raise PipelineError(f"similarities have the shape {similarity.shape}; texts x clips was expected")
     n_text, n_audio = similarity.shape
-    return _rank(n_text, n_audio, audio_of_text, lambda rows: similarity[rows], lambda rows: similarity[:, rows].T)
+    audio_of_text_M = _checked(n_text, n_audio, audio_of_text)
+    own_M = similarity[np.arange(n_text), audio_of_text_M]
+    return _rank(n_audio, audio_of_text_M, own_M, lambda rows: lambda columns: similarity[rows, columns])
 
 
 def rank_embeddings(
     text: NDArray[np.floating],
     audio: NDArray[np.floating],
     audio_of_text: NDArray[np.integer],
-    scores_per_block: int = 1 << 22,
+    scores_per_tile: int = SCORES_PER_TILE,
 ) -> Retrieval:
     """Where every relevant candidate stands by the cosine of embeddings (M, D) and (N, D), in bounded memory.
 
-    The M x N matrix is never whole: blocks of about `scores_per_block` scores are made, counted and dropped, once a
-    direction. The product is taken in float64 and rounded to float32: BLAS sums a row in another order at the edge of
-    a block, and float32 sums would tell equal embeddings apart by where they stand.
+    The M x N matrix is never whole: tiles of about `scores_per_tile` scores are made, counted for both directions and
+    dropped. Of `text`, which may be memory-mapped, only a tile's rows are held, of `audio` a copy in float64. The
+    product is taken in float64 and rounded to float32: BLAS sums a row in another order at the edge of a tile, and
+    float32 sums would tell equal embeddings apart by where they stand.
     """
     if text.ndim != 2 or audio.ndim != 2 or text.shape[1] != audio.shape[1]:
         raise PipelineError(f"embeddings of texts {text.shape} and clips {audio.shape} do not share a width")
-    unit_text_MD, unit_audio_ND = _unit(text), _unit(audio)
-    return _rank(
-        len(text),
-        len(audio),
-        audio_of_text,
-        lambda rows: (unit_text_MD[rows] @ unit_audio_ND.T).astype(np.float32),
-        lambda rows: (unit_audio_ND[rows] @ unit_text_MD.T).astype(np.float32),
-        scores_per_block,
-    )
+    audio_of_text_M = _checked(len(text), len(audio), audio_of_text)
+    unit_audio_ND = _unit(audio, slice(0, len(audio)))
+    own_M = np.empty(len(text), np.float32)
+    for rows in _slices(len(text), max(1, scores_per_tile // text.shape[1])):
+        own_M[rows] = np.einsum("md,md->m", _unit(text, rows), unit_audio_ND[audio_of_text_M[rows]])
+
+    def tiles(rows: slice) -> Callable[[slice], NDArray[np.floating]]:
+        unit_text_mD = _unit(text, rows)
+        owner_m = audio_of_text_M[rows]
+
+        def tile(columns: slice) -> NDArray[np.floating]:
+            scores_mn = (unit_text_mD @ unit_audio_ND[columns].T).astype(np.float32)
+            inside = np.flatnonzero((owner_m >= columns.start) & (owner_m < columns.stop))
+            scores_mn[inside, owner_m[inside] - columns.start] = own_M[rows][inside]  # the same to the last bit
+            return scores_mn
+
+        return tile
+
+    return _rank(len(audio), audio_of_text_M, own_M, tiles, scores_per_tile)
 
 
 def figures(retrieval: Retrieval, protocol: str) -> dict[str, float]:
@@ -197,22 +222,50 @@ def mean_over_captions(retrieval: Retrieval) -> dict[str, float]:
     return dict(zip(FIGURES[4:], (100.0 * choices_CF.mean(axis=0)).tolist(), strict=True))
 
 
+def contributions(retrieval: Retrieval, protocol: str) -> NDArray[np.float64]:
+    """What each clip adds to the figures (N, F): from text to audio the sum over its captions, from audio to text one.
+
+    The figures are the sums of the columns divided by the number of captions and by that of clips; see `resampled`.
+    """
+    t2a_MF, a2t_NF = _of_queries(retrieval, protocol)
+    t2a_NF = np.zeros((len(a2t_NF), t2a_MF.shape[1]))
+    np.add.at(t2a_NF, retrieval.audio_of_text_M, t2a_MF)
+    return np.concatenate([t2a_NF, a2t_NF], axis=1)
+
+
+def resampled(
+    contributions_NF: NDArray[np.float64], captions_N: NDArray[np.integer], seed: int = 0, samples: int = 1000
+) -> NDArray[np.float64]:
+    """The figures, between 0 and 1, of bootstrap samples of the clips with all their captions (S, F).
+
+    Clips are drawn, not texts, because the captions of a clip succeed and fail together. The gallery stays whole, so
+    this is the spread over queries, not over galleries or over seeds of training. Arrays (..., N, F) give (..., S, F)
+    of the same draws; a difference of `contributions` gives the differences of the figures.
+    """
+    n_audio = len(captions_N)
+    generator = np.random.default_rng(seed)
+    directions = contributions_NF[..., : len(FIGURES) // 2], contributions_NF[..., len(FIGURES) // 2 :]
+    t2a_NF, a2t_NF = map(np.ascontiguousarray, directions)
+    blocks = []
+    step = max(1, _DRAWS_PER_BLOCK // n_audio)
+    for first in range(0, samples, step):
+        size = min(step, samples - first)
+        draws_SN = generator.multinomial(n_audio, np.full(n_audio, 1 / n_audio), size=size)
+        t2a_SF = draws_SN @ t2a_NF / (draws_SN @ captions_N)[:, None]
+        a2t_SF = draws_SN @ a2t_NF / n_audio
+        blocks.append(np.concatenate([t2a_SF, a2t_SF], axis=-1))
+    return np.concatenate(blocks, axis=-2)
+
+
+_DRAWS_PER_BLOCK = 1 << 22
+
+
 def intervals(
     retrieval: Retrieval, protocol: str, seed: int = 0, samples: int = 1000
 ) -> dict[str, tuple[float, float]]:
-    """The central 95 % of each figure, in percent, over bootstrap samples of the clips with all their captions.
-
-    Clips are drawn, not texts, because the captions of a clip succeed and fail together. The gallery stays whole, so
-    this is the spread over queries, not over galleries or over seeds of training.
-    """
-    t2a_MF, a2t_NF = _of_queries(retrieval, protocol)
-    n_audio = len(a2t_NF)
-    t2a_NF = np.zeros((n_audio, t2a_MF.shape[1]))
-    np.add.at(t2a_NF, retrieval.audio_of_text_M, t2a_MF)
-    draws_SN = np.random.default_rng(seed).multinomial(n_audio, np.full(n_audio, 1 / n_audio), size=samples)
-    t2a_SF = draws_SN @ t2a_NF / (draws_SN @ retrieval.captions_N)[:, None]
-    a2t_SF = draws_SN @ a2t_NF / n_audio
-    low, high = 100.0 * np.percentile(np.concatenate([t2a_SF, a2t_SF], axis=1), [2.5, 97.5], axis=0)
+    """The central 95 % of each figure, in percent, over the bootstrap samples of `resampled`."""
+    samples_SF = resampled(contributions(retrieval, protocol), retrieval.captions_N, seed, samples)
+    low, high = 100.0 * np.percentile(samples_SF, [2.5, 97.5], axis=0)
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(FIGURES)}
 
 
@@ -239,57 +292,72 @@ def _one_relevant(places: Places) -> NDArray[np.float64]:
 
 
 def _rank(
-    n_text: int,
     n_audio: int,
-    audio_of_text: NDArray[np.integer],
-    scores_of_texts: Scores,
-    scores_of_audio: Scores,
-    scores_per_block: int = 1 << 22,
+    audio_of_text_M: NDArray[np.int64],
+    own_M: NDArray[np.floating],
+    tiles: Tiles,
+    scores_per_tile: int = SCORES_PER_TILE,
 ) -> Retrieval:
-    audio_of_text_M = _checked(n_text, n_audio, audio_of_text)
+    """Count, tile by tile, what scores above and like each text's own clip (`own_M`), in both directions."""
+    n_text = len(audio_of_text_M)
     captions_N = np.bincount(audio_of_text_M, minlength=n_audio)
     text_of_audio_NC = _texts_by_clip(audio_of_text_M, captions_N)
     n_choices = text_of_audio_NC.shape[1]
+    own_CN = own_M[text_of_audio_NC.T]
+    texts_of_choice = np.sort(text_of_audio_NC.T, axis=1)  # (C, N)
 
-    ahead_M, tied_M = np.zeros(n_text, np.int64), np.zeros(n_text, np.int64)
-    t2a_top = []
-    for rows in _blocks(n_text, n_audio, scores_per_block):
-        scores_QG = _finite(scores_of_texts(rows), rows, "text", "clip")
-        own_Q = np.take_along_axis(scores_QG, audio_of_text_M[rows, None], axis=1)
-        ahead_M[rows], tied_M[rows] = _count(scores_QG, own_Q)
-        t2a_top += _first(scores_QG)
-    t2a_M = _single(ahead_M, tied_M)
-
-    a2t_M = Places(
-        ahead=np.zeros(n_text, np.int64),
-        tied=np.zeros(n_text, np.int64),
-        relevant_ahead=np.zeros(n_text, np.int64),
-        relevant_tied=np.zeros(n_text, np.int64),
+    t2a_M = _single(np.zeros(n_text, np.int64), np.zeros(n_text, np.int64))
+    a2t_CN = _single(np.zeros(own_CN.shape, np.int64), np.zeros(own_CN.shape, np.int64))
+    ahead_CN, tied_CN = np.zeros(own_CN.shape, np.int64), np.zeros(own_CN.shape, np.int64)
+    t2a_top, a2t_top = (
+        _no_top(n_queries, n_gallery, np.result_type(own_M, np.float32))
+        for n_queries, n_gallery in ((n_text, n_audio), (n_audio, n_text))
     )
-    ahead_CN, tied_CN = np.zeros((n_choices, n_audio), np.int64), np.zeros((n_choices, n_audio), np.int64)
-    a2t_top = []
-    for rows in _blocks(n_audio, n_text, scores_per_block):
-        scores_QG = _finite(scores_of_audio(rows), rows, "clip", "text")
-        own_QC = np.take_along_axis(scores_QG, text_of_audio_NC[rows], axis=1)
-        is_caption_QC = np.arange(n_choices) < captions_N[rows, None]  # not one that starts over
-        for choice in range(n_choices):
-            own_Q = own_QC[:, choice, None]
-            texts_Q = text_of_audio_NC[rows, choice]
-            a2t_M.ahead[texts_Q], a2t_M.tied[texts_Q] = _count(scores_QG, own_Q)
-            a2t_M.relevant_ahead[texts_Q] = np.sum((own_QC > own_Q) & is_caption_QC, axis=1)
-            a2t_M.relevant_tied[texts_Q] = np.sum((own_QC == own_Q) & is_caption_QC, axis=1)
-            ahead_CN[choice, rows], tied_CN[choice, rows] = _count(scores_QG[:, text_of_audio_NC[:, choice]], own_Q)
-        a2t_top += _first(scores_QG)
+    width = min(n_audio, max(1, math.isqrt(scores_per_tile)))
+    for rows in _slices(n_text, max(1, scores_per_tile // width)):
+        tile = tiles(rows)
+        for columns in _slices(n_audio, width):
+            scores_mn = tile(columns)
+            _check_finite(scores_mn, rows, columns)
+            ahead, tied = _count_rows(scores_mn, own_M[rows])
+            t2a_M.ahead[rows] += ahead
+            t2a_M.tied[rows] += tied
+            _take_better(t2a_top, rows, scores_mn, columns.start)
+            _take_better(a2t_top, columns, scores_mn.T, rows.start)
+            ahead, tied = _count_columns(scores_mn, own_CN[:, columns])
+            ahead_CN[:, columns] += ahead
+            tied_CN[:, columns] += tied
+            for choice, texts in enumerate(texts_of_choice):
+                first, last = np.searchsorted(texts, [rows.start, rows.stop])
+                ahead, tied = _count_columns(scores_mn[texts[first:last] - rows.start], own_CN[choice, None, columns])
+                a2t_CN.ahead[choice, columns] += ahead[0]
+                a2t_CN.tied[choice, columns] += tied[0]
+
+    relevant_ahead_CN, relevant_tied_CN = np.zeros(own_CN.shape, np.int64), np.zeros(own_CN.shape, np.int64)
+    for other in range(n_choices):
+        is_caption_N = other < captions_N  # not one that starts over
+        relevant_ahead_CN += (own_CN[other] > own_CN) & is_caption_N
+        relevant_tied_CN += (own_CN[other] == own_CN) & is_caption_N
+
+    def by_text(counts_CN: NDArray[np.int64]) -> NDArray[np.int64]:
+        counts_M = np.empty(n_text, np.int64)
+        counts_M[text_of_audio_NC.T] = counts_CN  # a text that stands for more than one choice has one count
+        return counts_M
 
     return Retrieval(
         audio_of_text_M=audio_of_text_M,
         text_of_audio_NC=text_of_audio_NC,
         captions_N=captions_N,
         t2a_M=t2a_M,
-        a2t_M=a2t_M,
-        a2t_CN=_single(ahead_CN, tied_CN),
-        t2a_top=t2a_top,
-        a2t_top=a2t_top,
+        a2t_M=Places(
+            ahead=by_text(ahead_CN),
+            tied=by_text(tied_CN),
+            relevant_ahead=by_text(relevant_ahead_CN),
+            relevant_tied=by_text(relevant_tied_CN),
+        ),
+        a2t_CN=a2t_CN,
+        t2a_top=Top(place=t2a_top.place, score=t2a_top.score.astype(np.float32)),
+        a2t_top=Top(place=a2t_top.place, score=a2t_top.score.astype(np.float32)),
     )
 
 
@@ -321,27 +389,52 @@ def _texts_by_clip(audio_of_text_M: NDArray[np.int64], captions_N: NDArray[np.in
     return texts_M[first_N[:, None] + np.arange(captions_N.max()) % captions_N[:, None]]
 
 
-def _blocks(n_queries: int, n_gallery: int, scores_per_block: int) -> Iterator[slice]:
-    step = max(1, scores_per_block // n_gallery)
-    for start in range(0, n_queries, step):
-        yield slice(start, min(start + step, n_queries))
+def _slices(count: int, step: int) -> Iterator[slice]:
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
 
 
-def _finite(scores_QG: NDArray[np.floating], rows: slice, query: str, candidate: str) -> NDArray[np.floating]:
-    if not np.isfinite(scores_QG).all():
-        row, column = np.argwhere(~np.isfinite(scores_QG))[0]
+def _check_finite(scores_mn: NDArray[np.floating], rows: slice, columns: slice) -> None:
+    if not np.isfinite(scores_mn).all():
+        row, column = np.argwhere(~np.isfinite(scores_mn))[0]
         raise PipelineError(
-            f"the similarity of {query} {rows.start + row} and {candidate} {column} is {scores_QG[row, column]}; "
-            "every score must be a finite number"
+            f"the similarity of text {rows.start + row} and clip {columns.start + column} is "
+            f"{scores_mn[row, column]}; every score must be a finite number"
         )
-    return scores_QG
 
 
-def _count(
-    scores_QG: NDArray[np.floating], own_Q1: NDArray[np.floating]
+# Of a tile of 2048 x 2048 float32, a nanosecond a score is 4 ms: numpy's sum of a comparison takes 3.6 ns a score along
+# rows, a count row by row 0.6; along columns it takes 0.7, and added up as bytes 0.4.
+
+
+def _count_rows(
+    scores_mn: NDArray[np.floating], own_m: NDArray[np.floating]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many of each row are greater than, and equal to, the row's own score (Q, 1)."""
-    return np.sum(scores_QG > own_Q1, axis=1), np.sum(scores_QG == own_Q1, axis=1)
+    """How many of each row are greater than, and equal to, the row's own score."""
+    ahead_mn, tied_mn = scores_mn > own_m[:, None], scores_mn == own_m[:, None]
+    ahead, tied = (np.fromiter(map(np.count_nonzero, mask), np.int64, len(mask)) for mask in (ahead_mn, tied_mn))
+    return ahead, tied
+
+
+def _count_columns(
+    scores_mn: NDArray[np.floating], own_Cn: NDArray[np.floating]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many of each column are greater than, and equal to, each of the column's own scores (C, n)."""
+    ahead_Cn, tied_Cn = np.zeros(own_Cn.shape, np.int64), np.zeros(own_Cn.shape, np.int64)
+    within_mn = scores_mn >= own_Cn.min(axis=0)
+    if np.count_nonzero(within_mn) < scores_mn.size // 32:  # a trained model: few texts come near a clip's own
+        rows, columns = np.divmod(np.flatnonzero(within_mn), scores_mn.shape[1])
+        scores = scores_mn[rows, columns]
+        for own_n, ahead_n, tied_n in zip(own_Cn, ahead_Cn, tied_Cn, strict=True):
+            own = own_n[columns]
+            ahead_n += np.bincount(columns[scores > own], minlength=len(own_n))
+            tied_n += np.bincount(columns[scores == own], minlength=len(own_n))
+        return ahead_Cn, tied_Cn
+    for part in _slices(len(scores_mn), 255):  # as many as a byte counts
+        for own_n, ahead_n, tied_n in zip(own_Cn, ahead_Cn, tied_Cn, strict=True):
+            ahead_n += np.add.reduce((scores_mn[part] > own_n).view(np.uint8), axis=0, dtype=np.uint8)
+            tied_n += np.add.reduce((scores_mn[part] == own_n).view(np.uint8), axis=0, dtype=np.uint8)
+    return ahead_Cn, tied_Cn
 
 
 def _single(ahead: NDArray[np.int64], tied: NDArray[np.int64]) -> Places:
@@ -349,25 +442,46 @@ def _single(ahead: NDArray[np.int64], tied: NDArray[np.int64]) -> Places:
     return Places(ahead=ahead, tied=tied, relevant_ahead=np.zeros_like(ahead), relevant_tied=np.ones_like(tied))
 
 
-def _first(scores_QG: NDArray[np.floating]) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """The first `DEPTH` candidates of each row and their scores, best first, ties in the order of the gallery."""
-    depth = min(DEPTH, scores_QG.shape[1])
-    least_Q1 = np.partition(scores_QG, -depth, axis=1)[:, -depth, None]
-    rows, columns = np.nonzero(scores_QG >= least_Q1)  # more than `depth` a row where the last place is tied
-    scores = scores_QG[rows, columns]
-    order = np.lexsort((columns, -scores, rows))
-    starts = np.searchsorted(rows, np.arange(len(scores_QG)))
-    return [
-        (columns[order[start : start + depth]], scores[order[start : start + depth]].astype(np.float32))
-        for start in starts
-    ]
+def _no_top(n_queries: int, n_gallery: int, dtype: np.dtype) -> Top:
+    """Places for the first candidates of each query, to be taken."""
+    shape = n_queries, min(DEPTH, n_gallery)
+    return Top(place=np.full(shape, n_gallery), score=np.full(shape, -np.inf, dtype))
 
 
-def _unit(embeddings: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Rows of length 1 in float64."""
-    wide = embeddings.astype(np.float64)
-    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
+def _take_better(top: Top, queries: slice, scores_QG: NDArray[np.floating], first: int) -> None:
+    """Let the candidates from `first` on into the queries' first places, where they score higher than the last there.
+
+    Candidates come in the order of the gallery, so one that ties with the last place comes after it.
+    """
+    place_QK, score_QK = top.place[queries], top.score[queries]  # views
+    depth = place_QK.shape[1]
+    least_Q = score_QK[:, -1]
+    if np.isneginf(least_Q).any():
+        few = min(depth, scores_QG.shape[1])
+        better_QG = scores_QG >= np.partition(scores_QG, -few, axis=1)[:, -few, None]
+    else:
+        better_QG = scores_QG > least_Q[:, None]
+    if better_QG.flags.c_contiguous:  # a flat search takes a fraction of one along two axes
+        rows, columns = np.divmod(np.flatnonzero(better_QG), better_QG.shape[1])
+    else:
+        columns, rows = np.divmod(np.flatnonzero(better_QG.T), better_QG.shape[0])
+    changed = np.unique(rows)
+    query = np.concatenate([np.repeat(changed, depth), rows])
+    place = np.concatenate([place_QK[changed].ravel(), columns + first])
+    score = np.concatenate([score_QK[changed].ravel(), scores_QG[rows, columns]])
+    order = np.lexsort((place, -score, query))
+    best = order[np.searchsorted(query[order], changed)[:, None] + np.arange(depth)]
+    place_QK[changed], score_QK[changed] = place[best], score[best]
+
+
+def _unit(embeddings: NDArray[np.floating], rows: slice) -> NDArray[np.float64]:
+    """Some rows at length 1, in float64."""
+    unit = embeddings[rows].astype(np.float64)
+    lengths = np.linalg.norm(unit, axis=1, keepdims=True)
     if not (lengths > 0).all():  # also of a length that is not a number
         row = int(np.flatnonzero(~(lengths[:, 0] > 0))[0])
-        raise PipelineError(f"embedding {row} has the length {lengths[row, 0]}: it has no direction to compare")
-    return wide / lengths
+        raise PipelineError(
+            f"embedding {rows.start + row} has the length {lengths[row, 0]}: it has no direction to compare"
+        )
+    unit /= lengths
+    return unit

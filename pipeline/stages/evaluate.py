@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
+from pipeline.evaluation.comparisons import contributions_table
 from pipeline.evaluation.metrics import (
     PROTOCOLS,
     Retrieval,
@@ -22,6 +23,7 @@ from pipeline.evaluation.metrics import (
     mean_over_captions,
     rank_embeddings,
 )
+from pipeline.evaluation.vectors import check_vectors
 from pipeline.files import write_json, write_parquet
 from pipeline.stages import run
 
@@ -89,29 +91,11 @@ def _check(found: Embeddings) -> None:
         raise PipelineError("the texts are not in the order of their clips, by which captions are counted")
     for clip in np.flatnonzero(np.bincount(found.audio_of_text, minlength=n_audio) == 0)[:1]:
         raise PipelineError(f"clip {found.audio_key[clip]} has no caption")
-    _check_vectors(found.audio, [f"clip {key}" for key in found.audio_key])
-    _check_vectors(
+    check_vectors(found.audio, lambda clip: f"clip {found.audio_key[clip]}")
+    check_vectors(
         found.text,
-        [
-            f"caption {str(caption)!r} of clip {found.audio_key[clip]}"
-            for caption, clip in zip(found.caption, found.audio_of_text, strict=True)
-        ],
+        lambda text: f"caption {str(found.caption[text])!r} of clip {found.audio_key[found.audio_of_text[text]]}",
     )
-
-
-def _check_vectors(vectors: NDArray[np.float32], names: list[str]) -> None:
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        raise PipelineError(
-            f"the embedding of {names[int(np.argmin(finite))]} is not finite ({np.sum(~finite)} of {len(names)}); "
-            "did the training diverge?"
-        )
-    zero = ~vectors.any(axis=1)
-    if zero.any():
-        raise PipelineError(
-            f"the embedding of {names[int(np.argmax(zero))]} is zero ({np.sum(zero)} of {len(names)}) "
-            "and has no direction to compare"
-        )
 
 
 def ranks_table(retrieval: Retrieval, found: Embeddings) -> pa.Table:
@@ -124,7 +108,7 @@ def ranks_table(retrieval: Retrieval, found: Embeddings) -> pa.Table:
     n_text, n_audio = len(found.caption), len(found.audio_key)
     texts, clips = np.arange(n_text), np.arange(n_audio)
     caption = texts - retrieval.text_of_audio_NC[found.audio_of_text, 0]
-    top = [*retrieval.t2a_top, *retrieval.a2t_top]
+    tops = retrieval.t2a_top, retrieval.a2t_top
     return pa.table(
         {
             "direction": pa.array(["t2a"] * n_text + ["a2t"] * n_audio),
@@ -133,8 +117,8 @@ def ranks_table(retrieval: Retrieval, found: Embeddings) -> pa.Table:
             "caption": np.concatenate([caption, np.full(n_audio, -1)]),
             "rank": np.concatenate([retrieval.t2a_M.rank(), retrieval.best_a2t_N().best_rank()]),
             "rank_one_caption": pa.array([*[None] * n_text, *retrieval.a2t_CN[0].rank()], pa.float64()),
-            "top10": pa.array([places for places, _ in top], pa.list_(pa.int64())),
-            "top10_score": pa.array([scores for _, scores in top], pa.list_(pa.float32())),
+            "top10": pa.array([row for top in tops for row in top.place], pa.list_(pa.int64())),
+            "top10_score": pa.array([row for top in tops for row in top.score], pa.list_(pa.float32())),
         }
     )
 
@@ -157,7 +141,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--split", required=True, help="name of the split, for the record")
     parser.add_argument("--n-audio-expected", type=int, help="clips that the split was published with")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--ranks", type=Path, required=True, help="Parquet file to write")
+    parser.add_argument("--ranks", type=Path, required=True, help="Parquet file of every query's rank to write")
+    parser.add_argument(
+        "--contributions", type=Path, required=True, help="Parquet file of what every clip adds to the figures to write"
+    )
     args = parser.parse_args(argv)
 
     found = read_embeddings(args.embeddings)
@@ -169,19 +156,11 @@ def main(argv: list[str]) -> None:
         )  # fmt: skip
     retrieval = rank_embeddings(found.text, found.audio, found.audio_of_text)
     metrics = metrics_of(retrieval)
+    facts = {"run": args.run, "seed": args.seed, "target": args.target, "split": args.split, "windows": found.windows}
     write_parquet(ranks_table(retrieval, found), args.ranks)
+    write_parquet(contributions_table(retrieval, found.audio_key.tolist(), facts), args.contributions)
     write_json(
-        {
-            "run": args.run,
-            "seed": args.seed,
-            "target": args.target,
-            "split": args.split,
-            "n_text": n_text,
-            "n_audio": n_audio,
-            "n_audio_expected": args.n_audio_expected,
-            "windows": found.windows,
-            **metrics,
-        },
+        {**facts, "n_text": n_text, "n_audio": n_audio, "n_audio_expected": args.n_audio_expected, **metrics},
         args.metrics,
     )
     logger.info(

@@ -1,4 +1,4 @@
-"""Collect the metrics of all rows into the paper's Table 1, as CSV and as a LaTeX document."""
+"""Collect the metrics of all rows into the paper's Table 1, as CSV, Markdown and a LaTeX document."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.metrics import PROTOCOLS
+from pipeline.evaluation.comparisons import read_comparisons
 from pipeline.files import write_atomically
 from pipeline.stages import run
-from pipeline.tables import Row, tabulate, to_csv, to_latex
+from pipeline.tables import Row, add_row_arguments, tabulate, to_csv, to_latex, to_markdown
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +29,12 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--row", nargs="+", action="append", required=True, metavar=("ROW", "METRICS"),
-        help="TARGET|METHOD and a cell (A+T, A or -) a dataset, then metrics.json of every seed; again for every row",
-    )  # fmt: skip
-    parser.add_argument("--datasets", nargs="*", required=True, help="columns of training data")
-    parser.add_argument("--protocol", choices=PROTOCOLS, required=True)
+    add_row_arguments(parser, "metrics.json")
     parser.add_argument("--study-name", required=True, help="what the caption calls the study")
     parser.add_argument("--study-note", default="", help="what the notes say of the study, in plain text")
+    parser.add_argument("--comparisons", type=Path, help="CSV file of compare; what is significant is marked")
     parser.add_argument("--csv", type=Path, required=True, help="CSV file to write")
+    parser.add_argument("--markdown", type=Path, help="Markdown file to write")
     parser.add_argument("--tex", type=Path, required=True, help="LaTeX document to write")
     args = parser.parse_args(argv)
 
@@ -48,10 +45,14 @@ def main(argv: list[str]) -> None:
             raise PipelineError(f"row {spec} names a metrics file twice")
         results.append((Row.parse(spec, args.datasets), files))
     table = tabulate(results, args.datasets, args.protocol)
+    comparisons = read_comparisons(args.comparisons) if args.comparisons else None
     for path, content in (
         (args.csv, to_csv(table)),
-        (args.tex, to_latex(table, args.study_name, args.study_note)),
+        (args.markdown, to_markdown(table, comparisons)),
+        (args.tex, to_latex(table, args.study_name, args.study_note, comparisons)),
     ):
+        if path is None:
+            continue
         with write_atomically(path) as temporary:
             temporary.write_text(content, encoding="utf-8")
     logger.info("%d rows of %d targets", len(table), table["target"].nunique())

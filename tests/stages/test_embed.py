@@ -12,7 +12,8 @@ import soundfile
 import torch
 
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_of
+from pipeline.evaluation.embedding import captions_of, embed_audio, embed_files, embed_texts
+from pipeline.files import sha256_of, write_parquet
 from pipeline.models import load_model
 from pipeline.shards import ShardReader, open_shards, read_manifest
 from pipeline.stages import embed, evaluate, index_shards, shard_audio, tabulate
@@ -116,6 +117,15 @@ def test_flac_shards_give_the_embeddings_of_wav_shards(tmp_path, tiny_study):
     assert sha256_of(tmp_path / "flac.npz") == sha256_of(tmp_path / "wav.npz")
 
 
+def test_files_give_the_embeddings_of_shards(tmp_path, tiny_study, model):
+    """The same decoding, windows and repetition of short clips, whatever the way to the model."""
+    found = run_stage(tiny_study, tmp_path / "e.npz", "--batch-size", "5")
+    rows = pd.read_parquet(tiny_study.manifest("labeled"))
+    folder = tiny_study.folder / "raw" / "labeled" / "train"
+    files = [folder / Path(name).name for name in rows["source_name"]]
+    np.testing.assert_array_equal(embed_files(model, files, "mean", 5), found["audio"])
+
+
 def make_shards(tiny_study, folder: Path, *more: str) -> None:
     """The labeled split once more, in one shard, with other settings."""
     rows = str(folder / "00000.parquet")
@@ -123,13 +133,13 @@ def make_shards(tiny_study, folder: Path, *more: str) -> None:
     outputs = ["--tar", str(folder / "00000.tar"), "--rows", rows]
     shard_audio.main(["--catalog", str(catalog), "--shard", "00000", "--clips-per-shard", "64", *outputs, *more])
     outputs = ["--manifest", str(folder / "manifest.parquet"), "--summary", str(folder / "manifest.json")]
-    index_shards.main(["--rows", rows, *outputs, "--max-dropped-fraction", "0"])
+    index_shards.main(["--catalog", str(catalog), "--clips-per-shard", "64", "--shards", str(folder), *outputs])
 
 
 def test_shards_at_another_rate_are_refused(tmp_path, tiny_study):
     make_shards(tiny_study, tmp_path / "shards", "--format", "wav", "--sample-rate-hz", "8000")
     arguments = ["--model", str(tiny_study.pretrained), "--shards", str(tmp_path / "shards")]
-    with pytest.raises(PipelineError, match=r"shards are at 8000 Hz, .* hears 16000 Hz"):
+    with pytest.raises(PipelineError, match=r"shards are at 8000 Hz, the model hears 16000 Hz"):
         embed.main([*arguments, "--embeddings", str(tmp_path / "e.npz")])
     assert not (tmp_path / "e.npz").exists()
 
@@ -140,12 +150,12 @@ def test_clip_without_caption_is_named(tmp_path, tiny_study):
         run_stage(tiny_study, tmp_path / "e.npz", split="unlabeled")
 
 
-def test_split_without_clips_is_named(tiny_study):
+def test_split_without_clips_is_named(tiny_study, model, tmp_path):
     folder = tiny_study.shards / "labeled" / "train"
     summary = json.loads((folder / "manifest.json").read_text())
-    empty = ShardReader(folder, summary, read_manifest(folder / "manifest.parquet").slice(0, 0))
+    write_parquet(read_manifest(folder / "manifest.parquet").slice(0, 0), tmp_path / "manifest.parquet")
     with pytest.raises(PipelineError, match="holds no clip to embed"):
-        embed.captions_of(empty, folder)
+        embed_audio(model, ShardReader(tmp_path, summary), "mean", 8)
 
 
 def test_embeddings_pass_through_evaluation_into_a_table(tmp_path, tiny_study):
@@ -153,7 +163,8 @@ def test_embeddings_pass_through_evaluation_into_a_table(tmp_path, tiny_study):
     found = run_stage(tiny_study, tmp_path / "e.npz")
     evaluate.main(
         f"--embeddings {tmp_path}/e.npz --run vanilla --seed 0 --target labeled --split train "
-        f"--metrics {tmp_path}/metrics.json --ranks {tmp_path}/ranks.parquet".split()
+        f"--metrics {tmp_path}/metrics.json --ranks {tmp_path}/ranks.parquet "
+        f"--contributions {tmp_path}/contributions.parquet".split()
     )
     tabulate.main(
         f"--row labeled|vanilla|-|-|- {tmp_path}/metrics.json --protocol dcase --study-name tiny "
@@ -174,10 +185,10 @@ def test_embeddings_pass_through_evaluation_into_a_table(tmp_path, tiny_study):
 def test_bfloat16_on_a_gpu_gives_the_directions_of_float32(tiny_study, model):
     shards = open_shards(tiny_study.shards / "labeled" / "train")
     on_gpu = load_model(str(tiny_study.pretrained), device="cuda")
-    captions, _ = embed.captions_of(shards, tiny_study.shards)
+    captions, _ = captions_of(shards)
     for found, expected in (
-        (embed.embed_audio(on_gpu, shards, "mean", 8), embed.embed_audio(model, shards, "mean", 8)),
-        (embed.embed_texts(on_gpu, captions, 8), embed.embed_texts(model, captions, 8)),
+        (embed_audio(on_gpu, shards, "mean", 8), embed_audio(model, shards, "mean", 8)),
+        (embed_texts(on_gpu, captions, 8), embed_texts(model, captions, 8)),
     ):
         cosine = torch.cosine_similarity(torch.from_numpy(found), torch.from_numpy(expected))
         assert cosine.min() > 0.999

@@ -40,7 +40,7 @@ def run_stage(folder: Path, arrays: dict[str, np.ndarray], *more: str) -> tuple[
     metrics, ranks = folder / "metrics.json", folder / "ranks.parquet"
     evaluate.main(
         f"--embeddings {folder}/embeddings.npz --run composed --seed 3 --target clotho --split evaluation "
-        f"--metrics {metrics} --ranks {ranks}".split()
+        f"--metrics {metrics} --ranks {ranks} --contributions {folder}/contributions.parquet".split()
         + list(more)
     )
     return metrics, ranks

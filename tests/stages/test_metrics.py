@@ -229,11 +229,11 @@ def test_collapsed_embeddings_score_as_chance(protocol):
     audio = direction * generator.uniform(0.5, 2, (n, 1)).astype(np.float32)
     text = direction * generator.uniform(0.5, 2, (n * captions, 1)).astype(np.float32)
     owners = np.repeat(np.arange(n), captions)
-    found = figures(rank_embeddings(text, audio, owners, scores_per_block=1000), protocol)
+    found = figures(rank_embeddings(text, audio, owners, scores_per_tile=1000), protocol)
     assert found == pytest.approx(retrieval_metrics(np.zeros((n * captions, n)), owners, protocol))
 
 
-def test_any_block_size_gives_the_figures_of_the_whole_matrix():
+def test_any_tile_size_gives_the_figures_of_the_whole_matrix():
     generator = np.random.default_rng(1)
     owners = np.repeat(np.arange(23), 4)
     audio = generator.standard_normal((23, 16)).astype(np.float32)
@@ -244,9 +244,31 @@ def test_any_block_size_gives_the_figures_of_the_whole_matrix():
     for protocol in PROTOCOLS:
         whole = retrieval_metrics(cosine, owners, protocol)
         assert 5 < whole["t2a_R1"] < 95
-        for scores_per_block in (1, 100, 10**6):
-            blocks = rank_embeddings(text, audio, owners, scores_per_block)
+        for scores_per_tile in (1, 100, 10**6):
+            blocks = rank_embeddings(text, audio, owners, scores_per_tile)
             assert figures(blocks, protocol) == pytest.approx(whole)
+    at_once = rank_embeddings(text, audio, owners)
+    for scores_per_tile in (1, 7, 100, 500):
+        tiled = rank_embeddings(text, audio, owners, scores_per_tile)
+        for found, expected in ((tiled.t2a_top, at_once.t2a_top), (tiled.a2t_top, at_once.a2t_top)):
+            assert found.place.tolist() == expected.place.tolist()
+            assert found.score == pytest.approx(expected.score, abs=1e-6)
+
+
+@pytest.mark.parametrize("noise", [0.5, 20])
+def test_counts_are_those_of_plain_comparisons_for_good_and_bad_models(noise):
+    """A good model's few texts near a clip's own are counted one by one, a bad model's whole columns at once."""
+    generator = np.random.default_rng(5)
+    owners = np.repeat(np.arange(150), 3)
+    similarity = (noise * generator.standard_normal((450, 150)) + 5 * np.eye(150)[owners]).round(1)
+    retrieval = rank_matrix(similarity, owners)
+    own = similarity[np.arange(450), owners]
+    for text in range(450):
+        column, firsts = similarity[:, owners[text]], similarity[text % 3 :: 3, owners[text]]
+        assert retrieval.a2t_M.ahead[text] == np.sum(column > own[text])
+        assert retrieval.a2t_M.tied[text] == np.sum(column == own[text])
+        assert retrieval.a2t_CN.ahead[text % 3, owners[text]] == np.sum(firsts > own[text])
+        assert retrieval.a2t_CN.tied[text % 3, owners[text]] == np.sum(firsts == own[text])
 
 
 def test_captions_of_a_clip_may_stand_apart_and_differ_in_number():
@@ -277,7 +299,7 @@ def test_top_10_is_best_first_and_ties_keep_the_order_of_the_gallery():
     similarity[0, [7, 3]] = 1
     similarity[0, 20] = 2
     retrieval = rank_matrix(np.vstack([similarity, np.tile(similarity, (24, 1))]), np.arange(25))
-    places, scores = retrieval.t2a_top[0]
+    places, scores = retrieval.t2a_top.place[0], retrieval.t2a_top.score[0]
     assert places.tolist() == [20, 3, 7, 0, 1, 2, 4, 5, 6, 8]
     assert scores.tolist() == [2, 1, 1, 0, 0, 0, 0, 0, 0, 0]
     assert retrieval.t2a_M.rank()[:4].tolist() == [14.5, 14.5, 14.5, 2.5]

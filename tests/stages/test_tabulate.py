@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,10 @@ def study() -> Study:
     ]
 
 
-def run_stage(folder: Path, study: Study, name: str = "published", note: str = "") -> tuple[Path, Path]:
-    arguments = ["--protocol", "paper", "--study-name", name, "--study-note", note, *DATASETS]
+def run_stage(
+    folder: Path, study: Study, name: str = "published", note: str = "", more: Sequence[str] = ()
+) -> tuple[Path, Path]:
+    arguments = [*more, "--protocol", "paper", "--study-name", name, "--study-note", note, *DATASETS]
     for number, (row, seeds) in enumerate(study):
         arguments += ["--row", row]
         for index, metrics in enumerate(seeds):
@@ -285,3 +287,72 @@ def test_table_can_be_input_into_a_document(tmp_path, study):
     text = pdf_text(tmp_path, "parent")
     assert "Before the table. After the table." in " ".join(text.split())
     assert "Retrieval performance of the AudioCaps dataset" in text
+
+
+def with_ablation(study: Study, label: str) -> None:
+    """Give the study a second row of its composed run's method and training data, with a label."""
+    row, seeds = next(item for item in study if "|composed|" in item[0])
+    study.append((f"{row}|{label}", [{**metrics, "run": "ablation"} for metrics in seeds]))
+
+
+def test_rows_of_one_method_and_data_are_told_apart_by_their_labels(tmp_path, study):
+    with_ablation(study, "gain 50 % | no_term")
+    path, tex = run_stage(tmp_path, study)
+    table = pd.read_csv(path, keep_default_na=False)
+    assert list(table["label"]) == [""] * 12 + ["gain 50 % | no_term"]
+    assert r"composed (gain 50 \% \textbar{} no\_term) & A+T & Audio & - & " in tex.read_text()
+
+
+def test_without_labels_the_csv_has_no_column_for_them(tmp_path, study):
+    path, _ = run_stage(tmp_path, study)
+    assert "label" not in path.read_text()
+
+
+def test_the_same_label_twice_is_refused(tmp_path, study):
+    with_ablation(study, "once")
+    with_ablation(study, "once")
+    with pytest.raises(PipelineError, match=r"row .*\|once is given twice"):
+        run_stage(tmp_path, study)
+
+
+def write_comparisons(path: Path, p_holm: dict[str, float]) -> Path:
+    """What compare writes, for Clotho's first composed row: the corrected p of some figures, 1 for all others."""
+    row = ["clotho", "composed", "A+T", "A", "-", ""]
+    names = ["target", "method", "clotho", "audiocaps", "audioset", "label", "figure"]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*names, "difference", "low", "high", "p", "p_holm", "significant"])
+        for figure in FIGURES:
+            p = p_holm.get(figure, 1.0)
+            writer.writerow([*row, figure, 1.0, 0.5, 1.5, p, p, "yes" if p < 0.05 else "no"])
+    return path
+
+
+def test_figures_that_differ_significantly_are_marked_and_no_others(tmp_path, study):
+    comparisons = write_comparisons(tmp_path / "comparisons.csv", {"t2a_R1": 0.049, "a2t_R1": 0.05})
+    csv_path, tex_path = run_stage(tmp_path, study, more=["--comparisons", str(comparisons)])
+    tex = tex_path.read_text()
+    marked = re.findall(r"([\d.]+)\$\^\{\*\}\$", tex)
+    first = next(row for row in csv.DictReader(csv_path.open()) if row["method"] == "composed")
+    assert marked == [first["t2a_R1"]]
+    assert "Holm" in tex and tex.count(r"\phantom{$^{*}$}") == 12 * 8 - 1
+
+
+def test_markdown_holds_the_figures_of_the_csv_and_the_marks(tmp_path, study):
+    comparisons = write_comparisons(tmp_path / "comparisons.csv", {"t2a_R1": 0.001})
+    markdown = tmp_path / "table.md"
+    csv_path, _ = run_stage(tmp_path, study, more=["--comparisons", str(comparisons), "--markdown", str(markdown)])
+    lines = markdown.read_text().split("\n")[2:14]
+    marks = 0
+    for line, row in zip(lines, csv.DictReader(csv_path.open()), strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        marks += line.count(r"\*")
+        assert [cell.removesuffix(r"\*") for cell in cells[-8:]] == [row[name] for name in FIGURES]
+    assert marks == 1
+
+
+def test_marked_document_compiles(tmp_path, study):
+    comparisons = write_comparisons(tmp_path / "comparisons.csv", {"t2a_R1": 0.001})
+    run_stage(tmp_path, study, more=["--comparisons", str(comparisons)])
+    text = pdf_text(tmp_path, "table1")
+    assert re.search(r"Differs from finetune on the same clips: paired bootstrap over clips, p < 0.05", text)

@@ -33,6 +33,7 @@ rule evaluate:
     output:
         metrics="results/evaluations/{run}/seed{seed}/{target}/metrics.json",
         ranks="results/evaluations/{run}/seed{seed}/{target}/ranks.parquet",
+        contributions="results/evaluations/{run}/seed{seed}/{target}/contributions.parquet",
     log:
         "logs/evaluate/{run}/seed{seed}/{target}.log",
     params:
@@ -42,4 +43,4 @@ rule evaluate:
     shell:
         "python -m pipeline.stages.evaluate --embeddings {input.embeddings:q} --run {wildcards.run}"
         " --seed {params.seed} --target {wildcards.target} --split {params.split} {params.expected}"
-        " --metrics {output.metrics:q} --ranks {output.ranks:q} 2> {log:q}"
+        " --metrics {output.metrics:q} --ranks {output.ranks:q} --contributions {output.contributions:q} 2> {log:q}"

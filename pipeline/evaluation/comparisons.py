@@ -1,0 +1,262 @@
+"""Whether a run differs from finetune on the same clips: a paired bootstrap of every figure's difference.
+
+Both runs answer the same queries, so a bootstrap sample is one draw of clips, with all their captions, for both (the
+paired bootstrap of Koehn, EMNLP 2004, and for retrieval Sakai, SIGIR 2006). A figure is the mean over a run's seeds
+before the difference is taken. Interval and p-value are of the percentile method (Efron and Tibshirani, An Introduction
+to the Bootstrap, chapters 13 and 15): an interval that excludes 0 has p < 0.05. They speak of other clips, given the
+trained models; how far other seeds would move them, the standard deviation over the seeds tells.
+
+Of the rows of a table each is a test of its own, so p is also given after Holm's step-down correction (Scandinavian
+Journal of Statistics 6, 1979) over the rows, figure by figure.
+"""
+
+# R = compared runs, N = clips, F = figures, S = bootstrap samples
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.errors import PipelineError
+from pipeline.evaluation.metrics import FIGURES, PROTOCOLS, Retrieval, contributions, resampled
+
+SAMPLES = 10_000
+"""Bootstrap samples: the smallest p, 2 / 10,001, stays below 0.05 after a correction over 200 rows."""
+SIGNIFICANT_BELOW = 0.05
+FOOTER = b"evaluation"
+TEST_SET = ("target", "split", "windows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What every clip adds to the figures of one evaluation under one protocol."""
+
+    path: Path
+    run: str
+    seed: int
+    test_set: dict[str, str]
+    """The values of `TEST_SET`."""
+    key: list[str]
+    """(N,)"""
+    captions_N: NDArray[np.int64]
+    contributions_NF: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The difference of a figure to the baseline's, in percentage points."""
+
+    difference: float
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    p: float
+    """Two-sided."""
+    p_holm: float
+    """The same, corrected over all runs that were compared."""
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether p stays below 0.05 after the correction."""
+        return self.p_holm < SIGNIFICANT_BELOW
+
+
+# --- what evaluate writes --------------------------------------------------------------------------------------------
+
+
+def contributions_table(retrieval: Retrieval, keys: Sequence[str], facts: Mapping[str, object]) -> pa.Table:
+    """One row a protocol and clip: its key, its number of captions, and what it adds to each figure.
+
+    `facts` (run, seed and the values of `TEST_SET`) go into the footer.
+    """
+    parts = []
+    for protocol in PROTOCOLS:
+        columns_FN = contributions(retrieval, protocol).T
+        parts.append(
+            pa.table(
+                {
+                    "protocol": pa.array([protocol] * len(keys)),
+                    "key": pa.array(keys, pa.string()),
+                    "captions": retrieval.captions_N,
+                    **dict(zip(FIGURES, columns_FN, strict=True)),
+                }
+            )
+        )
+    return pa.concat_tables(parts).replace_schema_metadata({FOOTER: json.dumps(facts, sort_keys=True)})
+
+
+def read_contributions(path: Path, protocol: str) -> Evaluation:
+    """An evaluation from its contributions.parquet; PipelineError if it is missing, damaged or without the protocol."""
+    columns = ["protocol", "key", "captions", *FIGURES]
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: there is no such file; make it with the stage evaluate") from None
+    except (OSError, pa.ArrowException) as error:
+        raise PipelineError(f"{path}: cannot be read as Parquet ({error}); make it again with evaluate") from error
+    footer = json.loads((table.schema.metadata or {}).get(FOOTER, b"{}"))
+    missing = [name for name in columns if name not in table.column_names]
+    missing += [name for name in ("run", "seed", *TEST_SET) if name not in footer]
+    if missing:
+        raise PipelineError(f"{path}: holds no {', '.join(missing)}; make it with the stage evaluate")
+    rows = table.filter(pc.equal(table["protocol"], protocol))
+    if rows.num_rows == 0:
+        raise PipelineError(f"{path}: holds no clip under the protocol {protocol!r}; make it again with evaluate")
+    contributions_NF = np.stack([rows[name].to_numpy() for name in FIGURES], axis=1)
+    if not np.isfinite(contributions_NF).all():
+        clip, figure = np.argwhere(~np.isfinite(contributions_NF))[0]
+        raise PipelineError(f"{path}: {FIGURES[figure]} of clip {rows['key'][clip]} is no finite number")
+    return Evaluation(
+        path=path,
+        run=footer["run"],
+        seed=footer["seed"],
+        test_set={name: footer[name] for name in TEST_SET},
+        key=rows["key"].to_pylist(),
+        captions_N=rows["captions"].to_numpy(),
+        contributions_NF=contributions_NF,
+    )
+
+
+# --- the comparison --------------------------------------------------------------------------------------------------
+
+
+def check_same_clips(found: Evaluation, other: Evaluation) -> None:
+    """Raise PipelineError unless two evaluations are of the same clips and captions, embedded in the same way."""
+    differences = [
+        f"{name} {found.test_set[name]} and {other.test_set[name]}"
+        for name in TEST_SET
+        if found.test_set[name] != other.test_set[name]
+    ]
+    if not differences and len(found.key) != len(other.key):
+        differences = [f"{len(found.key)} and {len(other.key)} clips"]
+    if not differences:
+        clips = zip(found.key, found.captions_N, other.key, other.captions_N, strict=True)
+        differences = [
+            f"clip {key} with {captions} captions and, in its place, {key_of_other} with {captions_of_other}"
+            for key, captions, key_of_other, captions_of_other in clips
+            if (key, captions) != (key_of_other, captions_of_other)
+        ][:1]
+    if differences:
+        raise PipelineError(
+            f"{found.path} and {other.path} cannot be compared: {', '.join(differences)}; "
+            "evaluate both runs on the same clips in the same way"
+        )
+
+
+def mean_over_seeds(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """The contributions of a run, averaged over its seeds; path and seed are the first's.
+
+    Raises PipelineError for other runs or clips among them, or a seed that comes twice.
+    """
+    first = evaluations[0]
+    by_seed: dict[int, Path] = {}
+    for evaluation in evaluations:
+        if evaluation.run != first.run:
+            raise PipelineError(f"{evaluation.path} is of the run {evaluation.run}, but {first.path} of {first.run}")
+        if evaluation.seed in by_seed:
+            raise PipelineError(
+                f"{evaluation.path} and {by_seed[evaluation.seed]} are both of seed {evaluation.seed} of {first.run}"
+            )
+        by_seed[evaluation.seed] = evaluation.path
+        check_same_clips(evaluation, first)
+    mean_NF = np.mean([evaluation.contributions_NF for evaluation in evaluations], axis=0)
+    return Evaluation(**{**vars(first), "contributions_NF": mean_NF})
+
+
+def compare(
+    runs: Sequence[Evaluation], baseline: Evaluation, *, seed: int = 0, samples: int = SAMPLES
+) -> list[dict[str, Comparison]]:
+    """Each run against the baseline, by figure; every run and figure meets the same draws of clips.
+
+    p is twice the smaller share of samples on either side of 0, the observed one counted in: a run that equals the
+    baseline clip by clip has 1. `p_holm` is corrected over the runs given here; see `corrected` for more than these.
+    """
+    for run in runs:
+        check_same_clips(run, baseline)
+    if not runs:
+        return []
+    captions_N = baseline.captions_N
+    difference_RNF = np.stack([run.contributions_NF - baseline.contributions_NF for run in runs])
+    total_RF = difference_RNF.sum(axis=1)
+    queries_F = np.repeat([captions_N.sum(), len(captions_N)], len(FIGURES) // 2)
+    samples_RSF = resampled(difference_RNF, captions_N, seed, samples)
+    # Sums of fractions that cancel leave 1e-17 instead of 0, which would count for one side.
+    samples_RSF = samples_RSF.round(12)
+    low_RF, high_RF = np.percentile(samples_RSF, [2.5, 97.5], axis=1)
+    below_RF, above_RF = (samples_RSF <= 0).sum(axis=1), (samples_RSF >= 0).sum(axis=1)
+    p_RF = np.minimum(1.0, 2 * (1 + np.minimum(below_RF, above_RF)) / (1 + samples))
+    return corrected(
+        [
+            {
+                name: Comparison(
+                    difference=100.0 * float(total_RF[r, f] / queries_F[f]),
+                    low=100.0 * float(low_RF[r, f]),
+                    high=100.0 * float(high_RF[r, f]),
+                    p=float(p_RF[r, f]),
+                    p_holm=float(p_RF[r, f]),
+                )
+                for f, name in enumerate(FIGURES)
+            }
+            for r in range(len(runs))
+        ]
+    )
+
+
+def corrected(comparisons: Sequence[Mapping[str, Comparison]]) -> list[dict[str, Comparison]]:
+    """The comparisons with `p_holm` computed anew over all of them, figure by figure."""
+    p_holm = {name: holm([row[name].p for row in comparisons]) for name in FIGURES}
+    return [
+        {name: Comparison(**{**vars(row[name]), "p_holm": p_holm[name][r]}) for name in FIGURES}
+        for r, row in enumerate(comparisons)
+    ]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values: the i-th smallest of m (from 0) times m - i, never below a smaller one's, at most 1."""
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for i, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        highest = max(highest, min(1.0, p_values[place] * (len(p_values) - i)))
+        adjusted[place] = highest
+    return adjusted
+
+
+# --- the file of a table ---------------------------------------------------------------------------------------------
+
+
+def read_comparisons(path: Path) -> dict[str, dict[str, Comparison]]:
+    """What the stage compare wrote: for each compared row, as `tables.Row` writes it, its figures' comparisons.
+
+    Rows without a finetune counterpart, and finetune itself, are not in it.
+    """
+    needed = ("target", "method", "label", "figure", "difference", "low", "high", "p", "p_holm")
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            names = list(reader.fieldnames or [])
+            lines = list(reader)
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: there is no such file; make it with the stage compare") from None
+    if missing := [name for name in needed if name not in names]:
+        raise PipelineError(f"{path}: has no column {', '.join(missing)}; make it with the stage compare")
+    found: dict[str, dict[str, Comparison]] = {}
+    for number, line in enumerate(lines, start=2):
+        row = "|".join([*(line[name] for name in names[: names.index("label")]), *filter(None, [line["label"]])])
+        try:
+            values = {name: float(line[name]) for name in needed[4:]}
+        except (TypeError, ValueError):
+            values = {"difference": math.nan}
+        if not all(map(math.isfinite, values.values())):
+            raise PipelineError(f"{path} line {number}: a number is missing; make the file again with compare")
+        found.setdefault(row, {})[line["figure"]] = Comparison(**values)
+    return found

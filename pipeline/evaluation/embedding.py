@@ -1,0 +1,119 @@
+"""Embeddings of clips and of captions by a model, from shards or from samples at hand."""
+
+# W = windows of a batch, S = samples of a window, D = joint width, M = texts, N = clips
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pipeline.audio import FULL_SCALE, UnusableAudio, read_recording
+from pipeline.errors import PipelineError
+from pipeline.evaluation.windows import window_starts
+from pipeline.models.clap import ClapModel
+from pipeline.shards import ShardReader
+
+BATCH_SIZE = 64
+"""Windows, and captions, at once."""
+
+
+def embed_audio(model: ClapModel, shards: ShardReader, windows: str, batch_size: int) -> NDArray[np.float32]:
+    """Embeddings (N, D) of a split's clips, in the reader's order; see `embed_windows`.
+
+    Raises PipelineError for a split without clips, or at another rate than the model hears.
+    """
+    if not len(shards):
+        raise PipelineError(f"{shards.folder}: the split holds no clip to embed; see the reasons in manifest.parquet")
+    if shards.sample_rate_hz != model.sample_rate_hz:
+        raise PipelineError(
+            f"{shards.folder}: shards are at {shards.sample_rate_hz} Hz, the model hears {model.sample_rate_hz} Hz; "
+            "make the shards again at the model's rate"
+        )
+    clips = (
+        [
+            shards.read_window(key, start, model.window_frames)
+            for start in window_starts(shards.frames(key), model.window_frames, windows)
+        ]
+        for key in shards.keys
+    )
+    return embed_windows(model, clips, len(shards), batch_size)
+
+
+def embed_files(model: ClapModel, paths: Sequence[Path], windows: str, batch_size: int) -> NDArray[np.float32]:
+    """Embeddings (N, D) of audio files in any format and at any rate, each as it would be from shards.
+
+    Raises PipelineError that names a file which cannot be used.
+    """
+
+    def clips() -> Iterator[list[NDArray[np.int16]]]:
+        for path in paths:
+            try:
+                samples_S = read_recording(path, sample_rate_hz=model.sample_rate_hz, min_duration_s=0).samples_S
+            except UnusableAudio as error:
+                raise PipelineError(f"{path}: {error.reason.replace('_', ' ')} ({error})") from error
+            if len(samples_S) < model.window_frames:  # repeated, as the reader of shards does
+                samples_S = np.resize(samples_S, model.window_frames)
+            starts = window_starts(len(samples_S), model.window_frames, windows)
+            yield [samples_S[start : start + model.window_frames] for start in starts]
+
+    return embed_windows(model, clips(), len(paths), batch_size)
+
+
+@torch.inference_mode()
+def embed_windows(
+    model: ClapModel, clips: Iterable[Sequence[NDArray[np.int16]]], count: int, batch_size: int
+) -> NDArray[np.float32]:
+    """Embeddings (N, D) of `count` clips, each given as its windows of `model.window_frames` 16-bit samples.
+
+    A clip's embedding is the mean of its windows' embeddings at unit length, so that every window has one vote
+    however long its vector: the cosine that ranks the clips ignores that length too.
+    """
+    device = model.logit_scale.device
+    total_ND = torch.zeros(count, model.embedding_dim, device=device)
+    windows_N = torch.zeros(count)
+    with tqdm(desc="audio", unit="clip", total=count, disable=None) as progress:
+        places = ((row, window_S) for row, clip in enumerate(clips) for window_S in clip)
+        while batch := list(itertools.islice(places, batch_size)):
+            samples_WS = torch.from_numpy(np.stack([window_S for _, window_S in batch]))
+            with _autocast(device):
+                embedding_WD = model.encode_audio(samples_WS.to(device).float() / FULL_SCALE)
+            rows_W = torch.tensor([row for row, _ in batch])
+            total_ND.index_add_(0, rows_W.to(device), F.normalize(embedding_WD.float()))
+            windows_N.index_add_(0, rows_W, torch.ones(len(batch)))
+            progress.update(batch[-1][0] + 1 - progress.n)
+    return (total_ND.cpu() / windows_N[:, None]).numpy()
+
+
+@torch.inference_mode()
+def embed_texts(model: ClapModel, captions: Sequence[str], batch_size: int) -> NDArray[np.float32]:
+    """Embeddings (M, D) of captions, in their order, as the encoder gives them.
+
+    Batches are of captions of like length, which are padded least. A caption that occurs more than once is encoded
+    once, so that its copies tie exactly and count as tied.
+    """
+    distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))
+    device = model.logit_scale.device
+    encoded = []
+    for first in tqdm(range(0, len(distinct), batch_size), desc="texts", unit="batch", disable=None):
+        with _autocast(device):
+            encoded.append(model.encode_text(distinct[first : first + batch_size]).float().cpu())
+    place = {caption: row for row, caption in enumerate(distinct)}
+    return torch.cat(encoded).numpy()[[place[caption] for caption in captions]]
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 on a GPU; as loaded on a CPU, whose figures are then the same on every run."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+
+
+def captions_of(shards: ShardReader) -> tuple[list[str], NDArray[np.int64]]:
+    """All captions of a split, by clip and then by caption, and the row of each one's clip."""
+    texts = [(caption, row) for row, key in enumerate(shards.keys) for caption in shards.captions(key)]
+    return [caption for caption, _ in texts], np.array([row for _, row in texts], np.int64)

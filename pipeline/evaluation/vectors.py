@@ -1,0 +1,49 @@
+"""Embeddings as directions: whether they have one, and which are nearest to a query."""
+
+# N = vectors, D = joint width
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import PipelineError
+
+
+def check_vectors(vectors_ND: NDArray[np.floating], name_of: Callable[[int], str]) -> None:
+    """Raise PipelineError that names the first embedding which is not finite, or zero and so without a direction."""
+    finite_N = np.isfinite(vectors_ND).all(axis=1)
+    if not finite_N.all():
+        raise PipelineError(
+            f"the embedding of {name_of(int(np.argmin(finite_N)))} is not finite "
+            f"({np.sum(~finite_N)} of {len(vectors_ND)}); did the training diverge?"
+        )
+    zero_N = ~vectors_ND.any(axis=1)
+    if zero_N.any():
+        raise PipelineError(
+            f"the embedding of {name_of(int(np.argmax(zero_N)))} is zero ({np.sum(zero_N)} of {len(vectors_ND)}) "
+            "and has no direction to compare"
+        )
+
+
+def unit_rows(vectors_ND: NDArray[np.floating]) -> NDArray[np.float32]:
+    """The vectors at length 1; they must have passed `check_vectors`."""
+    return (vectors_ND / np.linalg.norm(vectors_ND.astype(np.float64), axis=1, keepdims=True)).astype(np.float32)
+
+
+def nearest(
+    unit_ND: NDArray[np.float32], query_D: NDArray[np.float32], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The rows nearest to a query by the cosine, best first and ties in the order of the rows, and their cosines.
+
+    One product and one partition: exact, and bound by reading the vectors once, from the page cache when they are
+    memory-mapped. `bench/search.py` measures it.
+    """
+    scores_N = unit_ND @ query_D
+    count = min(count, len(scores_N))
+    least = np.partition(scores_N, -count)[-count]
+    rows = np.flatnonzero(scores_N >= least)  # more than `count` where the last place is tied
+    order = np.lexsort((rows, -scores_N[rows]))[:count]
+    return rows[order], scores_N[rows[order]]

@@ -1,0 +1,184 @@
+"""What the page shows, read from the outputs of the other stages and checked to belong together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import PipelineError
+
+NOT_LOSSES = ("step", "epoch", "learning_rate", "a2t_learning_rate", "logit_scale")
+"""Columns of training.parquet that are no term of the loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A run judged on a target: the figures, and where every query found what."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    """Contents of metrics.json."""
+    ranks: pa.Table
+    """Contents of ranks.parquet, see `pipeline.stages.evaluate.ranks_table`."""
+
+    @property
+    def run(self) -> str:
+        """Name of the run."""
+        return self.metrics["run"]
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return self.metrics["seed"]
+
+    @property
+    def target(self) -> str:
+        """Dataset it is judged on."""
+        return self.metrics["target"]
+
+    def queries(self, direction: str) -> pa.Table:
+        """The rows of one direction, `t2a` or `a2t`, a row a query in the order of the embeddings."""
+        return self.ranks.filter(pc.equal(self.ranks["direction"], direction))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """The clips and captions that all evaluations of a target rank."""
+
+    target: str
+    split: str
+    keys: list[str]
+    captions: list[str]
+    """All captions, by clip and then by caption."""
+    audio_of_text: list[int]
+    """The clip of each caption, a row of `keys`."""
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """The results of the stage `evaluate` in `folder`."""
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        ranks = pq.read_table(folder / "ranks.parquet")
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise PipelineError(f"{folder}: metrics.json or ranks.parquet cannot be read ({error}); evaluate it") from error
+    return Evaluation(folder=folder, metrics=metrics, ranks=ranks)
+
+
+def by_target(evaluations: Iterable[Evaluation]) -> dict[str, list[Evaluation]]:
+    """The evaluations of each target, in the order given."""
+    groups: dict[str, list[Evaluation]] = {}
+    for evaluation in evaluations:
+        groups.setdefault(evaluation.target, []).append(evaluation)
+    return groups
+
+
+def read_test_set(evaluations: Sequence[Evaluation]) -> TestSet:
+    """The test set of one target's evaluations; PipelineError if one of them ranked another."""
+    first: TestSet | None = None
+    for evaluation in evaluations:
+        path = evaluation.folder / "embeddings.npz"
+        try:
+            with np.load(path) as file:  # reads only the members that are asked for
+                keys, captions, clips = (file[name].tolist() for name in ("audio_key", "caption", "audio_of_text"))
+        except (OSError, KeyError, ValueError) as error:
+            raise PipelineError(f"{path}: cannot be read ({error}); make it with the stage embed") from error
+        found = TestSet(
+            target=evaluation.target,
+            split=evaluation.metrics["split"],
+            keys=keys,
+            captions=captions,
+            audio_of_text=clips,
+        )
+        if evaluation.ranks.num_rows != len(keys) + len(captions):
+            raise PipelineError(
+                f"{evaluation.folder}: {evaluation.ranks.num_rows} queries in ranks.parquet, {len(captions)} captions "
+                f"and {len(keys)} clips in embeddings.npz; evaluate it again"
+            )
+        if first is None:
+            first = found
+        elif found != first:
+            raise PipelineError(
+                f"{path}: holds other clips or captions than {evaluations[0].folder / 'embeddings.npz'}; "
+                "evaluate every run of a target on the same shards"
+            )
+    if first is None:
+        raise PipelineError("no evaluation to show")
+    return first
+
+
+def retrieved(evaluations: Sequence[Evaluation], test_set: TestSet) -> dict[str, Any]:
+    """What the browser shows of one target, as JSON: clips, captions, and each run's ranks and top ten.
+
+    A run with several seeds is shown by its first.
+    """
+    runs: dict[str, Any] = {}
+    for evaluation in evaluations:
+        if evaluation.run in runs:
+            continue
+        runs[evaluation.run] = {"seed": evaluation.seed}
+        for direction in ("t2a", "a2t"):
+            queries = evaluation.queries(direction)
+            runs[evaluation.run][direction] = {
+                "rank": [round(rank, 1) for rank in queries["rank"].to_pylist()],
+                "top": queries["top10"].to_pylist(),
+                "score": [[round(score, 3) for score in scores] for scores in queries["top10_score"].to_pylist()],
+            }
+    return {
+        "split": test_set.split,
+        "keys": test_set.keys,
+        "captions": test_set.captions,
+        "audio_of_text": test_set.audio_of_text,
+        "runs": runs,
+    }
+
+
+def recall_at(evaluations: Sequence[Evaluation], direction: str, protocol: str, depth: int) -> pd.DataFrame:
+    """Share of queries, in percent, whose rank is at most k = 1 .. depth (rows), for each run (columns).
+
+    Means over the run's seeds. Under `paper` a clip's rank is that of its first caption among all first captions,
+    otherwise that of its best caption among all.
+    """
+    column = "rank_one_caption" if direction == "a2t" and protocol == "paper" else "rank"
+    of_run: dict[str, list[np.ndarray]] = {}
+    cutoffs = np.arange(1, depth + 1)
+    for evaluation in evaluations:
+        ranks = evaluation.queries(direction)[column].to_numpy()
+        of_run.setdefault(evaluation.run, []).append(100 * (ranks[:, None] <= cutoffs).mean(axis=0))
+    return pd.DataFrame({run: np.mean(seeds, axis=0) for run, seeds in of_run.items()}, index=cutoffs)
+
+
+def read_losses(path: Path) -> pd.DataFrame:
+    """The mean of every term of the loss in each epoch (rows) of a training, from its training.parquet."""
+    try:
+        log = pq.read_table(path).to_pandas()
+    except (OSError, pa.ArrowException) as error:
+        raise PipelineError(f"{path}: cannot be read ({error}); train the run again") from error
+    terms = [name for name in log if name not in NOT_LOSSES]
+    return log.groupby("epoch")[terms].mean()
+
+
+def read_account(path: Path) -> dict[str, Any]:
+    """What became of a split's rows, from its manifest.json."""
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{path}: cannot be read ({error}); make it with index_shards") from error
+    return {
+        "dataset": summary["dataset"],
+        "split": summary["split"],
+        "rows": summary["rows"],
+        "clips": summary["clips"],
+        "hours": summary["duration_s"] / 3600,
+        "lost": ", ".join(f"{count} {reason}" for reason, count in sorted(summary["reason"].items())) or "none",
+        "shards": len(summary["shards"]),
+        "megabytes": sum(shard["bytes"] for shard in summary["shards"]) / 1e6,
+    }

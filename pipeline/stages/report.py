@@ -1,0 +1,137 @@
+"""Write the page that shows a study: tables, curves, data accounts, and every run's answers, to see and to hear."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import soundfile
+
+from pipeline import plots
+from pipeline.errors import PipelineError
+from pipeline.evaluation.comparisons import Comparison, read_comparisons
+from pipeline.evaluation.metrics import PROTOCOLS
+from pipeline.files import write_atomically
+from pipeline.report.contents import (
+    Evaluation,
+    by_target,
+    read_account,
+    read_evaluation,
+    read_losses,
+    read_test_set,
+    recall_at,
+    retrieved,
+)
+from pipeline.report.page import render_data, render_page
+from pipeline.shards import ShardReader, open_shards
+from pipeline.stages import run
+
+logger = logging.getLogger(__name__)
+
+DEPTH = 50
+"""Of the recall curves."""
+DIFFERENCES = {"t2a_mAP10": "text → audio mAP@10", "a2t_mAP10": "audio → text mAP@10"}
+DIRECTIONS = {"t2a": "text → audio", "a2t": "audio → text"}
+
+
+def read_rows(path: Path) -> dict[str, Any]:
+    """A table's CSV as the template takes it: columns, and cells with whether they are numbers."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{path}: cannot be read as CSV ({error}); make it with tabulate") from error
+    rows = [
+        [{"text": text, "is_number": text.replace(".", "", 1).isdigit()} for text in row]
+        for row in table.itertuples(index=False, name=None)
+    ]
+    return {"name": path.stem, "columns": list(table.columns), "rows": rows}
+
+
+def write_audio(reader: ShardReader, keys: Iterable[str], folder: Path) -> None:
+    """Write each clip as `KEY.mp3`, which every browser plays; not synced one by one, for index.html comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for key in keys:
+        samples_S = reader.read_window(key, 0, reader.frames(key))
+        soundfile.write(folder / f"{key}.mp3", samples_S, reader.sample_rate_hz)
+
+
+def difference_plots(path: Path) -> list[dict[str, str]]:
+    """The differences from finetune of a table's rows, a plot a target."""
+    targets: dict[str, dict[str, dict[str, Comparison]]] = {}
+    for row, figures in read_comparisons(path).items():
+        target, rest = row.split("|", 1)
+        targets.setdefault(target, {})[rest.replace("|", "  ")] = figures
+    return [
+        {"table": path.stem, "target": target, "svg": plots.differences(rows, DIFFERENCES)}
+        for target, rows in targets.items()
+    ]
+
+
+def recall_plots(
+    targets: Mapping[str, Sequence[Evaluation]], protocol: str, colours: Mapping[str, str]
+) -> list[dict[str, str]]:
+    """A pair of recall curves a target."""
+    return [
+        {
+            "target": target,
+            "svg": plots.recall_curves(
+                {title: recall_at(group, name, protocol, DEPTH) for name, title in DIRECTIONS.items()}, colours
+            ),
+        }
+        for target, group in targets.items()
+    ]
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", required=True, help="name of the study")
+    parser.add_argument("--note", required=True, help="what the study says of its figures")
+    parser.add_argument("--protocol", choices=PROTOCOLS, required=True)
+    parser.add_argument("--tables", type=Path, nargs="+", required=True, help="CSV files of tabulate")
+    parser.add_argument("--comparisons", type=Path, nargs="*", default=[], help="CSV files of compare")
+    parser.add_argument("--evaluations", type=Path, nargs="+", required=True, help="folders of embed and evaluate")
+    parser.add_argument("--logs", type=Path, nargs="*", default=[], help="RUN/SEED/training.parquet of trained runs")
+    parser.add_argument("--summaries", type=Path, nargs="+", required=True, help="manifest.json of every split used")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write index.html, data.js and audio/ to")
+    args = parser.parse_args(argv)
+
+    targets = by_target(map(read_evaluation, args.evaluations))
+    accounts = [read_account(path) for path in args.summaries]
+    folders = {
+        (account["dataset"], account["split"]): path.parent
+        for account, path in zip(accounts, args.summaries, strict=True)
+    }
+    data = {}
+    for target, group in targets.items():
+        test_set = read_test_set(group)
+        folder = folders.get((target, test_set.split))
+        if folder is None:
+            raise PipelineError(f"{target}/{test_set.split} was evaluated, but its manifest.json is not in --summaries")
+        data[target] = retrieved(group, test_set)
+        write_audio(open_shards(folder), test_set.keys, args.out / "audio")
+    losses = {path.parent.parent.name: read_losses(path) for path in args.logs}
+    colours = plots.colours_of([*losses, *(evaluation.run for group in targets.values() for evaluation in group)])
+    page = render_page(
+        {
+            "name": args.name,
+            "note": args.note,
+            "protocol": args.protocol,
+            "tables": [read_rows(path) for path in args.tables],
+            "differences": [plot for path in args.comparisons for plot in difference_plots(path)],
+            "recall": recall_plots(targets, args.protocol, colours),
+            "learning": plots.learning_curves(losses, colours) if losses else "",
+            "accounts": accounts,
+        }
+    )
+    for name, text in (("data.js", render_data(data)), ("index.html", page)):
+        with write_atomically(args.out / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    logger.info("%s: %d targets, %d evaluations", args.out / "index.html", len(targets), len(args.evaluations))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,26 @@
+rule report:
+    """Write the page with tables, curves and data accounts, in which every run's answers can be seen and heard."""
+    input:
+        tables=expand("results/{table}.csv", table=config["tables"]),
+        comparisons=expand("results/comparisons/{table}.csv", table=config["tables"]),
+        metrics=study_metrics,
+        logs=study_logs,
+        summaries=study_summaries,
+        templates=["pipeline/report/page.html", "pipeline/report/page.css", "pipeline/report/page.js"],
+        code=code_of("report"),
+    output:
+        index="results/report/index.html",
+        data="results/report/data.js",
+        audio=directory("results/report/audio"),
+    log:
+        "logs/report/report.log",
+    params:
+        name=config["study"]["name"],
+        note=config["study"]["note"],
+        protocol=config["evaluation"]["protocol"],
+        evaluations=parent_folders,
+        folder=subpath(output.index, parent=True),
+    shell:
+        "python -m pipeline.stages.report --name {params.name:q} --note {params.note:q} --protocol {params.protocol}"
+        " --tables {input.tables:q} --comparisons {input.comparisons:q} --evaluations {params.evaluations:q} --logs {input.logs:q}"
+        " --summaries {input.summaries:q} --out {params.folder:q} 2> {log:q}"
