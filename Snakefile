@@ -17,16 +17,19 @@ container: "pipeline.sif"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/groups.smk"
 include: "workflow/rules/datasets.smk"
 include: "workflow/rules/shards.smk"
 include: "workflow/rules/pairs.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/tables.smk"
+include: "workflow/rules/report.smk"
 include: "workflow/rules/sweep.smk"
 
 
 rule all:
     default_target: True
     input:
-        expand("results/{table}.{format}", table=config["tables"], format=["csv", "tex"]),
+        expand("results/{table}.{format}", table=config["tables"], format=["csv", "md", "tex"]),
+        "results/report/index.html",

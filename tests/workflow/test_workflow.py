@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -122,6 +124,20 @@ def test_the_whole_study_runs_at_a_tiny_size_and_a_second_run_has_nothing_to_do(
     (project / "large.yaml").write_text("training: {batch_size: 1000}\n")
     output = snakemake(project, "--configfile", tiny, "large.yaml", status=1)
     assert "batch_size is 1000, but the labeled set holds" in output
+
+
+def test_a_parquet_file_that_changes_makes_the_catalog_again(project):
+    path = project / "mirror" / "data" / "train-00000-of-00001.parquet"
+    path.parent.mkdir(parents=True)
+    rows = [{"audio": {"bytes": b"x", "path": None}, "caption": caption} for caption in ("one", "two")]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    dataset = {"adapter": "parquet", "root": "mirror", "captions": True, "splits": {"train": "train"}}
+    (project / "mirror.yaml").write_text(yaml.safe_dump({"datasets": {"mirror": dataset}}))
+    catalog = "results/catalogs/mirror/train.parquet"
+    snakemake(project, catalog, "--configfile", "mirror.yaml")
+    assert pq.read_metadata(project / catalog).num_rows == 2
+    pq.write_table(pa.Table.from_pylist(rows[:1]), path)  # in place: its folder does not change
+    assert "index_audio" in snakemake(project, catalog, "--configfile", "mirror.yaml", "-n", "--quiet", "rules")
 
 
 def test_lint_finds_nothing(project):

@@ -1,16 +1,16 @@
 """What the rules ask of the configuration: checks once, then functions that return paths and command-line flags."""
 
 import ast
-import math
+import functools
 import os
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from snakemake.exceptions import WorkflowError
 
+from pipeline.assignment import read_assignment
 from pipeline.config import GENERATED, check_config, training_flags
 from pipeline.errors import PipelineError
-from pipeline.models.backbones import BACKBONES
+from pipeline.models.backbones import BACKBONES, PUBLISHED
 
 try:
     check_config(config, Path(workflow.basedir) / "workflow" / "schemas" / "config.schema.yaml")
@@ -21,12 +21,12 @@ except PipelineError as error:
 wildcard_constraints:
     dataset="|".join(config["datasets"]),
     split="[A-Za-z0-9_-]+",
-    shard=r"\d{5}",
+    shard="00000|[a-z0-9_]+_[0-9a-f]{8}",
     run="[a-z0-9_]+",
     seed=r"\d+",
     target="|".join(config["datasets"]),
     table="|".join(config["tables"]),
-    backbone="|".join(BACKBONES),
+    backbone="|".join(PUBLISHED),
     learning_rate=r"[0-9.e-]+",
 
 
@@ -48,6 +48,8 @@ def code_of(stage):
                 queue += [item.name for item in node.names]
             elif isinstance(node, ast.ImportFrom):
                 queue += [node.module, *(f"{node.module}.{item.name}" for item in node.names)]
+            elif isinstance(node, ast.Name) and node.id == "import_module":  # by name: any module beside it
+                queue += [".".join(beside.with_suffix("").parts) for beside in sorted(path.parent.glob("*.py"))]
     return sorted(str(path) for path in found)
 
 
@@ -57,14 +59,18 @@ def dataset_root(wildcards):
 
 
 def dataset_listing(wildcards):
-    """Lists and folders of a raw tree that the study does not make itself: they change when a clip comes or goes.
+    """Lists, Parquet files, tars and folders of a raw tree that the study does not make itself.
 
-    A file that is replaced under its name is not seen, because looking at every file of a large tree takes minutes.
+    They change when a clip comes or goes. An audio file that is replaced under its name is not seen, because looking at
+    every file of a large tree takes minutes.
     """
     root = Path(dataset_root(wildcards))
     if root.as_posix().startswith(GENERATED):
         return []
-    return [*(folder for folder, _, _ in os.walk(root)), *map(str, sorted(root.glob("*.csv")))]
+    listing = [str(path) for path in root.glob("*.csv")]
+    for folder, _, names in os.walk(root):
+        listing += [folder, *(os.path.join(folder, name) for name in names if name.endswith((".parquet", ".tar")))]
+    return sorted(listing)
 
 
 def recordings_audio(wildcards):
@@ -87,12 +93,46 @@ def caption_flag(wildcards):
     return "--labeled" if config["datasets"][wildcards.dataset]["captions"] else "--unlabeled"
 
 
+def raw_datasets():
+    """The datasets that are sharded here, as a regular expression."""
+    return "|".join(name for name, dataset in config["datasets"].items() if not dataset.get("shards")) or "(?!)"
+
+
+def ready_datasets():
+    """The datasets that come as shards, as a regular expression; one that nothing matches when there are none."""
+    return "|".join(name for name, dataset in config["datasets"].items() if dataset.get("shards")) or "(?!)"
+
+
+def shards_address(wildcards):
+    """Where the shards of a split lie that are not made here."""
+    return f"{config['datasets'][wildcards.dataset]['shards'].rstrip('/')}/{wildcards.split}"
+
+
+def tars_place(wildcards):
+    """Whether the tars of ready shards are copied."""
+    return config["datasets"][wildcards.dataset].get("tars", "copy")
+
+
+@functools.cache
+def assignment_of(catalog, modified_ns):
+    """The digest of every shard of a catalog, computed once for all its jobs; `modified_ns` tells versions apart."""
+    return {shard.shard: shard.digest for shard in read_assignment(catalog, config["shards"]["clips_per_shard"])}
+
+
+def shards_of(wildcards):
+    """The shards of a split and the digests of their rows, known once its catalog is written."""
+    catalog = Path(checkpoints.index_audio.get(dataset=wildcards.dataset, split=wildcards.split).output.catalog)
+    return assignment_of(catalog, catalog.stat().st_mtime_ns)
+
+
 def shard_rows(wildcards):
-    """The row files of all shards of a split, known once its catalog is written."""
-    catalog = checkpoints.index_audio.get(dataset=wildcards.dataset, split=wildcards.split).output.catalog
-    shards = math.ceil(pq.read_metadata(catalog).num_rows / config["shards"]["clips_per_shard"])
-    folder = f"results/shards/{wildcards.dataset}/{wildcards.split}"
-    return [f"{folder}/{shard:05d}.parquet" for shard in range(shards)]
+    """The row files of all shards of a split."""
+    return [f"results/shards/{wildcards.dataset}/{wildcards.split}/{shard}.parquet" for shard in shards_of(wildcards)]
+
+
+def shard_digest(wildcards):
+    """The digest of a shard's rows of the catalog: a shard is made again when it changes."""
+    return shards_of(wildcards).get(wildcards.shard, "none")
 
 
 def split_path(dataset, role):
@@ -172,6 +212,11 @@ def held_out_manifests(wildcards, input):
     return [str(Path(path).with_suffix(".parquet")) for path in input.held_out]
 
 
+def held_out_folders(wildcards, input):
+    """The folders of the held-out splits' shards."""
+    return [str(Path(path).parent) for path in input.held_out]
+
+
 def run_flags(wildcards):
     """The training settings of a run as command-line flags."""
     return training_flags({**run_settings(wildcards.run), "objective": config["runs"][wildcards.run]["objective"]})
@@ -179,7 +224,8 @@ def run_flags(wildcards):
 
 def candidate_flags(wildcards):
     """The settings of a run with another learning rate, for the sweep."""
-    return [*run_flags(wildcards), f"--learning-rate={float(wildcards.learning_rate)}"]
+    outcome = f"results/sweep/{wildcards.learning_rate}/{wildcards.run}/outcome.txt"
+    return [*run_flags(wildcards), f"--learning-rate={float(wildcards.learning_rate)}", f"--outcome={outcome}"]
 
 
 def pretrain_flags(wildcards):
@@ -196,7 +242,8 @@ def weights_flags(wildcards):
 
 def weights_files(wildcards):
     """The files of the published weights that the configuration names; none when they come from the hub."""
-    return [config["backbone"][name] for name in ("weights", "tokenizer") if config["backbone"][name] is not None]
+    named = [config["backbone"][name] for name in ("weights", "tokenizer")]
+    return [path for path in named if path is not None and Path(path).exists()]
 
 
 def pretrained_model(wildcards):
@@ -231,15 +278,19 @@ def seeds_of(run):
     return config["seeds"][:1] if config["runs"][run]["objective"] == "vanilla" else config["seeds"]
 
 
-def row_metrics(row):
-    """The metrics of all seeds of a table's row."""
+def row_files(row, name):
+    """A file of the evaluations of a table's row, for all its seeds."""
     folder = f"results/evaluations/{row['run']}"
-    return [f"{folder}/seed{seed}/{row['target']}/metrics.json" for seed in seeds_of(row["run"])]
+    return [f"{folder}/seed{seed}/{row['target']}/{name}" for seed in seeds_of(row["run"])]
 
 
-def table_metrics(wildcards):
-    """The metrics of every row of a table."""
-    return sorted({path for row in config["tables"][wildcards.table] for path in row_metrics(row)})
+def table_files(name):
+    """A function to a file of the evaluations of every row of a table."""
+
+    def files(wildcards):
+        return sorted({path for row in config["tables"][wildcards.table] for path in row_files(row, name)})
+
+    return files
 
 
 def table_datasets(wildcards):
@@ -254,34 +305,104 @@ def training_cell(run, dataset):
     return "A+T" if dataset in uses["labeled"] else "A" if dataset in uses["unlabeled"] else "-"
 
 
-def table_rows(wildcards):
-    """The rows of a table as flags: --row 'TARGET|METHOD|CELLS' METRICS..."""
-    flags = []
-    for row in config["tables"][wildcards.table]:
-        cells = [training_cell(row["run"], dataset) for dataset in table_datasets(wildcards)]
-        flags += ["--row", "|".join([row["target"], row["method"], *cells]), *row_metrics(row)]
-    return flags
+def table_rows(name):
+    """A function to the rows of a table as flags, with a file of their evaluations: --row 'TARGET|METHOD|CELLS' FILES...
+
+    The label follows the cells where there is one.
+    """
+
+    def rows(wildcards):
+        flags = []
+        for row in config["tables"][wildcards.table]:
+            cells = [training_cell(row["run"], dataset) for dataset in table_datasets(wildcards)]
+            label = [row["label"]] if "label" in row else []
+            flags += ["--row", "|".join([row["target"], row["method"], *cells, *label]), *row_files(row, name)]
+        return flags
+
+    return rows
 
 
-def sweep_metrics(wildcards):
-    """The validation metrics of every run, learning rate and target of the sweep."""
+def table_runs():
+    """The runs of all tables, in the order of their first rows."""
+    return list(dict.fromkeys(row["run"] for rows in config["tables"].values() for row in rows))
+
+
+def study_metrics(wildcards):
+    """The metrics of every row of every table, once each, in the tables' order."""
+    return list(
+        dict.fromkeys(
+            path for rows in config["tables"].values() for row in rows for path in row_files(row, "metrics.json")
+        )
+    )
+
+
+def study_logs(wildcards):
+    """The log of the first seed of every trained run of the tables."""
+    return [
+        f"results/runs/{run}/seed{seeds_of(run)[0]}/training.parquet"
+        for run in table_runs()
+        if config["runs"][run]["objective"] != "vanilla"
+    ]
+
+
+def study_summaries(wildcards):
+    """The summaries of every split that the tables' runs are trained or judged on."""
+    targets = [row["target"] for rows in config["tables"].values() for row in rows]
+    uses = [run_config(run) for run in table_runs()]
+    trained = {name for use in uses for name in use["labeled"] + use["unlabeled"]}
+    splits = [split_path(name, "train") for name in config["datasets"] if name in trained]
+    splits += [split_path(name, "test") for name in dict.fromkeys(targets)]
+    return [f"results/shards/{split}/manifest.json" for split in splits]
+
+
+def parent_folders(wildcards, input):
+    """The folders of the evaluations whose metrics are the input."""
+    return [str(Path(path).parent) for path in input.metrics]
+
+
+def sweep_targets():
+    """The targets of every run of the sweep."""
     targets = {}
     for row in (row for rows in config["tables"].values() for row in rows):
         targets.setdefault(row["run"], []).append(row["target"])
         if "validation" not in config["datasets"][row["target"]]["splits"]:
             raise WorkflowError(f"datasets.{row['target']}.splits names no validation split, on which to choose")
-    return [
-        f"results/sweep/{learning_rate}/{run}/{target}/metrics.json"
-        for run in targets
+    return {
+        run: list(dict.fromkeys(names))
+        for run, names in targets.items()
         if config["runs"][run]["objective"] != "vanilla"
-        for target in dict.fromkeys(targets[run])
+    }
+
+
+def sweep_outcomes(wildcards):
+    """Whether each candidate of the sweep finished or diverged."""
+    return [
+        f"results/sweep/{learning_rate}/{run}/outcome.txt"
+        for run in sweep_targets()
         for learning_rate in config["sweep"]["learning_rates"]
     ]
 
 
+def sweep_diverged(wildcards):
+    """The outcomes of the candidates that diverged, known once all are trained."""
+    return Path(checkpoints.list_diverged.get().output.diverged).read_text().splitlines()
+
+
+def sweep_metrics(wildcards):
+    """The validation metrics of every run, learning rate and target of the sweep whose training did not diverge."""
+    diverged = sweep_diverged(wildcards)
+    return [
+        f"results/sweep/{learning_rate}/{run}/{target}/metrics.json"
+        for run, targets in sweep_targets().items()
+        for learning_rate in config["sweep"]["learning_rates"]
+        for target in targets
+        if f"results/sweep/{learning_rate}/{run}/outcome.txt" not in diverged
+    ]
+
+
 def process_count(wildcards, resources):
-    """Training processes: one a GPU, one without."""
-    return max(1, resources.gpu)
+    """Training processes: one a GPU; without, one a node."""
+    return resources.gpu or resources.nodes
 
 
 def device(wildcards, resources):

@@ -1,0 +1,293 @@
+"""The workflow and its stages on a real SLURM cluster of two nodes: `make test-slurm`. testbed.sh brings it up."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from pipeline.assignment import read_assignment
+from pipeline.stages import train
+
+ROOT = Path(__file__).parents[2]
+TESTBED = ROOT / "tests" / "slurm" / "testbed.sh"
+SHIPPED = ["Snakefile", "config.yaml", "workflow", "pipeline", "profiles", "data", "examples"]
+RUN = "clotho_composed_audioset"
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    """The test bed; one that is up already stays up."""
+    was_up = subprocess.run([TESTBED, "status"], capture_output=True).returncode == 0
+    if not was_up:
+        if os.geteuid() != 0:
+            pytest.skip("a SLURM cluster of one's own needs root")
+        if shutil.which("slurmctld") is None and shutil.which("apt-get") is None:
+            pytest.skip("there is no SLURM here, and no apt-get to install Debian's")
+        subprocess.run([TESTBED, "up"], check=True)
+    yield
+    if not was_up:
+        subprocess.run([TESTBED, "down"], check=True)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of what ships, with the profile edited for this cluster as a user would."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in SHIPPED:
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, folder / name)
+    path = folder / "profiles" / "slurm" / "config.yaml"
+    profile = yaml.safe_load(path.read_text())
+    profile["default-resources"] |= {"slurm_account": "lab", "mem_mb": 500}
+    two_nodes = {"nodes": 2, "tasks": 2, "mpi": "srun", "gpu": 0, "loader_workers": 0, "cpus_per_task": 1}
+    profile["set-resources"]["train"] |= {**two_nodes, "mem_mb": 1500, "runtime": 20}
+    profile["set-resources"]["embed"] |= {"gpu": 0, "mem_mb": 1500}
+    for stage in ("train", "embed"):
+        del profile["set-resources"][stage]["gpu_model"]
+    profile["set-resources"]["pretrain"]["mem_mb"] = 1500
+    profile["set-resources"]["shard_audio"]["mem_mb"] = 300
+    profile["group-components"]["shards"] = 4
+    profile |= {"latency-wait": 10, "slurm-init-seconds-before-status-checks": 2}
+    path.write_text(yaml.safe_dump(profile))
+    (folder / "tiny.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "study": {"name": "tiny", "note": "A test."},
+                "soundscapes": {"scale": 0.08},
+                "shards": {"clips_per_shard": 8},
+                "pretrain": {"epochs": 1, "batch_size": 8},
+                "training": {"epochs": 60, "batch_size": 8},
+                "tables": {
+                    "table1": [
+                        {"target": "clotho", "method": "vanilla", "run": "vanilla"},
+                        {"target": "clotho", "method": "composed", "run": RUN},
+                    ]
+                },
+            }
+        )
+    )
+    return folder
+
+
+def environment():
+    """This Python's programs first, and one thread a process."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+
+def snakemake(folder, *arguments):
+    """Snakemake with the edited profile, started, with its output in a file: nobody empties a pipe meanwhile."""
+    with (folder / "snakemake.log").open("w") as log:
+        return subprocess.Popen(
+            ["snakemake", "--profile", "profiles/slurm", *arguments],
+            cwd=folder, env=environment(), stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
+def output_of(process, folder, seconds=300):
+    """What Snakemake printed until its end."""
+    process.wait(timeout=seconds)
+    return (folder / "snakemake.log").read_text()
+
+
+def ask(*command):
+    """What a SLURM command prints."""
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+
+
+def submit(folder, script, *arguments, sbatch=(), variables=()):
+    """The number of a job of an example script, with sbatch's options for this small cluster over the script's."""
+    small = ["--mem=1500", "--cpus-per-task=1", "--time=20", *sbatch]
+    return subprocess.run(
+        ["sbatch", "--parsable", "--account=lab", *small, ROOT / "examples" / "slurm" / script, *map(str, arguments)],
+        cwd=folder, env={**environment(), **dict(variables), "PYTHONPATH": str(ROOT)},
+        check=True, capture_output=True, text=True,
+    ).stdout.strip()  # fmt: skip
+
+
+def wait_until(is_true, what, seconds=300):
+    """Look twice a second until something is true."""
+    end = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < end, what
+        time.sleep(0.5)
+
+
+def state_of(job):
+    """The state of a job by the accounting, that of an array once all of its tasks have it."""
+    states = set(ask("sacct", "-X", "-n", "-P", "--format=State", f"--jobs={job}").split("\n"))
+    return states.pop().split(" ")[0] if len(states) == 1 else "MIXED"
+
+
+def wait_for_end(job, state="COMPLETED", log=None):
+    ended = {"COMPLETED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "CANCELLED"}
+    wait_until(lambda: state_of(job) in ended, f"job {job} does not end: {state_of(job)}")
+    assert state_of(job) == state, log.read_text() if log is not None else job
+
+
+def text_of(path):
+    return path.read_text() if path.exists() else ""
+
+
+def training(study, run, objective="finetune", **plan):
+    """The options of a training of the tiny study."""
+    return [
+        "--pretrained", str(study.pretrained), "--pairs", str(study.pairs(objective, **plan)),
+        "--shards", str(study.shards), "--seed", "0", "--out", str(run), "--objective", objective,
+        "--learning-rate=0.001", "--device", "cpu",
+    ]  # fmt: skip
+
+
+def losses_of(run):
+    """The loss of every step of a training."""
+    return pq.read_table(run / "training.parquet")["loss"].to_pylist()
+
+
+def assert_same_weights(first, second):
+    """Equal to the bit."""
+    one, two = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    assert one.keys() == two.keys()
+    for name in one:
+        assert torch.equal(two[name], one[name]), name
+
+
+def test_an_array_makes_the_shards_that_the_stage_makes(tiny_study, tmp_path):
+    catalog = tiny_study.folder / "catalogs" / "labeled" / "train.parquet"
+    shards = [assignment.shard for assignment in read_assignment(catalog, 20)]
+    assert len(shards) > 1
+    job = submit(
+        tmp_path, "shard_audio.sh", catalog, tmp_path / "split", "--sample-rate-hz=16000", "--min-duration-s=0.1",
+        sbatch=[f"--array=0-{len(shards) - 1}"], variables={"CLIPS_PER_SHARD": "20"},
+    )  # fmt: skip
+    wait_for_end(job)
+    for shard in shards:
+        expected = tiny_study.shards / "labeled" / "train" / f"{shard}.tar"
+        assert (tmp_path / "split" / f"{shard}.tar").read_bytes() == expected.read_bytes()
+
+
+def test_a_split_is_embedded_on_one_gpu_and_evaluated(tiny_study, tmp_path):
+    shards = tiny_study.shards / "labeled" / "train"
+    embeddings = ["--embeddings", tmp_path / "embeddings.npz"]
+    job = submit(
+        tmp_path, "embed.sh", "--model", tiny_study.pretrained, "--shards", shards, "--windows", "mean",
+        "--device", "cpu", *embeddings,
+    )  # fmt: skip
+    results = ["--metrics", tmp_path / "metrics.json", "--ranks", tmp_path / "ranks.parquet"]
+    results += ["--contributions", tmp_path / "contributions.parquet"]
+    names = ["--run", "vanilla", "--seed", "0", "--target", "labeled", "--split", "train"]
+    after = submit(
+        tmp_path, "cpu_stage.sh", "evaluate", *embeddings, *names, *results, sbatch=[f"--dependency=afterok:{job}"]
+    )
+    wait_for_end(job)
+    wait_for_end(after)
+    assert "gres/gpu=1" in ask("sacct", "-X", "-n", "-P", "--format=AllocTRES", f"--jobs={job}")
+    assert (tmp_path / "metrics.json").exists()
+
+
+def test_two_trainings_that_share_two_nodes_have_the_losses_of_one_process(tiny_study, tmp_path):
+    train.main(training(tiny_study, tmp_path / "one"))
+    gpus = ["--gpus-per-node=1", "--exclusive=user"]
+    jobs = {
+        name: submit(
+            tmp_path, "train_two_nodes.sh", *training(tiny_study, tmp_path / name),
+            sbatch=gpus, variables={"PROCESSES": "2"},
+        )
+        for name in ("first", "second")
+    }  # fmt: skip
+    for name, job in jobs.items():
+        wait_for_end(job, log=tmp_path / f"train-{job}.log")
+        assert ask("sacct", "-X", "-n", "-P", "--format=NNodes", f"--jobs={job}") == "2"
+        # Losses, because Adam turns the rounding of gradients that should be zero into steps of full size.
+        assert losses_of(tmp_path / name) == pytest.approx(losses_of(tmp_path / "one"), rel=1e-5)
+    times = [ask("sacct", "-X", "-n", "-P", "--format=Start,End", f"--jobs={job}").split("|") for job in jobs.values()]
+    assert max(start for start, _ in times) < min(end for _, end in times), "the two did not run at the same time"
+
+
+def test_a_training_that_was_cancelled_ends_with_the_same_weights_when_it_is_submitted_again(tiny_study, tmp_path):
+    plan = {"epochs": 60}
+    train.main(training(tiny_study, tmp_path / "unbroken", **plan))
+    run = tmp_path / "run"
+
+    def start():
+        return submit(tmp_path, "train.sh", *training(tiny_study, run, **plan), "--steps-per-checkpoint", "5",
+                      sbatch=["--gpus=1"], variables={"PROCESSES": "1"})  # fmt: skip
+
+    cancelled = start()
+    wait_until((run / "checkpoints" / "last.pt").exists, "no checkpoint", seconds=120)
+    ask("scancel", cancelled)
+    log = tmp_path / f"train-{cancelled}.log"
+    wait_until(lambda: "the same command goes on from there" in log.read_text(), "it does not save", seconds=60)
+    wait_until(lambda: cancelled not in ask("squeue", "-h", "--format=%i").split(), "it does not end")
+    assert state_of(cancelled) == "CANCELLED", "a cancelled job must not put itself back into the queue"
+
+    job = start()
+    log = tmp_path / f"train-{job}.log"
+    wait_for_end(job, log=log)
+    assert "resuming from" in log.read_text()
+    assert_same_weights(tmp_path / "unbroken", run)
+
+
+def test_a_training_that_runs_out_of_time_saves_and_goes_on_in_the_same_job(tiny_study, tmp_path):
+    endless = training(tiny_study, tmp_path / "run", epochs=2000)
+    limits = ["--gpus=1", "--time=2", "--signal=TERM@20"]  # SLURM looks at time limits every 30 s
+    job = submit(tmp_path, "train.sh", *endless, sbatch=limits, variables={"PROCESSES": "1"})
+    log = tmp_path / f"train-{job}.log"
+    wait_until(lambda: "resuming from" in text_of(log), "the job is not started again")
+    ask("scancel", job)
+    output = log.read_text()
+    assert f"putting SLURM job {job} back into the queue" in output
+    assert int(output.split("asked to stop: saved step ")[1].split(" ")[0]) > 0
+
+
+def test_the_whole_study_runs_in_groups_with_a_training_on_two_nodes_that_is_preempted(project):
+    process = snakemake(project, "results/table1.tex", "--configfile", "tiny.yaml")
+    log = project / "logs" / "train" / RUN / "seed0.log"
+    wait_until(lambda: "loss=" in text_of(log) or process.poll() is not None, "no training", seconds=600)
+    assert process.poll() is None, output_of(process, project)[-6000:]
+    jobs = ask("squeue", "-h", "--format=%i %k").split("\n")
+    [job] = [line.split()[0] for line in jobs if "rule_train_" in line]
+    ask("scancel", "--signal=TERM", job)  # what SLURM sends ahead of a time limit
+    output = output_of(process, project, seconds=600)
+    assert process.returncode == 0, output[-6000:]
+    assert "resuming from" in log.read_text()
+    assert (project / "results" / "table1.tex").exists()
+
+    shards = len(list((project / "results" / "shards").glob("*/*/*.tar")))
+    groups = [line for line in output.split("\n") if "has been submitted" in line and "group_shards" in line]
+    assert shards > 2 * len(groups) > 0
+    assert output.count("rule shard_audio:") == shards, "every shard is made once"
+
+
+def test_a_failing_jobs_message_reaches_the_user_and_is_not_tried_again(project):
+    (project / "large.yaml").write_text("training: {batch_size: 1000}\n")
+    process = snakemake(project, f"results/pairs/{RUN}/seed0.parquet", "--configfile", "tiny.yaml", "large.yaml")
+    output = output_of(process, project)
+    assert process.returncode == 1
+    assert "batch_size is 1000, but the labeled set holds" in output
+    assert output.count("has been submitted") == 1
+
+
+def test_a_stage_with_a_gpu_gets_one_of_its_model(project):
+    path = project / "profiles" / "slurm" / "config.yaml"
+    profile = yaml.safe_load(path.read_text())
+    profile["set-resources"]["embed"] |= {"gpu": 1, "gpu_model": "fake"}
+    path.write_text(yaml.safe_dump(profile))
+    embeddings = "results/evaluations/vanilla/seed0/clotho/embeddings.npz"
+    output = output_of(snakemake(project, embeddings, "--configfile", "tiny.yaml"), project)
+    job = output.split("has been submitted with SLURM jobid ")[1].split(" ")[0]
+    facts = ask("sacct", "-X", "-n", "-P", "--format=Partition,AllocTRES", f"--jobs={job}")
+    assert facts.startswith("gpu|") and "gres/gpu=1" in facts
+    if not torch.cuda.is_available():
+        assert "asked for a GPU, but torch finds none" in output
