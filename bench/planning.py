@@ -1,0 +1,111 @@
+"""Seconds that Snakemake takes to plan: 1,000 shard jobs, and the paper's study at the true size of its lists.
+
+`python -m bench.planning` makes up empty audio files of the right number and names, runs the stage that lists them, and
+times dry runs. Nothing is shared with the checkout but its code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+CLOTHO = {"development": 3839, "validation": 1045, "evaluation": 1045}
+AUDIOCAPS = {"train": 49_838, "val": 495, "test": 975}
+AUDIOSET = 22_160
+MANY_SHARDS = 1000
+
+
+def write_csv(path: Path, rows: Iterable[list[object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def touch_all(folder: Path, names: Iterable[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+
+
+def make_up_datasets(data: Path, scale: float) -> None:
+    """Empty files and lists in the layouts of Clotho, AudioCaps and AudioSet, and a folder with a clip a shard."""
+    for split, clips in CLOTHO.items():
+        names = [f"{split} {clip}.wav" for clip in range(round(clips * scale))]
+        header = ["file_name", *(f"caption_{number}" for number in range(1, 6))]
+        write_csv(data / "clotho" / f"clotho_captions_{split}.csv", [header, *([name, *"abcde"] for name in names)])
+        touch_all(data / "clotho" / split, names)
+    for split, clips in AUDIOCAPS.items():
+        ids = [f"{split}{clip:08d}"[-11:] for clip in range(round(clips * scale))]
+        rows = ([number, name, 30, "a dog barks"] for number, name in enumerate(ids))
+        write_csv(data / "audiocaps" / f"{split}.csv", [["audiocap_id", "youtube_id", "start_time", "caption"], *rows])
+        touch_all(data / "audiocaps" / split, (f"{name}.wav" for name in ids))
+    ids = [f"as{clip:09d}" for clip in range(round(AUDIOSET * scale))]
+    write_csv(data / "audioset" / "balanced_train_segments.csv", [[name, 30, 40, "/m/0"] for name in ids])
+    touch_all(data / "audioset" / "balanced_train", (f"{name}.wav" for name in ids))
+    touch_all(data / "many" / "all", (f"{clip}.wav" for clip in range(round(MANY_SHARDS * scale))))
+
+
+def seconds_of(project: Path, *words: str) -> tuple[float, str]:
+    """How long a command of this Python's environment took in the project, and what it printed."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    start = time.perf_counter()
+    done = subprocess.run(words, cwd=project, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(words)} failed:\n{(done.stdout + done.stderr)[-4000:]}")
+    return time.perf_counter() - start, done.stdout + done.stderr
+
+
+def jobs_in(plan: str) -> int:
+    """The total of a dry run's table of jobs."""
+    return next(int(line.split()[1]) for line in plan.splitlines() if line.startswith("total "))
+
+
+def report(what: str, seconds: float, plan: str) -> None:
+    print(f"{what:<58} {jobs_in(plan):>6} jobs {seconds:8.1f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the lists, to try the script out")
+    scale = parser.parse_args().scale
+    with tempfile.TemporaryDirectory(prefix="planning-") as temporary:
+        project = Path(temporary)
+        for name in ("Snakefile", "config.yaml", "workflow", "pipeline", "profiles", "experiments"):
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, project / name)
+        make_up_datasets(project / "data", scale)
+        splits = {"train": "all"}
+        many = {"adapter": "folder", "root": "data/many", "captions": False, "splits": splits}
+        (project / "many.yaml").write_text(
+            yaml.safe_dump({"datasets": {"many": many}, "shards": {"clips_per_shard": 1}})
+        )
+        dry = ["snakemake", "--quiet", "rules", "-n"]
+        many_study = ["results/shards/many/all/manifest.json", "--configfile", "many.yaml"]
+        paper = ["results/table1.tex", "--configfile", "experiments/paper.yaml"]
+        lists = [f"clotho/{split}" for split in CLOTHO] + [f"audiocaps/{split}" for split in AUDIOCAPS]
+        catalogs = [f"results/catalogs/{name}.parquet" for name in [*lists, "audioset/balanced_train"]]
+        make = ["snakemake", "--quiet", "rules", "--cores", "2"]
+
+        report("the paper's study, nothing made yet", *seconds_of(project, *dry, *paper))
+        seconds_of(project, *make, *catalogs, *paper[1:])
+        report("the paper's study, all lists read", *seconds_of(project, *dry, *paper))
+        seconds_of(project, *make, "results/catalogs/many/all.parquet", *many_study[1:])
+        report(f"{round(MANY_SHARDS * scale)} shards of one split", *seconds_of(project, *dry, *many_study))
+        if shutil.which("sbatch"):
+            slurm = ["--profile", "profiles/slurm"]
+            report("the same in groups, for SLURM", *seconds_of(project, *dry, *slurm, *many_study))
+
+
+if __name__ == "__main__":
+    main()

