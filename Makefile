@@ -2,13 +2,16 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: table1 test sweep lint lock clean
+.PHONY: table1 test test-slurm sweep lint bench-data bench-train bench-evaluation bench-planning lock clean
 
 table1: .venv/locked  ## The small study, end to end: results/table1.csv and results/table1.tex
 	snakemake --cores all results/table1.tex
 
 test: .venv/locked  ## Every test that needs no GPU
 	python -m pytest -q
+
+test-slurm: .venv/locked  ## The workflow on a SLURM cluster of its own; needs root and Debian
+	python -m pytest -q -rs -m slurm tests/slurm
 
 sweep: .venv/locked  ## Learning rates on the validation splits: results/sweep.csv
 	snakemake --cores all results/sweep.csv
@@ -19,6 +22,19 @@ lint: .venv/locked  ## Formatting, static checks and types
 	mypy
 	snakefmt --check Snakefile workflow
 	snakemake --lint
+
+bench-data: .venv/locked  ## Speed and memory of the data stages, beside what they are compared with
+	python -m bench.data
+
+bench-train: .venv/locked  ## How fast the composed step of ms-clap is here, beside the straightforward way
+	python -m bench.train
+
+bench-evaluation: .venv/locked  ## What metrics and search cost on one core; with MODEL=... SHARDS=... embedding too
+	OMP_NUM_THREADS=1 python -m bench.evaluation $(if $(MODEL),--model $(MODEL) --shards $(SHARDS))
+	python -m bench.search
+
+bench-planning: .venv/locked  ## Seconds that Snakemake takes to plan 1,000 shards and the paper's study
+	python -m bench.planning
 
 lock: .venv/locked  ## Resolve the dependencies anew
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --upgrade --no-annotate \

@@ -1,9 +1,10 @@
-"""Look at what the stages made: what it holds, whether it is whole, and how a pair sounds."""
+"""Inspect, verify and hear what the stages made, search it with a model, fetch raw datasets, pass a run on."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from pipeline.downloads import PUBLICATIONS, download
 from pipeline.errors import PipelineError
+from pipeline.export import describe, export_run
 from pipeline.inspection.facts import facts_of
 from pipeline.inspection.listening import read_slot, write_slot
 from pipeline.inspection.targets import find_target
@@ -20,7 +23,7 @@ from pipeline.inspection.verification import verify
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The three commands and their options."""
+    """The commands and their options."""
     parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     shards_help = "folder that holds DATASET/SPLIT/ of the pairs' clips (default: the folder shards beside the pairs)"
@@ -66,6 +69,59 @@ def build_parser() -> argparse.ArgumentParser:
     listen.add_argument("--step", type=int, default=0, help="of the epoch (default: %(default)s)")
     listen.add_argument("--slot", type=int, default=0, help="of the step's batch (default: %(default)s)")
     listen.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+
+    fetch = commands.add_parser(
+        "download",
+        help="raw datasets, as far as they are given out without an account",
+        description="Fetch Clotho (audio and captions), or the lists of AudioCaps or AudioSet, into the layout that "
+        "the pipeline reads. Sizes and licence are printed first; a download that broke off goes on when run again.",
+    )
+    fetch.add_argument("dataset", choices=sorted(PUBLICATIONS))
+    fetch.add_argument("--to", type=Path, required=True, metavar="DIR", help="root of the dataset, data/clotho for one")
+    fetch.add_argument("--splits", nargs="+", metavar="SPLIT", help="publisher's names (default: those of the paper)")
+    fetch.add_argument("--from", dest="address", metavar="URL", help="a mirror's folder instead of the publisher's")
+    fetch.add_argument("--dry-run", action="store_true", help="only say what would be fetched")
+
+    export = commands.add_parser(
+        "export",
+        help="a trained run as a folder to pass on",
+        description="Write the model, a model card with data, settings, figures and licences, and for ms-clap a "
+        "checkpoint that msclap's own wrapper loads.",
+    )
+    export.add_argument("path", type=Path, metavar="RUN_FOLDER", help="as results/runs/RUN/seed0")
+    export.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to make")
+
+    find = commands.add_parser(
+        "search",
+        help="the clips or captions of a split that are nearest to a text or a sound",
+        description="Rank the clips of a split, or its captions, by their cosine to a text or an audio file. The "
+        "split's embeddings are computed on the first search and kept in the folder index of the run.",
+    )
+    query = find.add_mutually_exclusive_group(required=True)
+    query.add_argument("text", nargs="?", metavar="TEXT", help="text to search with")
+    query.add_argument("--audio", type=Path, metavar="FILE", help="audio file, in any format, to search with")
+    find.add_argument("--run", type=Path, required=True, metavar="DIR", help="folder of a saved model")
+    find.add_argument("--in", dest="split", type=Path, required=True, metavar="SHARDS", help="folder of a split")
+    find.add_argument("--captions", action="store_true", help="rank the split's captions instead of its clips")
+    find.add_argument("--top", type=int, default=10, metavar="N", help="results to show (default: %(default)s)")
+    find.add_argument("--json", action="store_true", help="the same as a JSON object")
+
+    zero_shot = commands.add_parser(
+        "classify",
+        help="how well a model classifies sounds that it was not trained to classify",
+        description="Zero-shot accuracy, with a 95 %% interval, on a folder with a subfolder a class, or on one in "
+        "ESC-50's layout (meta/esc50.csv and audio/): each file goes to the class whose prompt is nearest.",
+    )
+    zero_shot.add_argument("--run", type=Path, required=True, metavar="DIR", help="folder of a saved model")
+    zero_shot.add_argument("--in", dest="root", type=Path, required=True, metavar="DIR", help="folder of the clips")
+    zero_shot.add_argument(
+        "--prompt",
+        default="this is a sound of {class}",
+        metavar="TEXT",
+        help="prompt of a class (default: %(default)s)",
+    )
+    zero_shot.add_argument("--confusion", type=Path, metavar="FILE", help="CSV file of classes by classes to write")
+    zero_shot.add_argument("--json", action="store_true", help="the same as one JSON object")
     return parser
 
 
@@ -84,6 +140,30 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.command == "inspect" and args.samples < 0:
         parser.error(f"--samples must be at least 0, not {args.samples}")
+    if args.command == "download":
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        download(args.dataset, args.to, splits=args.splits, address=args.address, dry_run=args.dry_run)
+        return
+    if args.command == "export":
+        print(describe(export_run(args.path, args.to)))
+        return
+    if args.command == "search":
+        if args.top < 1:
+            parser.error(f"--top must be at least 1, not {args.top}")
+        from pipeline.search import render as render_results  # with torch, which the other commands do without
+        from pipeline.search import search
+
+        results = search(args.audio or args.text, args.run, args.split, captions=args.captions, top=args.top)
+        print(to_json({"results": results}) if args.json else render_results(results))
+        return
+    if args.command == "classify":
+        from pipeline.classify import classify, write_confusion
+
+        facts, counts = classify(args.run, args.root, args.prompt)
+        if args.confusion:
+            write_confusion(facts, counts, args.confusion)
+        print(to_json(facts) if args.json else render(facts))
+        return
     target = find_target(args.path)
     if args.command == "inspect":
         with damage_named(args.path):

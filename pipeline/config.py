@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ import jsonschema
 import yaml
 
 from pipeline.errors import PipelineError
+from pipeline.training.settings import TrainingSettings
 
 GENERATED = "results/raw/"
 """Roots below this folder are mixed by the study itself."""
 
 BATCH_PLAN = ("epochs", "batch_size")
 """Keys of the training that the pairs file carries, not the training command."""
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+"""OWNER/NAME of a model on the Hugging Face hub."""
 
 PRETRAIN_ONLY = ("dataset", "seed", "vocabulary_size")
 
@@ -61,12 +66,24 @@ def broken_references(config: Mapping[str, Any]) -> Iterable[str]:
     """What a schema cannot see: datasets and runs that do not exist, roots that are missing, roles not filled."""
     datasets, runs = config["datasets"], config["runs"]
     for name, dataset in datasets.items():
-        root = dataset["root"]
+        root, adapter, shards = (dataset.get(key) for key in ("root", "adapter", "shards"))
+        if (root is None) != (adapter is None) or (root is None) == (shards is None):
+            yield f"datasets.{name}: give adapter and root of a raw tree, or shards, the address of ready ones"
+        if "tars" in dataset and shards is None:
+            yield f"datasets.{name}.tars: is for ready shards, and there is no datasets.{name}.shards"
+        if root is None:
+            continue
         generated = root == f"{GENERATED}{name}"
         if not generated and not Path(root).is_dir():
             yield f"datasets.{name}.root: there is no directory {root}; point it at the raw tree of {name}"
     for name, run in runs.items():
         yield from broken_run(name, run, datasets)
+        if run["objective"] != "vanilla":
+            settings = {**config["training"], **run.get("settings", {}), "objective": run["objective"]}
+            try:
+                TrainingSettings(**{key: value for key, value in settings.items() if key not in BATCH_PLAN})
+            except PipelineError as error:
+                yield f"runs.{name}: {error}"
     used = [
         (f"tables.{table}.{index}", row) for table, rows in config["tables"].items() for index, row in enumerate(rows)
     ]
@@ -91,8 +108,10 @@ def broken_references(config: Mapping[str, Any]) -> Iterable[str]:
         if pretrain["dataset"] not in datasets:
             yield f"pretrain.dataset: there is no dataset {pretrain['dataset']}; datasets: {', '.join(datasets)}"
     for key in ("weights", "tokenizer"):
-        if backbone[key] is not None and not Path(backbone[key]).exists():
-            yield f"backbone.{key}: there is no {backbone[key]}"
+        path = backbone[key]
+        may_be_on_the_hub = backbone["name"] == "laion-clap" and key == "weights" and HUB_NAME.fullmatch(str(path))
+        if path is not None and not Path(path).exists() and not may_be_on_the_hub:
+            yield f"backbone.{key}: there is no {path}"
 
 
 def broken_run(name: str, run: Mapping[str, Any], datasets: Mapping[str, Any]) -> Iterable[str]:

@@ -9,6 +9,7 @@ import yaml
 
 from pipeline.config import BATCH_PLAN, check_config, training_flags
 from pipeline.errors import PipelineError
+from pipeline.models.backbones import BACKBONES
 from pipeline.training.settings import TrainingSettings
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,16 @@ def test_every_experiment_is_right_over_the_default(config, name, tmp_path, monk
     check_config(study, SCHEMA)
 
 
+def test_a_dataset_is_a_raw_tree_or_ready_shards(config):
+    ready = {"adapter": None, "root": None, "shards": "https://example.org/audioset", "tars": "remote"}
+    check_config(merged(config, {"datasets": {"audioset": ready}}), SCHEMA)
+    for wrong in ({"shards": "/published"}, {"root": None}, {**ready, "root": "data"}):
+        message = problem(merged(config, {"datasets": {"audioset": wrong}}))
+        assert "datasets.audioset: give adapter and root of a raw tree, or shards" in message
+    message = problem(merged(config, {"datasets": {"audioset": {"tars": "copy"}}}))
+    assert "datasets.audioset.tars: is for ready shards" in message
+
+
 def test_settings_schema_and_config_have_the_same_keys(config):
     fields = {field.name for field in dataclasses.fields(TrainingSettings)} - {"objective"}
     schema = yaml.safe_load(SCHEMA.read_text())
@@ -66,6 +77,25 @@ def test_every_key_of_the_schema_is_described():
 
     schema = yaml.safe_load(SCHEMA.read_text())
     assert list(undescribed(schema, "config")) == []
+
+
+def test_the_schema_names_every_backbone():
+    schema = yaml.safe_load(SCHEMA.read_text())
+    assert schema["properties"]["backbone"]["properties"]["name"]["enum"] == list(BACKBONES)
+
+
+@pytest.mark.parametrize("weights", [None, "laion/larger_clap_general", "tests"])
+def test_weights_of_laion_clap_may_be_a_folder_or_a_name_on_the_hub(config, weights):
+    config["backbone"] = {"name": "laion-clap", "weights": weights, "tokenizer": None}
+    check_config(config, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"), [("laion-clap", "nowhere"), ("laion-clap", "/no/where"), ("msclap-2022", "laion/clap")]
+)
+def test_weights_that_are_nowhere_are_named(config, name, weights):
+    config["backbone"] = {"name": name, "weights": weights, "tokenizer": None}
+    assert f"backbone.weights: there is no {weights}" in problem(config)
 
 
 def test_an_unknown_key_is_named_with_the_one_that_was_meant(config):
@@ -103,6 +133,12 @@ def test_a_missing_root_is_named(config):
         (("runs", "clotho_composed_audioset", "unlabeled"), ["clotho"], "clotho is labeled and unlabeled at once"),
         (("tables", "table1", 0, "run"), "vanila", "tables.table1.0.run: there is no run vanila"),
         (("tables", "table1", 0, "target"), "audioset", "datasets.audioset.splits names no test split"),
+        (("runs", "clotho_finetune", "settings"), {"mixing_gain": 1.5}, "mixing_gain: 1.5 is greater than the maximum"),
+        (
+            ("runs", "all_pairs_concatenate", "settings"),
+            {"info_nce_weight": 0, "composed_weight": 0},
+            "runs.all_pairs_concatenate: every term of the objective concatenate has weight 0",
+        ),
         (("backbone", "weights"), "CLAP.pth", "mini is made by the pretraining"),
     ],
 )
