@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: table1 test test-slurm sweep lint bench-data bench-train bench-evaluation bench-planning lock clean
+.PHONY: table1 test test-slurm sweep lint bench-data bench-train bench-evaluation bench-planning bench-scheduling lock clean
 
 table1: .venv/locked  ## The small study, end to end: results/table1.csv and results/table1.tex
 	snakemake --cores all results/table1.tex
@@ -35,6 +35,9 @@ bench-evaluation: .venv/locked  ## What metrics and search cost on one core; wit
 
 bench-planning: .venv/locked  ## Seconds that Snakemake takes to plan 1,000 shards and the paper's study
 	python -m bench.planning
+
+bench-scheduling: .venv/locked  ## What SLURM costs: the tiny study here and on a cluster made up here; needs root and Debian
+	python -m bench.scheduling
 
 lock: .venv/locked  ## Resolve the dependencies anew
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --upgrade --no-annotate \

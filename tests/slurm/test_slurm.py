@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from bench.scheduling import ROOT, RUN, TESTBED, make_project
 from pipeline.assignment import read_assignment
 from pipeline.stages import train
 
-ROOT = Path(__file__).parents[2]
-TESTBED = ROOT / "tests" / "slurm" / "testbed.sh"
-SHIPPED = ["Snakefile", "config.yaml", "workflow", "pipeline", "profiles", "data", "examples"]
-RUN = "clotho_composed_audioset"
+RUNNING: list[subprocess.Popen] = []
 
 pytestmark = pytest.mark.slurm
 
@@ -37,48 +42,17 @@ def cluster():
             pytest.skip("there is no SLURM here, and no apt-get to install Debian's")
         subprocess.run([TESTBED, "up"], check=True)
     yield
+    for process in RUNNING:  # those of tests that failed
+        process.kill()
     if not was_up:
         subprocess.run([TESTBED, "down"], check=True)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A copy of what ships, with the profile edited for this cluster as a user would."""
+    """A study to run on the cluster, its training on two nodes."""
     folder = tmp_path_factory.mktemp("project")
-    for name in SHIPPED:
-        source = ROOT / name
-        copy = shutil.copytree if source.is_dir() else shutil.copy
-        copy(source, folder / name)
-    path = folder / "profiles" / "slurm" / "config.yaml"
-    profile = yaml.safe_load(path.read_text())
-    profile["default-resources"] |= {"slurm_account": "lab", "mem_mb": 500}
-    two_nodes = {"nodes": 2, "tasks": 2, "mpi": "srun", "gpu": 0, "loader_workers": 0, "cpus_per_task": 1}
-    profile["set-resources"]["train"] |= {**two_nodes, "mem_mb": 1500, "runtime": 20}
-    profile["set-resources"]["embed"] |= {"gpu": 0, "mem_mb": 1500}
-    for stage in ("train", "embed"):
-        del profile["set-resources"][stage]["gpu_model"]
-    profile["set-resources"]["pretrain"]["mem_mb"] = 1500
-    profile["set-resources"]["shard_audio"]["mem_mb"] = 300
-    profile["group-components"]["shards"] = 4
-    profile |= {"latency-wait": 10, "slurm-init-seconds-before-status-checks": 2}
-    path.write_text(yaml.safe_dump(profile))
-    (folder / "tiny.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "study": {"name": "tiny", "note": "A test."},
-                "soundscapes": {"scale": 0.08},
-                "shards": {"clips_per_shard": 8},
-                "pretrain": {"epochs": 1, "batch_size": 8},
-                "training": {"epochs": 60, "batch_size": 8},
-                "tables": {
-                    "table1": [
-                        {"target": "clotho", "method": "vanilla", "run": "vanilla"},
-                        {"target": "clotho", "method": "composed", "run": RUN},
-                    ]
-                },
-            }
-        )
-    )
+    make_project(folder, nodes=2)
     return folder
 
 
@@ -90,10 +64,12 @@ def environment():
 def snakemake(folder, *arguments):
     """Snakemake with the edited profile, started, with its output in a file: nobody empties a pipe meanwhile."""
     with (folder / "snakemake.log").open("w") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ["snakemake", "--profile", "profiles/slurm", *arguments],
             cwd=folder, env=environment(), stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
+    RUNNING.append(process)
+    return process
 
 
 def output_of(process, folder, seconds=300):
@@ -148,6 +124,33 @@ def training(study, run, objective="finetune", **plan):
         "--shards", str(study.shards), "--seed", "0", "--out", str(run), "--objective", objective,
         "--learning-rate=0.001", "--device", "cpu",
     ]  # fmt: skip
+
+
+def lose_node(node, job):
+    """Leave of a node and of a job there what a power cut leaves: no process, and a controller that calls it down."""
+    daemon = Path("/etc/slurm/slurm.conf").resolve().parents[1] / "run" / f"slurmd-{node}.pid"
+    os.kill(int(daemon.read_text()), signal.SIGKILL)
+    steps, processes = [], []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if " ".join(process.cmdline()).startswith(f"slurmstepd: [{job}."):
+                steps.append(process)
+            elif process.environ().get("SLURM_JOB_ID") == job:
+                processes.append(process)
+    for process in steps + processes:  # a step that outlived its processes would report them as failed
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=power")
+
+
+def shards_of(folder):
+    """The shards that a study has made."""
+    return {path.relative_to(folder).as_posix() for path in (folder / "results" / "shards").glob("*/*/*.tar")}
+
+
+def groups_in(output):
+    """How many groups of shards Snakemake has submitted."""
+    return sum("has been submitted" in line and "group_shards" in line for line in output.split("\n"))
 
 
 def losses_of(run):
@@ -251,7 +254,39 @@ def test_a_training_that_runs_out_of_time_saves_and_goes_on_in_the_same_job(tiny
     assert int(output.split("asked to stop: saved step ")[1].split(" ")[0]) > 0
 
 
-def test_the_whole_study_runs_in_groups_with_a_training_on_two_nodes_that_is_preempted(project):
+def test_a_training_goes_on_where_another_node_left_it(tiny_study, tmp_path):
+    plan = {"epochs": 60}
+    train.main(training(tiny_study, tmp_path / "unbroken", **plan))
+    run = tmp_path / "run"
+    job = submit(
+        tmp_path, "train.sh", *training(tiny_study, run, **plan), "--steps-per-checkpoint", "5",
+        sbatch=["--gpus=1"], variables={"PROCESSES": "1"},
+    )  # fmt: skip
+    wait_until((run / "checkpoints" / "last.pt").exists, "no checkpoint", seconds=120)
+    node = ask("squeue", "-h", f"--jobs={job}", "--format=%N")
+    lose_node(node, job)
+    try:
+        wait_until(lambda: job not in ask("squeue", "-h", "--format=%i").split(), "it does not end")
+        assert state_of(job) == "COMPLETED", (tmp_path / f"train-{job}.log").read_text()
+        assert ask("sacct", "-X", "-n", "-P", "--format=NodeList", f"--jobs={job}") != node
+        assert "resuming from" in (tmp_path / f"train-{job}.log").read_text()
+        assert_same_weights(tmp_path / "unbroken", run)
+    finally:
+        subprocess.run([TESTBED, "up"], check=True)
+
+
+def test_everything_up_to_a_stage_and_nothing_after_it(project):
+    process = snakemake(project, "--until", "shard_audio", "--configfile", "tiny.yaml")
+    output = output_of(process, project, seconds=600)
+    assert process.returncode == 0, output[-6000:]
+    shards = shards_of(project)
+    assert len(shards) > groups_in(output) > 0
+    assert output.count("rule shard_audio:") == len(shards), "every shard is made once"
+    assert not list((project / "results" / "shards").glob("*/*/manifest.json"))
+
+
+def test_the_whole_study_runs_with_a_training_on_two_nodes_that_is_preempted(project):
+    shards = shards_of(project)
     process = snakemake(project, "results/table1.tex", "--configfile", "tiny.yaml")
     log = project / "logs" / "train" / RUN / "seed0.log"
     wait_until(lambda: "loss=" in text_of(log) or process.poll() is not None, "no training", seconds=600)
@@ -263,11 +298,51 @@ def test_the_whole_study_runs_in_groups_with_a_training_on_two_nodes_that_is_pre
     assert process.returncode == 0, output[-6000:]
     assert "resuming from" in log.read_text()
     assert (project / "results" / "table1.tex").exists()
+    assert shards <= shards_of(project)
+    assert output.count("rule shard_audio:") == len(shards_of(project) - shards), "no shard is made twice"
 
-    shards = len(list((project / "results" / "shards").glob("*/*/*.tar")))
-    groups = [line for line in output.split("\n") if "has been submitted" in line and "group_shards" in line]
-    assert shards > 2 * len(groups) > 0
-    assert output.count("rule shard_audio:") == shards, "every shard is made once"
+
+def test_a_shard_that_fails_costs_its_group_nothing_but_itself(project):
+    """A raw tar that is damaged after it was catalogued: its clips' shards fail, named, once; the others stay."""
+    raw = project / "data" / "field" / "all"
+    raw.mkdir(parents=True)
+    for number in range(3):
+        with tarfile.open(raw / f"{number}.tar", "w") as tar:
+            for clip in range(16):
+                sound = io.BytesIO()
+                soundfile.write(sound, np.full(8000, 0.1), 16_000, format="WAV")
+                member = tarfile.TarInfo(f"{number}_{clip:02}.wav")
+                member.size = len(sound.getvalue())
+                tar.addfile(member, io.BytesIO(sound.getvalue()))
+    field = {"adapter": "webdataset", "root": "data/field", "captions": False, "splits": {"train": "all"}}
+    (project / "field.yaml").write_text(
+        yaml.safe_dump({"datasets": {"field": field}, "shards": {"clips_per_shard": 8, "min_duration_s": 0.1}})
+    )
+    asked = ["results/shards/field/all/manifest.json", "--configfile", "field.yaml"]
+    catalog = project / "results" / "catalogs" / "field" / "all.parquet"
+    process = snakemake(project, str(catalog.relative_to(project)), *asked[1:])
+    assert process.wait(timeout=300) == 0, output_of(process, project)[-6000:]
+    damaged = raw / "1.tar"
+    whole, times = damaged.read_bytes(), damaged.stat()
+    damaged.write_bytes(whole[: len(whole) // 2])
+    os.utime(damaged, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a disk damages it: no newer than the catalog
+
+    process = snakemake(project, *asked)
+    output = output_of(process, project)
+    assert process.returncode == 1
+    assert "data/field/all/1.tar: ends inside the member" in output
+    assert groups_in(output) == output.count("has been submitted") > 1, "a group was tried again"
+    made = {shard for shard in shards_of(project) if "/field/" in shard}
+    assert made
+
+    damaged.write_bytes(whole)
+    os.utime(damaged, ns=(times.st_atime_ns, times.st_mtime_ns))
+    process = snakemake(project, *asked)
+    output = output_of(process, project)
+    assert process.returncode == 0, output[-6000:]
+    shards = {shard for shard in shards_of(project) if "/field/" in shard}
+    assert len(shards) == len(read_assignment(catalog, 8)) > len(made)
+    assert output.count("rule shard_audio:") == len(shards - made), "a shard that was there is made again"
 
 
 def test_a_failing_jobs_message_reaches_the_user_and_is_not_tried_again(project):
