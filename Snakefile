@@ -17,7 +17,7 @@ container: "pipeline.sif"
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/groups.smk"
+include: "workflow/rules/checkpoints.smk"
 include: "workflow/rules/datasets.smk"
 include: "workflow/rules/shards.smk"
 include: "workflow/rules/pairs.smk"

@@ -99,6 +99,11 @@ def test_a_missing_root_ends_in_one_message_that_names_it(project):
 
 
 def test_the_whole_study_runs_at_a_tiny_size_and_a_second_run_has_nothing_to_do(project, tiny):
+    snakemake(project, "--configfile", tiny, "--until", "shard_audio")
+    for dataset, split in (("clotho", "development"), ("audioset", "balanced_train")):
+        assert len(list((project / "results" / "shards" / dataset / split).glob("*.tar"))) > 0
+    assert not (project / "results" / "pairs").exists()
+
     snakemake(project, "--configfile", tiny)
     with (project / "results" / "table1.csv").open() as file:
         rows = list(csv.DictReader(file))
