@@ -34,8 +34,7 @@ class HtsatEncoder(nn.Module):
     def forward(self, samples_BS: Tensor) -> Tensor:
         """Embeddings (B, D) of windows."""
         htsat = self.htsat
-        mel_B1TM = htsat.spec_augmenter(self.normalised_log_mel(samples_BS))  # the identity outside training
-        image_B1II = htsat.reshape_wav2img(mel_B1TM)
+        image_B1II = htsat.reshape_wav2img(self.front_end(samples_BS))
         x_BNC = htsat.pos_drop(htsat.patch_embed(image_B1II))
         for layer in htsat.layers:
             for block in layer.blocks:  # not through the layer, which stacks all attention maps outside training
@@ -44,6 +43,11 @@ class HtsatEncoder(nn.Module):
                 x_BNC = layer.downsample(x_BNC)
         latent_BC = htsat.norm(x_BNC).mean(dim=1)  # HTS-AT's `latent_output`
         return self.projection(latent_BC)
+
+    @torch.compiler.disable  # torch.compile would make a new graph for every random number of SpecAugment
+    def front_end(self, samples_BS: Tensor) -> Tensor:
+        """The normalised spectrogram (B, 1, T, M), in the encoder's own training mode with SpecAugment."""
+        return self.htsat.spec_augmenter(self.normalised_log_mel(samples_BS))
 
     def normalised_log_mel(self, samples_BS: Tensor) -> Tensor:
         """HTS-AT's input (B, 1, T, M): the log-mel spectrogram after BatchNorm over the mel bins, float32."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 
@@ -32,6 +33,21 @@ def test_a_failing_training_keeps_its_own_status_and_message(tiny_study, tmp_pat
     words = ["-m", "pipeline.launch", "-m", "pipeline.stages.train"]
     words += arguments(tiny_study, tmp_path, "composed", pairs=tiny_study.pairs("finetune"))
     assert "the objective `composed` needs unlabeled partners" in finish(launch(words), 1)
+
+
+def test_the_last_word_is_that_of_the_process_that_failed(tiny_study, tmp_path):
+    words = ["-m", "pipeline.launch", "--processes", "2", "-m", "pipeline.stages.train"]
+    words += arguments(tiny_study, tmp_path, "composed", pairs=tiny_study.pairs("finetune"))
+    output = finish(launch(words), 1)
+    assert "the objective `composed` needs unlabeled partners" in output.splitlines()[-1]
+    assert output.count("needs unlabeled partners") == 1 and "Traceback" not in output
+
+
+def test_a_signal_that_ends_a_process_is_told():
+    words = ["-m", "timeit", "-n1", "-r1", "import os; os.kill(os.getpid(), 9)"]
+    output = finish(launch(["-m", "pipeline.launch", "--processes", "2", *words]), 1)
+    assert re.search(r"^launch: process [01] was ended by SIGKILL; .*goes on from", output.splitlines()[-1])
+    assert "Traceback" not in output
 
 
 def test_several_nodes_need_slurm(monkeypatch):

@@ -78,6 +78,7 @@ rule train:
         nodes=1,
         loader_workers=0,
         micro_batch=0,
+        compile=0,
         mem_mb=4000,
         runtime=240,
     params:
@@ -93,4 +94,4 @@ rule train:
         " -m pipeline.stages.train"
         " --pretrained {params.pretrained:q} --pairs {input.pairs:q} --shards results/shards --seed {params.seed}"
         " --threads {threads} --workers {resources.loader_workers} --micro-batch {resources.micro_batch}"
-        " --device {params.device} {params.settings:q} --out {params.folder:q} 2> {log:q}"
+        " --compile {resources.compile} --device {params.device} {params.settings:q} --out {params.folder:q} 2> {log:q}"
