@@ -22,4 +22,4 @@ def describe_failed_compilation(error: Exception, device: torch.device) -> str:
     """What torch.compile missed, and what to do."""
     compiler = "a C++ compiler (g++)" if device.type == "cpu" else "a C compiler (gcc) and Python's headers"
     reason = next(line for line in str(error).splitlines() if line)
-    return f"torch.compile failed; it needs {compiler}: install it, or set the resource compile (--compile) to 0 ({reason})"
+    return f"torch.compile failed and needs {compiler}: install it, or set the resource `compile` to 0: {reason}"

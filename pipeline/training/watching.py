@@ -23,7 +23,7 @@ import torch
 from pipeline.devices import device_name
 from pipeline.files import write_atomically, write_json
 from pipeline.training.distributed import Processes, gather_rows
-from pipeline.training.throughput import flop_counter, peak_flops
+from pipeline.training.throughput import flop_counter, utilization
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -158,10 +158,9 @@ class Watch:
         self, settings: Mapping[str, Any], belongs_to: Mapping[str, str], data: Mapping[str, Any]
     ) -> dict[str, Any]:
         device, parts = self.processes.device, self._parts()
-        gpus = self.processes.count if device.type == "cuda" else 0
+        gpus = [device_name(device)] * self.processes.count if device.type == "cuda" else []
         wall_s = sum(part["wall_s"] for part in parts)
         taken = sum(part["last_step"] - part["first_step"] + 1 for part in parts)
-        peak = peak_flops(device_name(device)) if gpus else None
         reached = None if self.flops is None else self.flops * taken / wall_s
         return {
             "versions": {
@@ -182,11 +181,11 @@ class Watch:
                 "cores": len(os.sched_getaffinity(0)),
                 "threads_a_process": torch.get_num_threads(),
                 "processes": self.processes.count,
-                "gpus": [device_name(device)] * gpus,
+                "gpus": gpus,
             },
             "parts": parts,
             "wall_s": wall_s,
-            "gpu_s": wall_s * gpus,
+            "gpu_s": wall_s * len(gpus),
             "steps": self.steps,
             "steps_taken": taken,
             "clips_per_s": taken * self.batch_size / wall_s,
@@ -194,7 +193,7 @@ class Watch:
             "flops_a_step": self.flops,
             "flops_counted": "by torch.utils.flop_counter in step 0, of all processes, repeated encoding included",
             "flops_per_s": reached,
-            "model_flops_utilization": None if reached is None or peak is None else reached / (peak * gpus),
+            "model_flops_utilization": None if reached is None else utilization(reached, gpus),
         }
 
 
