@@ -55,7 +55,7 @@ rule import_weights:
 
 
 rule train:
-    """Train a run with torchrun, one process a GPU; a training that was killed goes on from its checkpoint."""
+    """Train a run, one process a GPU; a training that was killed goes on from its checkpoint."""
     input:
         pretrained=pretrained_model,
         pairs="results/pairs/{run}/seed{seed}.parquet",
