@@ -2,13 +2,15 @@
 
 Both run on the same batches, by turns, in one process: ms-clap 2023 at full size with random weights, read from real
 shards that are made for the occasion. The straightforward step takes a pass for each of the six encodings of Eq. (18),
-pads every caption to the 77 tokens of msclap's tokenizer and computes in float32. Printed are seconds a step, clips a
-second, arithmetic, peak memory, the wait for the loader, and what the paper's runs would take.
+pads every caption to the 77 tokens of msclap's tokenizer and computes in float32. The pipeline's step is taken with and
+without torch.compile. Printed are seconds a step, clips a second, arithmetic, peak memory, the wait for the loader, and
+what the paper's runs would take.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import importlib.util
 import logging
@@ -37,6 +39,7 @@ from pipeline.models.tokenization import GPT2_TEXT, read_tokenizer
 from pipeline.objectives import info_nce
 from pipeline.stages import index_audio, index_shards, pair_clips, shard_audio
 from pipeline.training.batches import Batch, PairedBatches
+from pipeline.training.compilation import compile_audio_encoder, describe_failed_compilation
 from pipeline.training.composition import PCM_SCALE, CompositionLoss
 from pipeline.training.micro_batches import micro_batches
 from pipeline.training.settings import TrainingSettings
@@ -52,7 +55,7 @@ LONGEST_OF_256 = 34.2
 """Mean length of the longest of 256 of them."""
 PAPER_EPOCHS, PAPER_BATCH = 30, 256
 PAPER_CLIPS = {"AudioCaps": 49_838, "Clotho": 3_839}
-ASSUMED_GPU = "H100"
+ASSUMED_GPU = "H200"
 ASSUMED_MFU = 0.3
 """Share of the GPU's peak that the arithmetic is assumed to reach where there is no GPU to measure it on."""
 
@@ -161,10 +164,11 @@ def call(main: Callable[[list[str]], None], *words: object) -> None:
 class Contestant:
     """A way to take a training step, and what was measured of it."""
 
-    def __init__(self, objective: nn.Module, model: ClapModel, *, bfloat16: bool) -> None:
+    def __init__(self, objective: nn.Module, model: ClapModel, *, bfloat16: bool, compiled: bool = False) -> None:
         self.objective = objective
         self.device = model.logit_scale.device
         self.bfloat16 = bfloat16
+        self.compiled = compiled
         trained = [value for value in model.parameters() if value.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=1e-5, fused=True)
         self.clips = 0
@@ -175,21 +179,26 @@ class Contestant:
     def step(self, batch: Batch) -> None:
         """Forward, backward, optimizer; returns once the device is done."""
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            loss = self.objective(batch)["loss"]
-        loss.backward()
+        with torch.compiler.set_stance("default" if self.compiled else "force_eager"):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                loss = self.objective(batch)["loss"]
+            loss.backward()
         self.optimizer.step()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
     def warm_up(self, batch: Batch) -> None:
-        """A step that counts the arithmetic; on a GPU of half the batch, and so on, where its memory does not hold."""
+        """A step that counts the arithmetic; on a GPU of half the batch, and so on, where its memory does not hold.
+
+        Compiled it counts nothing: torch.compile does not work under a counter.
+        """
         self.clips = len(batch.captions)
         while True:
+            counter = flop_counter()
             try:
                 if self.device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats()
-                with flop_counter() as counter:
+                with contextlib.nullcontext() if self.compiled else counter:
                     self.step(next(micro_batches(batch, self.clips)))
                 break
             except torch.cuda.OutOfMemoryError:
@@ -283,13 +292,13 @@ def project(facts: dict[str, Any]) -> list[str]:
         work = f"{dataset}: {steps:,} steps of {PAPER_BATCH} clips ({PAPER_EPOCHS} epochs of {clips:,} clips)"
         if facts["device"] == "cuda" and facts["batch_size"] == PAPER_BATCH:
             second = facts["pipeline"]["step_s"]
-            lines.append(f"{work}: {steps * second / 3600:.2f} h on this GPU alone, at the measured {second:.3f} s")
+            lines.append(f"{work}: {steps * second / 60:.1f} min on this GPU alone, at the measured {second:.3f} s")
         else:
             peak = peak_flops(ASSUMED_GPU)
             assert peak is not None
             second = gflop * 1e9 * PAPER_BATCH / (ASSUMED_MFU * peak)
             lines.append(
-                f"{work}: {steps * second / 3600:.2f} h on one {ASSUMED_GPU}, not measured: {gflop:.0f} GFLOP a clip "
+                f"{work}: {steps * second / 60:.1f} min on one {ASSUMED_GPU}, not measured: {gflop:.0f} GFLOP a clip "
                 f"at an assumed {ASSUMED_MFU:.0%} of {peak / 1e12:.0f} TFLOPS"
             )
     return lines
@@ -303,8 +312,11 @@ def report(facts: dict[str, Any]) -> str:
         f"{facts['threads']} threads, torch {facts['torch']}"
         + ("" if memory is None else f"; process at its peak {memory:.1f} GB")
     ]
-    for name in ("straightforward", "pipeline"):
+    for name in ("straightforward", "pipeline", "compiled"):
         found = facts[name]
+        if isinstance(found, str):
+            lines.append(f"{name:15} {found}")
+            continue
         line = (
             f"{name:15} {found['step_s']:8.3f} s a step ({found['step_s_min']:.3f} to {found['step_s_max']:.3f})"
             f"{found['clips_per_s']:9.2f} clips/s{found['gflop_a_clip']:7.1f} GFLOP a clip{found['tflops']:9.3f} TFLOPS"
@@ -313,10 +325,17 @@ def report(facts: dict[str, Any]) -> str:
         line += "" if found["memory_gb"] is None else f", {found['memory_gb']:.1f} GB"
         line += "" if found["clips"] == facts["batch_size"] else f", at batch {found['clips']}, the most that fits"
         lines.append(line)
-    plain, own, text = facts["straightforward"], facts["pipeline"], facts["text"]
+    plain, own, compiled, text = (facts[name] for name in ("straightforward", "pipeline", "compiled", "text"))
+    lines.append(
+        f"pipeline: {facts['ratio']:.2f} times the clips a second of the straightforward step, "
+        f"{plain['gflop_a_clip'] / own['gflop_a_clip']:.2f} times less arithmetic a clip"
+    )
+    if not isinstance(compiled, str):
+        lines.append(
+            f"compiled: {compiled['clips_per_s'] / own['clips_per_s']:.2f} times the clips a second of the pipeline, "
+            f"after a first step of {facts['compiled_first_step_s']:.0f} s"
+        )
     lines += [
-        f"{facts['ratio']:.2f} times the clips a second, {plain['gflop_a_clip'] / own['gflop_a_clip']:.2f} times less "
-        "arithmetic a clip",
         f"of it audio {own['gflop_a_clip'] - text['own']:.1f}, and text {text['padded']:.1f} GFLOP a clip padded to "
         f"{text['padded_tokens']} tokens or {text['own']:.1f} padded to this batch's longest, {text['own_tokens']}",
         f"wait for the loader: {facts['loader_wait_share']:.2%} of the time, {facts['workers']} workers",
@@ -352,17 +371,29 @@ def main(argv: list[str]) -> None:
         model.to(device).set_training_mode(encoder_regularisation=settings.encoder_regularisation)
         plain = Contestant(SeparatePasses(model, settings), model, bfloat16=False)
         own = Contestant(CompositionLoss(model, settings), model, bfloat16=on_gpu)
+        compiled = Contestant(own.objective, model, bfloat16=on_gpu, compiled=True)
+        contestants = {"straightforward": plain, "pipeline": own, "compiled": compiled}
+        failed = ""
+        compile_audio_encoder(model)
         batches = PairedBatches(pairs, shards)
         logger.info("counting the arithmetic")
         text = text_arithmetic(model, batches[0], settings.prompt)
-        for name, contestant in (("straightforward", plain), ("pipeline", own)):
+        for name, contestant in list(contestants.items()):
             logger.info("first step, %s", name)
-            contestant.warm_up(batches[0])
+            began = time.perf_counter()
+            try:
+                contestant.warm_up(batches[0])
+            except torch._dynamo.exc.BackendCompilerFailed as error:
+                failed = describe_failed_compilation(error, device)
+                del contestants[name]
+        first_step_s = time.perf_counter() - began
+        compiled.flops = own.flops * compiled.clips // own.clips
         for step in range(1, steps + 1):
             batch = batches[step].pin_memory() if on_gpu else batches[step]
-            plain.measure(batch)
-            own.measure(batch)
-            logger.info("step %d of %d: %.2f and %.2f s", step, steps, plain.seconds[-1], own.seconds[-1])
+            for contestant in contestants.values():
+                contestant.measure(batch)
+            shown = ", ".join(f"{name} {contestant.seconds[-1]:.2f} s" for name, contestant in contestants.items())
+            logger.info("step %d of %d: %s", step, steps, shown)
         waited = loader_wait(batches, own, steps=steps, workers=workers)
     hardware = device_name(device)
     peak = peak_flops(hardware)
@@ -375,6 +406,8 @@ def main(argv: list[str]) -> None:
         "workers": workers,
         "straightforward": plain.facts(peak),
         "pipeline": own.facts(peak),
+        "compiled": failed or compiled.facts(peak),
+        "compiled_first_step_s": first_step_s,
         "ratio": (own.clips / statistics.median(own.seconds)) / (plain.clips / statistics.median(plain.seconds)),
         "text": text,
         "loader_wait_share": waited,

@@ -1,4 +1,4 @@
-"""Start a training with torchrun: on this machine, or on every node of a SLURM job.
+"""Start a training: as one process, with torchrun on this machine, or with torchrun on every node of a SLURM job.
 
 `python -m pipeline.launch --processes 4 -m pipeline.stages.train ...` starts four processes here; with `--nodes 2`
 inside a SLURM job it starts two on each of the job's two nodes, through srun. SIGTERM reaches every process: the
@@ -33,8 +33,34 @@ MOST_REQUEUES = 50
 
 
 def torchrun(processes: int, rendezvous: list[str], command: list[str]) -> list[str]:
-    """The command line of torchrun on one node, of this environment whatever PATH says."""
-    return [sys.executable, "-m", "torch.distributed.run", *rendezvous, f"--nproc-per-node={processes}", *command]
+    """The command line of torchrun on one node, of this environment whatever PATH says; see `run_torchrun`."""
+    own = [sys.executable, "-m", "pipeline.launch", "--torchrun"]
+    return [*own, *rendezvous, f"--nproc-per-node={processes}", *command]
+
+
+def run_torchrun(arguments: list[str]) -> None:
+    """Be torchrun, but leave the last word to the process that failed: torchrun's report of it only names its number.
+
+    Exits with that process's status. Raises PipelineError where a signal ended it, of which nobody else tells.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args
+    from torch.distributed.run import run as start
+
+    logging.disable(logging.ERROR)  # torchrun's own, in this process alone
+    try:
+        start(parse_args(arguments))
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            sys.exit(failure.exitcode)
+        raise PipelineError(
+            f"process {rank} was ended by {signal.Signals(-failure.exitcode).name}; SIGKILL mostly means that the "
+            "machine's memory ran out; the same command goes on from the last checkpoint"
+        ) from None
 
 
 def several_nodes(nodes: int, processes: int, job: str, head: str, command: list[str]) -> list[str]:
@@ -117,16 +143,22 @@ def main(argv: list[str]) -> None:
     command = parser.add_mutually_exclusive_group(required=True)
     command.add_argument("-m", dest="module", nargs=argparse.REMAINDER, help="the training's module and its options")
     command.add_argument("--run", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    command.add_argument("--torchrun", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.run:
         status = wait_through_signals(args.run)
         sys.exit(status if status in (0, STOPPED) else FAILED_ON_A_NODE)
+    if args.torchrun:
+        run_torchrun(args.torchrun)
+        return
     if args.nodes < 1 or args.processes < args.nodes or args.processes % args.nodes:
         parser.error(f"{args.processes} processes cannot be shared out among {args.nodes} nodes")
 
     job = os.environ.get("SLURM_JOB_ID")
     training = ["-m", *args.module]
-    if args.nodes == 1:
+    if args.processes == 1:
+        status = wait_through_signals([sys.executable, *training])
+    elif args.nodes == 1:
         status = wait_through_signals(torchrun(args.processes, ["--standalone"], training))
     elif job is None:
         raise PipelineError(f"a training on {args.nodes} nodes needs a SLURM job of as many; set nodes to 1 elsewhere")

@@ -343,7 +343,37 @@ def run_facts(folder: Path) -> dict[str, Any]:
         facts["weights"] = weights_facts(folder / "model.safetensors")
     if (folder / "training.parquet").is_file():
         facts |= training_facts(folder / "training.parquet")
+    if (folder / "training.json").is_file():
+        facts["account"] = account_facts(folder / "training.json")
     return facts
+
+
+def account_facts(path: Path) -> dict[str, Any]:
+    """Of a training's account: made with and on what, how long it took and how fast it was."""
+    account = read_json(path)
+    try:
+        hardware, git, flops = account["hardware"], account["git"], account["flops_a_step"]
+        gpus = Counter(hardware["gpus"])
+        return {
+            "versions": {name: version for name, version in account["versions"].items() if version is not None},
+            "commit": None if git is None else git["commit"] + (", files changed" if git["dirty"] else ""),
+            "processor": hardware["processor"],
+            "gpus": [f"{count} {name}" for name, count in gpus.items()] or None,
+            "processes": hardware["processes"],
+            "threads_a_process": hardware["threads_a_process"],
+            "micro_batch": account["machine"]["micro_batch"],
+            "compiled": account["machine"]["compiled"],
+            "parts": len(account["parts"]),
+            "wall_s": account["wall_s"],
+            "gpu_s": account["gpu_s"],
+            "clips_per_s": account["clips_per_s"],
+            "peak_memory_gb": account["peak_memory_gb"],
+            "gflop_a_step": None if flops is None else flops / 1e9,
+            "gflop_per_s": None if flops is None else account["flops_per_s"] / 1e9,
+            "model_flops_utilization": account["model_flops_utilization"],
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PipelineError(f"{path}: not the account of a training ({error!r}); make the run again") from error
 
 
 def weights_facts(path: Path) -> list[dict[str, Any]]:

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torchlibrosa.augmentation import DropStripes
 
 from pipeline.models.msclap_parts import HTSAT_Swin_Transformer, Projection
 from pipeline.models.spectrogram import log_mel
 
-# B = batch, S = samples, T = frames, M = mel bins, I = image side, N = patches, C = channels, D = joint width
+# B = batch, S = samples, K = stripes, T = frames, M = mel bins, I = image side, N = patches, C = channels,
+# D = joint width
+
+
+def random_stripes(windows: int, positions: int, dropper: DropStripes) -> Tensor:
+    """Which positions of each window SpecAugment drops, (B, positions): stripes distributed as torchlibrosa's.
+
+    The width of each is uniform below the dropper's, its begin uniform where the width leaves it room.
+    """
+    width_BK1 = torch.randint(dropper.drop_width, (windows, dropper.stripes_num, 1))
+    begin_BK1 = (torch.rand(width_BK1.shape) * (positions - width_BK1)).long()
+    position = torch.arange(positions)
+    return ((position >= begin_BK1) & (position < begin_BK1 + width_BK1)).any(dim=1)
 
 
 class HtsatEncoder(nn.Module):
     """HTS-AT and Projection under msclap's names, which fixes their sizes in its own AudioEncoder.
 
     Only the way to its numbers differs: the spectrogram comes from an FFT instead of a convolution with the Fourier
-    matrix, and HTS-AT's classifier, whose output CLAP drops, is not computed.
+    matrix, SpecAugment drops all stripes at once, and HTS-AT's classifier, whose output CLAP drops, is not computed.
     """
 
     def __init__(self, htsat: HTSAT_Swin_Transformer, embedding_dim: int) -> None:
@@ -34,8 +47,7 @@ class HtsatEncoder(nn.Module):
     def forward(self, samples_BS: Tensor) -> Tensor:
         """Embeddings (B, D) of windows."""
         htsat = self.htsat
-        mel_B1TM = htsat.spec_augmenter(self.normalised_log_mel(samples_BS))  # the identity outside training
-        image_B1II = htsat.reshape_wav2img(mel_B1TM)
+        image_B1II = htsat.reshape_wav2img(self.front_end(samples_BS))
         x_BNC = htsat.pos_drop(htsat.patch_embed(image_B1II))
         for layer in htsat.layers:
             for block in layer.blocks:  # not through the layer, which stacks all attention maps outside training
@@ -44,6 +56,18 @@ class HtsatEncoder(nn.Module):
                 x_BNC = layer.downsample(x_BNC)
         latent_BC = htsat.norm(x_BNC).mean(dim=1)  # HTS-AT's `latent_output`
         return self.projection(latent_BC)
+
+    @torch.compiler.disable
+    def front_end(self, samples_BS: Tensor) -> Tensor:
+        """The normalised spectrogram (B, 1, T, M), in the encoder's own training mode with SpecAugment."""
+        mel_B1TM, augmenter = self.normalised_log_mel(samples_BS), self.htsat.spec_augmenter
+        if not augmenter.training:
+            return mel_B1TM
+        # torchlibrosa zeroes stripe after stripe in place, each of which copies the batch's gradient once.
+        is_dropped_BT = random_stripes(len(mel_B1TM), mel_B1TM.shape[2], augmenter.time_dropper)
+        is_dropped_BM = random_stripes(len(mel_B1TM), mel_B1TM.shape[3], augmenter.freq_dropper)
+        is_dropped_B1TM = is_dropped_BT[:, None, :, None] | is_dropped_BM[:, None, None, :]
+        return mel_B1TM.masked_fill(is_dropped_B1TM.to(mel_B1TM.device, non_blocking=True), 0)
 
     def normalised_log_mel(self, samples_BS: Tensor) -> Tensor:
         """HTS-AT's input (B, 1, T, M): the log-mel spectrogram after BatchNorm over the mel bins, float32."""

@@ -11,6 +11,7 @@ SMALLEST_POWER = 1e-10
 """Below it the logarithm is cut off, at -100 dB: `amin` of torchlibrosa, `mel_floor` of transformers."""
 
 
+@torch.compiler.disable  # torch.compile gains nothing on an FFT
 def log_mel(samples_BS: Tensor, window_W: Tensor, filters_FM: Tensor, hop_length: int) -> Tensor:
     """Log-mel energies (B, T, M) in dB, float32, of frames centred on multiples of `hop_length`, ends reflected.
 

@@ -39,6 +39,13 @@ def main(argv: list[str]) -> None:
         default=0,
         help="slots that a process holds in memory at once; the loss stays that of the global batch (default: all)",
     )
+    parser.add_argument(
+        "--compile",
+        type=int,
+        choices=[0, 1],
+        default=0,
+        help="1: torch.compile makes the kernels of the audio encoder before the first step (default: %(default)s)",
+    )
     parser.add_argument("--steps-per-checkpoint", type=int, default=200)
     parser.add_argument(
         "--outcome",
@@ -67,7 +74,10 @@ def main(argv: list[str]) -> None:
             log=args.out / "training.parquet",
             processes=processes,
             machine=Machine(
-                workers=args.workers, micro_batch=args.micro_batch, steps_per_checkpoint=args.steps_per_checkpoint
+                workers=args.workers,
+                micro_batch=args.micro_batch,
+                compiled=bool(args.compile),
+                steps_per_checkpoint=args.steps_per_checkpoint,
             ),
             may_diverge=args.outcome is not None,
         )

@@ -102,6 +102,7 @@ class SynchronizedBatchNorm(nn.BatchNorm2d):
     Ioffe and Szegedy 2015. torch's SyncBatchNorm computes the same on GPUs alone.
     """
 
+    @torch.compiler.disable  # the processes talk to each other
     def forward(self, input: Tensor) -> Tensor:
         """The input (B, C, H, W) normalised; in training also learns the running statistics."""
         if not self.training:

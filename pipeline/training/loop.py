@@ -28,6 +28,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_atomically, write_parquet
 from pipeline.models.clap import ClapModel
 from pipeline.training.batches import Batch, PairedBatches
+from pipeline.training.compilation import compile_audio_encoder, describe_failed_compilation
 from pipeline.training.composition import CompositionLoss
 from pipeline.training.distributed import Processes, gather_rows, synchronize_batch_norms
 from pipeline.training.micro_batches import backward_in_micro_batches, micro_batch_that_fits
@@ -55,13 +56,15 @@ class Diverged(PipelineError):
 class Machine:
     """Where a training runs; nothing here changes its result, but for the rounding of sums and the drawing of dropout.
 
-    Which values dropout and SpecAugment hit depends on the number of processes and on `micro_batch`.
+    Which values dropout and SpecAugment hit depends on the number of processes and on `micro_batch`, not on `compiled`.
     """
 
     workers: int = 0
     """Loader processes a training process."""
     micro_batch: int = 0
     """Slots that a process holds in memory at once with what their backward pass needs; 0 for its whole share."""
+    compiled: bool = False
+    """Whether torch.compile makes the kernels of the audio encoder."""
     steps_per_checkpoint: int = 200
     """Steps between two checkpoints."""
 
@@ -187,6 +190,8 @@ def train(
         encoder_regularisation=settings.encoder_regularisation,
         batch_norm="frozen" if settings.batch_norm == "frozen" else "batch",
     )
+    if machine.compiled:
+        compile_audio_encoder(model)
     steps = len(batches)
     optimizer = torch.optim.Adam(parameter_groups(model, settings), weight_decay=settings.weight_decay, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -256,6 +261,8 @@ def train(
                 losses = take_step(backward, model, batch, optimizer, step, seed, settings, processes)
         except torch.OutOfMemoryError as error:
             shortage = str(error)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            raise PipelineError(describe_failed_compilation(error, processes.device)) from error
         else:
             shortage = ""
         if shortage:  # out of the `except`, whose error keeps the step's tensors alive
@@ -297,7 +304,8 @@ def train(
             save(done)
     progress.close()
     if may_diverge and outcome == FINISHED and first_step < steps:
-        with torch.no_grad():  # weights that are finite, but so large that nothing can be embedded with them
+        # Weights that are finite, but so large that nothing can be embedded with them.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             loss = objective(batch)["loss"].item()
         if not math.isfinite(loss):
             outcome = str(diverged(steps - 1, f"the loss after it is {loss}", batch.keys, resume_point.path))
@@ -305,7 +313,7 @@ def train(
         facts = {**dataclasses.asdict(settings), "seed": seed}
         table = pa.Table.from_pylist(rows).replace_schema_metadata({"settings": json.dumps(facts, sort_keys=True)})
         write_parquet(table, log)
-        watch.finish(table, facts, resume_point.belongs_to, batches.facts)
+        watch.finish(table, facts, resume_point.belongs_to, batches.facts, dataclasses.asdict(machine))
     return outcome
 
 

@@ -67,11 +67,12 @@ def micro_batch_that_fits(objective: CompositionLoss, batch: Batch, slots: int, 
     `reserved_bytes` are kept free for what a whole step needs besides. The parameters keep their gradients, and no
     other process takes part.
     """
-    while slots > 1:
-        slots = -(-slots // 2)
-        torch.cuda.empty_cache()
-        if _fits(objective, next(micro_batches(batch, slots)), reserved_bytes):
-            return slots
+    with torch.compiler.set_stance("force_eager"):  # no kernels for sizes that are only tried
+        while slots > 1:
+            slots = -(-slots // 2)
+            torch.cuda.empty_cache()
+            if _fits(objective, next(micro_batches(batch, slots)), reserved_bytes):
+                return slots
     return None
 
 

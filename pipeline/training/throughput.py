@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -41,3 +43,9 @@ def peak_flops(device_name: str) -> float | None:
     """A device's peak for bfloat16 matrix products, in operations a second; None where it is not known."""
     words = device_name.replace("-", " ").split()
     return next((peak for name, peak in PEAK_FLOPS.items() if name in words), None)
+
+
+def utilization(flops_per_s: float, gpus: Sequence[str]) -> float | None:
+    """The share of these GPUs' peaks, by the names that drivers give; None without GPUs, or with unknown ones."""
+    peaks = [peak for name in gpus if (peak := peak_flops(name)) is not None]
+    return flops_per_s / sum(peaks) if peaks and len(peaks) == len(gpus) else None

@@ -22,8 +22,8 @@ import torch
 
 from pipeline.devices import device_name
 from pipeline.files import write_atomically, write_json
-from pipeline.training.distributed import Processes
-from pipeline.training.throughput import flop_counter, peak_flops
+from pipeline.training.distributed import Processes, gather_rows
+from pipeline.training.throughput import flop_counter, utilization
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -57,19 +57,25 @@ class Watch:
         self._began = self._noted = self._reported = time.perf_counter()
         self._earlier: list[dict[str, float]] = []
         if first_step and self.notes.exists():
-            self._earlier = json.loads(self.notes.read_text(encoding="utf-8"))
+            noted = json.loads(self.notes.read_text(encoding="utf-8"))
+            self._earlier, self.flops = noted["parts"], noted["flops_a_step"]
         elif processes.is_first:
             shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
-        """Count the operations of the first step that this process takes; no others, for counting takes time."""
-        if self.flops is not None or not self.processes.is_first:
+        """Count the operations of step 0 on all processes; of no other, for counting takes time.
+
+        They are counted without torch.compile, which gives up for good on what it first meets under a counter. No part
+        that goes on counts again: it would take its first step without torch.compile, and an unbroken training with it.
+        """
+        if self.first_step or self.flops is not None:
             yield
             return
-        with flop_counter() as counter:
+        with torch.compiler.set_stance("force_eager"), flop_counter() as counter:
             yield
-        self.flops = counter.get_total_flops() * self.processes.count
+        own = torch.tensor([counter.get_total_flops()], device=self.processes.device)
+        self.flops = int(gather_rows(own).sum())
 
     def report(self, rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
         """Take note of the steps in `rows`, the log's newest; comes back with what the progress line shows of them."""
@@ -100,17 +106,22 @@ class Watch:
     def note(self) -> None:
         """Keep the time spent so far for a next part, and write out what TensorBoard has not yet."""
         if self.processes.is_first:
-            write_json(self._parts(), self.notes)
+            write_json({"parts": self._parts(), "flops_a_step": self.flops}, self.notes)
             self._noted = time.perf_counter()
             self._open_writer().flush()
 
     def finish(
-        self, log: pa.Table, settings: Mapping[str, Any], belongs_to: Mapping[str, str], data: Mapping[str, Any]
+        self,
+        log: pa.Table,
+        settings: Mapping[str, Any],
+        belongs_to: Mapping[str, str],
+        data: Mapping[str, Any],
+        machine: Mapping[str, Any],
     ) -> None:
         """Write learning_curves.svg and training.json of a training that took its last step.
 
         `belongs_to` is the fingerprint of its checkpoints, with the checksums of what it was made from; `data` is what
-        its pairs file says of itself.
+        its pairs file says of itself; `machine` is how the last part ran.
         """
         if not self.processes.is_first:
             return
@@ -120,7 +131,8 @@ class Watch:
         with write_atomically(self.folder / "learning_curves.svg") as temporary:
             title = f"{settings['objective']}, seed {settings['seed']}: {self.steps} steps of {self.batch_size} clips"
             temporary.write_text(training_curves(log, title), encoding="utf-8")
-        write_json(self._account(settings, belongs_to, data), self.folder / "training.json")
+        account = {**self._account(settings, belongs_to, data), "machine": dict(machine)}
+        write_json(account, self.folder / "training.json")
 
     def _open_writer(self) -> SummaryWriter:
         # Not before the first step: its thread would be there when the loader forks its workers.
@@ -146,10 +158,9 @@ class Watch:
         self, settings: Mapping[str, Any], belongs_to: Mapping[str, str], data: Mapping[str, Any]
     ) -> dict[str, Any]:
         device, parts = self.processes.device, self._parts()
-        gpus = self.processes.count if device.type == "cuda" else 0
+        gpus = [device_name(device)] * self.processes.count if device.type == "cuda" else []
         wall_s = sum(part["wall_s"] for part in parts)
         taken = sum(part["last_step"] - part["first_step"] + 1 for part in parts)
-        peak = peak_flops(device_name(device)) if gpus else None
         reached = None if self.flops is None else self.flops * taken / wall_s
         return {
             "versions": {
@@ -170,19 +181,19 @@ class Watch:
                 "cores": len(os.sched_getaffinity(0)),
                 "threads_a_process": torch.get_num_threads(),
                 "processes": self.processes.count,
-                "gpus": [device_name(device)] * gpus,
+                "gpus": gpus,
             },
             "parts": parts,
             "wall_s": wall_s,
-            "gpu_s": wall_s * gpus,
+            "gpu_s": wall_s * len(gpus),
             "steps": self.steps,
             "steps_taken": taken,
             "clips_per_s": taken * self.batch_size / wall_s,
             "peak_memory_gb": self._memory_gb(),
             "flops_a_step": self.flops,
-            "flops_counted": f"by torch.utils.flop_counter in step {self.first_step}, of the first process, times all",
+            "flops_counted": "by torch.utils.flop_counter in step 0, of all processes, repeated encoding included",
             "flops_per_s": reached,
-            "model_flops_utilization": None if reached is None or peak is None else reached / (peak * gpus),
+            "model_flops_utilization": None if reached is None else utilization(reached, gpus),
         }
 
 

@@ -10,10 +10,12 @@ from typing import Literal
 import pytest
 import torch
 from torch import Tensor
+from torchlibrosa.augmentation import DropStripes
 
 from pipeline.models import mini
 from pipeline.models.a2t import AudioToText
 from pipeline.models.clap import ClapModel
+from pipeline.models.htsat import random_stripes
 from pipeline.models.tokenization import END_OF_TEXT, GPT2_TEXT
 
 from .conftest import CAPTIONS
@@ -189,6 +191,27 @@ def test_batch_norm_moves_only_when_asked(small: ClapModel, samples: Tensor, enc
     small.encode_audio(samples)
     assert small.audio_encoder.htsat.bn0.num_batches_tracked == 1
     assert not torch.equal(small.audio_encoder.htsat.bn0.running_mean, before["running_mean"])
+
+
+@pytest.mark.parametrize(("positions", "width", "stripes"), [(965, 64, 2), (64, 8, 2), (32, 4, 3)])
+def test_stripes_are_as_many_and_as_wide_as_torchlibrosas(positions: int, width: int, stripes: int) -> None:
+    dropper = DropStripes(dim=2, drop_width=width, stripes_num=stripes).train()
+    ours = random_stripes(4000, positions, dropper).float()
+    theirs = (dropper(torch.ones(4000, 1, positions, 1)) == 0)[:, 0, :, 0].float()
+    assert ours.mean() == pytest.approx(theirs.mean().item(), rel=0.05)
+    assert ours.sum(dim=1).max() <= stripes * (width - 1)
+    edges, inner = ours[:, : width // 2].mean(), ours[:, positions // 4 : positions // 2].mean()
+    assert edges < inner  # fewer stripes cover the ends
+
+
+def test_spec_augment_drops_stripes_in_training_and_leaves_the_rest(small: ClapModel, samples: Tensor) -> None:
+    plain = small.audio_encoder.normalised_log_mel(samples)
+    assert torch.equal(small.audio_encoder.front_end(samples), plain)
+    small.set_training_mode(encoder_regularisation=True)
+    augmented = small.audio_encoder.front_end(samples)
+    assert torch.equal(augmented[augmented != 0], plain[augmented != 0]) and (augmented == 0).any()
+    augmented.sum().backward()
+    assert small.audio_encoder.htsat.bn0.bias.grad.isfinite().all()
 
 
 def test_spectrogram_stays_in_float32_under_autocast(small: ClapModel, samples: Tensor) -> None:

@@ -26,7 +26,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_json
 from pipeline.pairs import read_epoch
 from pipeline.shards import open_shards, read_manifest
-from pipeline.stages import index_shards
+from pipeline.stages import index_shards, train
 
 
 def inspected(capsys: pytest.CaptureFixture[str], path: Path, *arguments: str) -> dict[str, Any]:
@@ -222,6 +222,23 @@ def test_a_run_is_told_by_its_weights_and_losses(tiny_study, capsys, tmp_path: P
     assert (total["part"], total["tensors"]) == ("total", len(weights))
     assert total["values"] == sum(array.size for array in weights.values())
     assert sum(row["values"] for row in facts["weights"][:-1]) == total["values"]
+
+
+def test_a_run_is_told_by_the_account_of_its_training(tiny_study, capsys, tmp_path: Path) -> None:
+    words = ["--pretrained", tiny_study.pretrained, "--pairs", tiny_study.pairs("finetune"), "--seed", 0]
+    train.main(list(map(str, [*words, "--shards", tiny_study.shards, "--out", tmp_path])))
+    written = json.loads((tmp_path / "training.json").read_text())
+    account = inspected(capsys, tmp_path)["account"]
+    for name in ("wall_s", "gpu_s", "clips_per_s", "peak_memory_gb", "model_flops_utilization"):
+        assert account[name] == written[name], name
+    assert account["versions"]["torch"] == written["versions"]["torch"] and "msclap" in account["versions"]
+    assert account["gflop_a_step"] == written["flops_a_step"] / 1e9 > 0
+    assert (account["processes"], account["parts"], account["gpus"]) == (1, 1, None)
+    main(["inspect", str(tmp_path)])
+    text = capsys.readouterr().out
+    assert re.search(rf"account\n  versions .*python .*torch {re.escape(written['versions']['torch'])}", text)
+    (tmp_path / "training.json").write_text("{}")
+    assert "training.json: not the account of a training" in refused("inspect", tmp_path)
 
 
 @pytest.mark.parametrize("cut", [0, 7, 8, 500, -1])

@@ -36,7 +36,7 @@ CASES = {
     "masked_concatenate": {"objective": "concatenate", "mask_false_negatives": True},
     "synchronized": {"objective": "composed", "batch_norm": "synchronized"},
 }
-ON_FOUR = ["composed", "masked_concatenate", "synchronized"]
+ON_FOUR = ["finetune", "composed", "concatenate", "masked_concatenate", "synchronized"]
 IN_MICRO_BATCHES = ["finetune", "composed", "detached", "masked_concatenate"]
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
 

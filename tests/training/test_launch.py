@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
+import sys
 import time
 
+import pyarrow.parquet as pq
 import pytest
 from test_training import arguments, assert_same_weights, finish, launch
 
@@ -34,6 +38,21 @@ def test_a_failing_training_keeps_its_own_status_and_message(tiny_study, tmp_pat
     assert "the objective `composed` needs unlabeled partners" in finish(launch(words), 1)
 
 
+def test_the_last_word_is_that_of_the_process_that_failed(tiny_study, tmp_path):
+    words = ["-m", "pipeline.launch", "--processes", "2", "-m", "pipeline.stages.train"]
+    words += arguments(tiny_study, tmp_path, "composed", pairs=tiny_study.pairs("finetune"))
+    output = finish(launch(words), 1)
+    assert "the objective `composed` needs unlabeled partners" in output.splitlines()[-1]
+    assert output.count("needs unlabeled partners") == 1 and "Traceback" not in output
+
+
+def test_a_signal_that_ends_a_process_is_told():
+    words = ["-m", "timeit", "-n1", "-r1", "import os; os.kill(os.getpid(), 9)"]
+    output = finish(launch(["-m", "pipeline.launch", "--processes", "2", *words]), 1)
+    assert re.search(r"^launch: process [01] was ended by SIGKILL; .*goes on from", output.splitlines()[-1])
+    assert "Traceback" not in output
+
+
 def test_several_nodes_need_slurm(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(PipelineError, match="2 nodes needs a SLURM job of as many; set nodes to 1"):
@@ -44,6 +63,19 @@ def test_processes_that_cannot_be_shared_out_are_refused(capsys):
     with pytest.raises(SystemExit):
         launcher.main(["--nodes", "2", "--processes", "3", "-m", "pipeline.stages.train"])
     assert "3 processes cannot be shared out among 2 nodes" in capsys.readouterr().err
+
+
+def test_two_nodes_meet_and_take_the_steps_of_one_process(tiny_study, tmp_path):
+    """What srun starts on each of two nodes, here both on this machine."""
+    flags = ["--a2t-dropout=0", "--learning-rate=1e-4"]
+    train.main(arguments(tiny_study, tmp_path / "one", "composed", *flags))
+    training = ["-m", "pipeline.stages.train", *arguments(tiny_study, tmp_path / "two", "composed", *flags)]
+    srun = launcher.several_nodes(2, 1, str(os.getpid()), "localhost", training)
+    on_a_node = srun[srun.index(sys.executable) + 1 :]
+    for node in [launch(on_a_node), launch(on_a_node)]:
+        finish(node)
+    one, two = (pq.read_table(tmp_path / name / "training.parquet")["loss"].to_pylist() for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-5)
 
 
 def test_trainings_of_two_slurm_jobs_meet_at_different_ports_below_the_systems_own():

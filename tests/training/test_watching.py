@@ -15,15 +15,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_training import arguments
+from test_training import arguments, finish, launch
 
 from pipeline.files import sha256_of
+from pipeline.models import load_model
 from pipeline.plots import training_curves
 from pipeline.stages import train
 from pipeline.training import loop
+from pipeline.training.batches import PairedBatches
+from pipeline.training.composition import CompositionLoss
 from pipeline.training.distributed import Processes
 from pipeline.training.loop import take_step
-from pipeline.training.throughput import flop_counter, peak_flops
+from pipeline.training.settings import TrainingSettings
+from pipeline.training.throughput import flop_counter, peak_flops, utilization
 from pipeline.training.watching import Watch, git_state
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -69,7 +73,37 @@ def test_training_json_says_what_it_was_made_from_on_what_and_how_fast(tiny_stud
     assert found["gpu_s"] == 0 and found["model_flops_utilization"] is None and found["hardware"]["gpus"] == []
 
 
-def test_a_stopped_training_accounts_for_both_parts_and_shows_no_step_twice(tiny_study, tmp_path, monkeypatch):
+def test_operations_of_a_step_are_those_of_all_processes(tiny_study, trained, tmp_path):
+    """Each encodes its share, padded to the longest caption of it, and compares the whole batch."""
+
+    def operations(*batches):
+        model = load_model(trained)
+        model.set_training_mode()
+        objective = CompositionLoss(model, TrainingSettings(objective="composed"))
+        with flop_counter() as counter:
+            for batch in batches:
+                objective(batch)["loss"].backward()
+        return counter.get_total_flops()
+
+    def compared(slots):
+        return 3 * 3 * 2 * slots * slots * 128  # three terms, a product forward and two backward, 128 dimensions
+
+    words = ["-m", "pipeline.launch", "--processes=2", "-m", "pipeline.stages.train"]
+    finish(launch([*words, *arguments(tiny_study, tmp_path, "composed")]))
+    found, pairs = account(tmp_path), tiny_study.pairs("composed")
+    assert account(trained)["flops_a_step"] == operations(PairedBatches(pairs, tiny_study.shards)[0])
+    shares = [PairedBatches(pairs, tiny_study.shards, rank, 2)[0] for rank in range(2)]
+    assert found["flops_a_step"] == operations(*shares) + 2 * (compared(8) - compared(4))
+    assert found["flops_per_s"] == pytest.approx(6 * found["flops_a_step"] / found["wall_s"])
+    assert found["clips_per_s"] == pytest.approx(6 * 8 / found["wall_s"]) and found["hardware"]["processes"] == 2
+
+
+def test_utilization_is_of_the_peak_of_all_gpus():
+    assert utilization(989e12, ["NVIDIA H200"] * 2) == 0.5
+    assert utilization(1e12, []) is None and utilization(1e12, ["NVIDIA GeForce RTX 3060"]) is None
+
+
+def test_a_stopped_training_accounts_for_both_parts_and_shows_no_step_twice(tiny_study, trained, tmp_path, monkeypatch):
     taken = []
 
     def take_step_and_be_stopped(*words):
@@ -87,6 +121,7 @@ def test_a_stopped_training_accounts_for_both_parts_and_shows_no_step_twice(tiny
     first, second = found["parts"]
     assert [first["first_step"], first["last_step"], second["first_step"], second["last_step"]] == [0, 3, 4, 5]
     assert found["wall_s"] == pytest.approx(first["wall_s"] + second["wall_s"]) and first["wall_s"] > 0
+    assert found["flops_a_step"] == account(trained)["flops_a_step"]
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
     assert [step for step, _ in scalars(tmp_path)["loss/loss"]] == list(range(6))
 

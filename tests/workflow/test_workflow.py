@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -129,6 +130,23 @@ def test_the_whole_study_runs_at_a_tiny_size_and_a_second_run_has_nothing_to_do(
     (project / "large.yaml").write_text("training: {batch_size: 1000}\n")
     output = snakemake(project, "--configfile", tiny, "large.yaml", status=1)
     assert "batch_size is 1000, but the labeled set holds" in output
+
+
+def test_a_sweep_goes_on_past_a_rate_that_diverges_and_chooses_the_best_of_the_others(project, tiny):
+    rates, run = [0.0001, 0.001, 1e14], "clotho_composed_audioset"
+    rows = [{"target": "clotho", "method": "composed", "run": run}]
+    asked = {"sweep": {"learning_rates": rates}, "tables": {"table1": rows}}
+    (project / "sweep.yaml").write_text(yaml.safe_dump(asked))
+    snakemake(project, "results/sweep.csv", "--configfile", tiny, "sweep.yaml")
+    with (project / "results" / "sweep.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert [(row["run"], float(row["learning_rate"]), row["targets"]) for row in found] == [
+        (run, 0.0001, "clotho"), (run, 0.001, "clotho"), (run, 1e14, "")
+    ]  # fmt: skip
+    assert re.match(r"step \d+: .*(nan|inf|not finite)", found[2]["diverged"]) and found[2]["mAP10"] == ""
+    assert [row["diverged"] for row in found[:2]] == ["", ""]
+    best = max(found[:2], key=lambda row: float(row["mAP10"]))  # on a tie the lower rate
+    assert [row["chosen"] for row in found] == [str(row is best) for row in found]
 
 
 def test_a_parquet_file_that_changes_makes_the_catalog_again(project):

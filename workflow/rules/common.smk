@@ -27,7 +27,7 @@ wildcard_constraints:
     target="|".join(config["datasets"]),
     table="|".join(config["tables"]),
     backbone="|".join(PUBLISHED),
-    learning_rate=r"[0-9.e-]+",
+    learning_rate=r"[0-9.e+-]+",
 
 
 def code_of(stage):

@@ -55,7 +55,7 @@ rule import_weights:
 
 
 rule train:
-    """Train a run with torchrun, one process a GPU; a training that was killed goes on from its checkpoint."""
+    """Train a run, one process a GPU; a training that was killed goes on from its checkpoint."""
     input:
         pretrained=pretrained_model,
         pairs="results/pairs/{run}/seed{seed}.parquet",
@@ -78,6 +78,7 @@ rule train:
         nodes=1,
         loader_workers=0,
         micro_batch=0,
+        compile=0,
         mem_mb=4000,
         runtime=240,
     params:
@@ -93,4 +94,4 @@ rule train:
         " -m pipeline.stages.train"
         " --pretrained {params.pretrained:q} --pairs {input.pairs:q} --shards results/shards --seed {params.seed}"
         " --threads {threads} --workers {resources.loader_workers} --micro-batch {resources.micro_batch}"
-        " --device {params.device} {params.settings:q} --out {params.folder:q} 2> {log:q}"
+        " --compile {resources.compile} --device {params.device} {params.settings:q} --out {params.folder:q} 2> {log:q}"
