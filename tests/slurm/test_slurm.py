@@ -361,6 +361,7 @@ def test_a_stage_with_a_gpu_gets_one_of_its_model(project):
     path.write_text(yaml.safe_dump(profile))
     embeddings = "results/evaluations/vanilla/seed0/clotho/embeddings.npz"
     output = output_of(snakemake(project, embeddings, "--configfile", "tiny.yaml"), project)
+    assert "has been submitted" in output, output[-6000:]
     job = output.split("has been submitted with SLURM jobid ")[1].split(" ")[0]
     facts = ask("sacct", "-X", "-n", "-P", "--format=Partition,AllocTRES", f"--jobs={job}")
     assert facts.startswith("gpu|") and "gres/gpu=1" in facts
