@@ -22,6 +22,7 @@ lint: .venv/locked  ## Formatting, static checks and types
 	mypy
 	snakefmt --check Snakefile workflow
 	snakemake --lint
+	hadolint Dockerfile
 
 bench-data: .venv/locked  ## Speed and memory of the data stages, beside what they are compared with
 	python -m bench.data

@@ -12,7 +12,7 @@ min_version("9.27")
 configfile: "config.yaml"
 
 
-# Used only with --sdm apptainer; Apptainer.def builds it from the lock.
+# Used only with --sdm apptainer; Dockerfile says how it is built from the lock.
 container: "pipeline.sif"
 
 
