@@ -287,7 +287,8 @@ def test_everything_up_to_a_stage_and_nothing_after_it(project):
 
 def test_the_whole_study_runs_with_a_training_on_two_nodes_that_is_preempted(project):
     shards = shards_of(project)
-    process = snakemake(project, "results/table1.tex", "--configfile", "tiny.yaml")
+    (project / "longer.yaml").write_text("training: {epochs: 400}\n")  # time to find the job and to stop it
+    process = snakemake(project, "results/table1.tex", "--configfile", "tiny.yaml", "longer.yaml")
     log = project / "logs" / "train" / RUN / "seed0.log"
     wait_until(lambda: "loss=" in text_of(log) or process.poll() is not None, "no training", seconds=600)
     assert process.poll() is None, output_of(process, project)[-6000:]
@@ -360,7 +361,8 @@ def test_a_stage_with_a_gpu_gets_one_of_its_model(project):
     profile["set-resources"]["embed"] |= {"gpu": 1, "gpu_model": "fake"}
     path.write_text(yaml.safe_dump(profile))
     embeddings = "results/evaluations/vanilla/seed0/clotho/embeddings.npz"
-    output = output_of(snakemake(project, embeddings, "--configfile", "tiny.yaml"), project)
+    # Forced, because another device alone is no reason for Snakemake to make them again.
+    output = output_of(snakemake(project, embeddings, "--force", "--configfile", "tiny.yaml"), project)
     assert "has been submitted" in output, output[-6000:]
     job = output.split("has been submitted with SLURM jobid ")[1].split(" ")[0]
     facts = ask("sacct", "-X", "-n", "-P", "--format=Partition,AllocTRES", f"--jobs={job}")
