@@ -62,7 +62,7 @@ def make_project(folder: Path, nodes: int) -> None:
     profile["set-resources"]["pretrain"]["mem_mb"] = 1500
     profile["set-resources"]["shard_audio"]["mem_mb"] = 300
     profile["group-components"]["shards"] = 4
-    profile |= {"cores": 2, "latency-wait": 10, "slurm-init-seconds-before-status-checks": 2}
+    profile |= {"cores": 2, "latency-wait": 10, "slurm-init-seconds-before-status-checks": 8}
     path.write_text(yaml.safe_dump(profile))
 
 
