@@ -32,4 +32,5 @@ rule all:
     default_target: True
     input:
         expand("results/{table}.{format}", table=config["tables"], format=["csv", "md", "tex"]),
+        expand("results/curves/{curve}.{format}", curve=config.get("curves", {}), format=["csv", "svg"]),
         "results/report/index.html",

@@ -95,12 +95,18 @@ def broken_references(config: Mapping[str, Any]) -> Iterable[str]:
         seen[identity] = place
         if row["run"] not in runs:
             yield f"{place}.run: there is no run {row['run']}; runs: {', '.join(runs)}"
-        if row["target"] not in datasets:
-            yield f"{place}.target: there is no dataset {row['target']}; datasets: {', '.join(datasets)}"
-        elif "test" not in datasets[row["target"]]["splits"]:
-            yield f"{place}.target: datasets.{row['target']}.splits names no test split"
-        elif not datasets[row["target"]]["captions"]:
-            yield f"{place}.target: dataset {row['target']} has no captions to retrieve"
+        yield from broken_target(f"{place}.target", row["target"], datasets)
+    for name, curve in config.get("curves", {}).items():
+        yield from broken_target(f"curves.{name}.target", curve["target"], datasets)
+        for line, on_line in curve["lines"].items():
+            for run in on_line:
+                if run not in runs:
+                    yield f"curves.{name}.lines.{line}: there is no run {run}; runs: {', '.join(runs)}"
+                elif runs[run]["objective"] == "vanilla":
+                    yield f"curves.{name}.lines.{line}: {run} is vanilla, which is trained on nothing"
+    published = config["study"].get("published")
+    if published is not None and not Path(published).is_file():
+        yield f"study.published: there is no file {published}"
     backbone, pretrain = config["backbone"], config["pretrain"]
     if backbone["name"] == "mini":
         if backbone["weights"] or backbone["tokenizer"]:
@@ -114,6 +120,16 @@ def broken_references(config: Mapping[str, Any]) -> Iterable[str]:
             yield f"backbone.{key}: there is no {path}"
 
 
+def broken_target(place: str, target: str, datasets: Mapping[str, Any]) -> Iterable[str]:
+    """Why nothing can be evaluated on a dataset: it does not exist, has no test split or no captions."""
+    if target not in datasets:
+        yield f"{place}: there is no dataset {target}; datasets: {', '.join(datasets)}"
+    elif "test" not in datasets[target]["splits"]:
+        yield f"{place}: datasets.{target}.splits names no test split"
+    elif not datasets[target]["captions"]:
+        yield f"{place}: dataset {target} has no captions to retrieve"
+
+
 def broken_run(name: str, run: Mapping[str, Any], datasets: Mapping[str, Any]) -> Iterable[str]:
     """What is wrong with one run: sets that its objective lacks or cannot use, and datasets that do not exist."""
     objective = run["objective"]
@@ -123,6 +139,8 @@ def broken_run(name: str, run: Mapping[str, Any], datasets: Mapping[str, Any]) -
             yield f"runs.{name}: the objective {objective} needs {key} datasets"
         if not is_needed and key in run:
             yield f"runs.{name}.{key}: the objective {objective} uses no {key} datasets"
+        if f"{key}_fraction" in run and key not in run:
+            yield f"runs.{name}.{key}_fraction: the run has no {key} datasets"
         for dataset in run.get(key, []):
             if dataset not in datasets:
                 yield f"runs.{name}.{key}: there is no dataset {dataset}; datasets: {', '.join(datasets)}"

@@ -108,6 +108,42 @@ def learning_curves(losses: Mapping[str, pd.DataFrame], colours: Mapping[str, st
         return _svg(figure)
 
 
+def data_curves(points: pd.DataFrame, axis: str, axes: Mapping[str, str], figures: Mapping[str, str]) -> str:
+    """R@1 against the amount of training data, as a file of its own: one panel a figure (-> title), a line a method.
+
+    `points` are those of `pipeline.curves.draw_points`; bars are their 95 % intervals. A line of one point is drawn
+    across the panel, dashed. A filled point differs significantly from the first line.
+    """
+    amounts = sorted(set(points[axis]))
+    lines = list(dict.fromkeys(points["line"]))
+    with matplotlib.rc_context(_STYLE):
+        drawn = Figure(figsize=(8.5, 3.6), layout="constrained")
+        panels = drawn.subplots(1, len(figures), sharey=True, squeeze=False)[0]
+        for panel, (figure, title) in zip(panels, figures.items(), strict=True):
+            for line, colour in colours_of(lines).items():
+                own = points[(points["line"] == line) & (points["figure"] == figure)].sort_values(axis)
+                if len(own) == 1 and len(lines) > 1:
+                    only = own.iloc[0]
+                    panel.axhline(only["value"], color=colour, linestyle="--", label=line)
+                    panel.axhspan(only["low"], only["high"], color=colour, alpha=0.12, linewidth=0)
+                    amounts = [amount for amount in amounts if amount != only[axis]]
+                    continue
+                panel.plot(own[axis], own["value"], color=colour, label=line)
+                for point in own.to_dict("records"):
+                    fill = colour if point["significant"] == "yes" else "none"
+                    panel.plot([point[axis]] * 2, [point["low"], point["high"]], color=colour, alpha=0.5)
+                    panel.plot(point[axis], point["value"], "o", markeredgecolor=colour, markerfacecolor=fill)
+            panel.set(title=title, xlabel=axes[axis], xscale="log", ylim=(0, None))
+            panel.set_xticks(
+                amounts, labels=[f"{amount:.3g}" if amount < 1000 else f"{amount:,.0f}" for amount in amounts]
+            )
+            panel.minorticks_off()
+        panels[0].set_ylabel("R@1 in percent")
+        drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
+        svg = _svg(drawn)
+    return svg.replace(">", f"><style>{_OWN_THEME}</style>", 1)
+
+
 def training_curves(log: pa.Table, title: str) -> str:
     """One training over its steps, as a file of its own: terms of the loss, learning rates, logit scale.
 

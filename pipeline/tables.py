@@ -37,6 +37,12 @@ class Method:
 METHODS = {
     "vanilla": Method(label="vanilla CLAP", group=GROUPS[0]),
     "finetune": Method(label="finetune", group=GROUPS[0]),
+    "text_mixing": Method(
+        label="text mixing",
+        group=GROUPS[0],
+        mark=r"$^{\S}$",
+        note="Two clips of the target's pairs mixed while concatenating their texts: the control for composed.",
+    ),
     "composed": Method(label="composed", group=GROUPS[1]),
     "finetune_all_pairs": Method(
         label="finetune",
@@ -52,6 +58,12 @@ METHODS = {
             "Mixup-like data augmentation: composing two audio as the proposed method "
             "while concatenating their corresponding texts."
         ),
+    ),
+    "composed_all_pairs": Method(
+        label="composed",
+        group=GROUPS[2],
+        mark=r"$^{\P}$",
+        note="The proposed method on top of paired audio-text data from %s.",
     ),
 }
 
@@ -217,14 +229,131 @@ def _differences(found: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 def to_csv(table: pd.DataFrame) -> str:
     """The table as CSV, figures to two decimals; for Table 1 its first columns are those of `data/paper_table1.csv`.
 
-    A column `label` stands after the method where a row has one.
+    A column `label` stands after the method where a row has one. What `set_beside` added comes last, empty where
+    nothing is published.
     """
     datasets = table.attrs["datasets"]
     label = ["label"] if table["label"].any() else []
-    written = table[["target", "method", *label, *datasets, *FIGURES, "n_text", "n_audio", "protocol", "seeds"]].copy()
+    names = ["target", "method", *label, *datasets, *FIGURES, "n_text", "n_audio", "protocol", "seeds"]
+    beside = _BESIDE if is_beside(table) else []
+    written = table[[*names, *beside]].copy()
     for name in FIGURES:
         written[name] = written[name].map(number)
+    for name in beside:
+        write = gain if "gain" in name else number
+        written[name] = written[name].map(lambda value, write=write: "" if math.isnan(value) else write(value))
     return written.to_csv(index=False, lineterminator="\n")
+
+
+# --- beside published figures ----------------------------------------------------------------------------------------
+
+GAINS = ("t2a_R1", "a2t_R1")
+"""Figures whose relative gain over finetune is told, as the paper's abstract tells it."""
+_BESIDE = [
+    *(f"{kind}_{name}" for kind in ("published", "difference") for name in FIGURES),
+    *(f"{kind}_{name}" for name in GAINS for kind in ("gain", "published_gain")),
+]
+
+
+def is_beside(table: pd.DataFrame) -> bool:
+    """Whether the table holds published figures."""
+    return _BESIDE[0] in table
+
+
+def read_published(path: Path) -> dict[Row, dict[str, float]]:
+    """Published figures in percent, by row, from a CSV in the columns of `data/paper_table1.csv`.
+
+    Each row's training data are named, whatever the columns: ("clotho=A+T", "audioset=A").
+    """
+    try:
+        published = pd.read_csv(path, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{path}: cannot be read as CSV ({error}); name another file in study.published") from error
+    if missing := [name for name in ("target", "method", *FIGURES) if name not in published]:
+        raise PipelineError(f"{path}: has no column {', '.join(missing)}; data/paper_table1.csv shows what is expected")
+    datasets = [str(name) for name in published if name not in ("target", "method", *FIGURES)]
+    found: dict[Row, dict[str, float]] = {}
+    for number_of_line, line in enumerate(published.to_dict("records"), start=2):
+        row = _named(line, datasets)
+        try:
+            figures = {name: float(line[name]) for name in FIGURES}
+        except ValueError:
+            figures = {"": math.nan}
+        if not all(map(math.isfinite, figures.values())):
+            raise PipelineError(f"{path} line {number_of_line}: a figure is no number")
+        if row in found:
+            raise PipelineError(f"{path} line {number_of_line}: repeats the row {row}")
+        found[row] = figures
+    return found
+
+
+def _named(line: Mapping[Any, Any], datasets: Sequence[str]) -> Row:
+    training = tuple(sorted(f"{name}={line[name]}" for name in datasets if line[name] != "-"))
+    return Row(target=line["target"], method=line["method"], training=training)
+
+
+def set_beside(table: pd.DataFrame, published: Mapping[Row, Mapping[str, float]]) -> pd.DataFrame:
+    """The table with the published figures of the same target, method and training data, and the differences to them.
+
+    A row with a label differs from what its columns say and has no published counterpart. Of `composed` rows come the
+    relative gains in R@1 over their target's finetune, ours and the published. Differences and gains are of figures as
+    they are printed; NaN where something is missing.
+    """
+    datasets = table.attrs["datasets"]
+    lines = table.to_dict("records")
+    printed = [{name: float(number(line[name])) for name in FIGURES} for line in lines]
+    is_baseline = [line["method"] == "finetune" and not line["label"] for line in lines]
+    ours = {line["target"]: figures for line, figures, is_it in zip(lines, printed, is_baseline, strict=True) if is_it}
+    theirs = {row.target: figures for row, figures in published.items() if row.method == "finetune"}
+    beside = []
+    for line, figures in zip(lines, printed, strict=True):
+        found = {} if line["label"] else published.get(_named(line, datasets), {})
+        cells = {f"published_{name}": found.get(name, math.nan) for name in FIGURES}
+        cells |= {f"difference_{name}": figures[name] - found.get(name, math.nan) for name in FIGURES}
+        has_gain = line["method"] == "composed" and not line["label"]
+        for name in GAINS if has_gain else ():
+            cells[f"gain_{name}"] = _relative(figures, ours.get(line["target"], {}), name)
+            cells[f"published_gain_{name}"] = _relative(found, theirs.get(line["target"], {}), name)
+        beside.append(cells)
+    added = pd.DataFrame(beside, index=table.index).reindex(columns=_BESIDE)
+    both = pd.concat([table, added], axis=1)
+    both.attrs = dict(table.attrs)
+    return both
+
+
+def _relative(figures: Mapping[str, float], baseline: Mapping[str, float], name: str) -> float:
+    """By how many percent a figure is above the baseline's."""
+    below = baseline.get(name, 0.0)
+    return 100 * (figures.get(name, math.nan) / below - 1) if below else math.nan
+
+
+def gain(value: float) -> str:
+    """A relative gain, in percent, as every output writes it."""
+    return f"{value:.1f}"
+
+
+def signed(value: float) -> str:
+    """A difference in percentage points with its sign."""
+    return f"{value + 0.0:+.2f}" if abs(value) >= 0.005 else "0.00"
+
+
+def _gain_rows(table: pd.DataFrame) -> list[list[str]]:
+    """Target, training data and gains of the composed rows: ours and the published in both directions, "-" if none."""
+    names = [f"{kind}_{name}" for name in GAINS for kind in ("published_gain", "gain")]
+    rows = []
+    for line in table[table["gain_t2a_R1"].notna()].to_dict("records"):
+        cells = [line[name] for name in table.attrs["datasets"]]
+        rows.append([line["target"], *cells, *("-" if math.isnan(line[name]) else gain(line[name]) for name in names)])
+    return rows
+
+
+def _largest_gains(table: pd.DataFrame) -> str:
+    """The largest published gain from text to audio of each target, in plain text."""
+    largest = table.groupby("target", sort=False)["published_gain_t2a_R1"].max().dropna()
+    return ", ".join(f"{_plain(str(target))} {gain(value)} %" for target, value in largest.items())
+
+
+# --- Markdown and LaTeX ----------------------------------------------------------------------------------------------
 
 
 Comparisons = Mapping[str, Mapping[str, Comparison]]
@@ -254,8 +383,36 @@ def to_markdown(table: pd.DataFrame, comparisons: Comparisons | None = None) -> 
             mark = "\\*" if is_significant(row, name, datasets, comparisons or {}) else ""
             cells.append(number(row[name]) + mark + spread)
         lines.append([cell.replace("|", "\\|") for cell in cells])
-    text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
-    return text if not comparisons else f"{text}\n\\* {_SIGNIFICANCE_NOTE}\n"
+        if is_beside(table):
+            nothing = [""] * len(datasets)
+            if math.isnan(row[_BESIDE[0]]):
+                lines.append(["", f"*{_NONE_PUBLISHED}*", *nothing, *([""] * len(FIGURES))])
+            else:
+                lines.append(["", "*published*", *nothing, *(f"*{number(row[f'published_{n}'])}*" for n in FIGURES)])
+                lines.append(["", "*difference*", *nothing, *(f"*{signed(row[f'difference_{n}'])}*" for n in FIGURES)])
+    text = _markdown(lines)
+    if comparisons:
+        text += f"\n\\* {_SIGNIFICANCE_NOTE}\n"
+    if is_beside(table) and (gains := _gain_rows(table)):
+        head = ["target", *map(_plain, datasets), *(f"{way} {whose}" for way in ("t2a", "a2t") for whose in _WHOSE)]
+        rule = ["---"] * (1 + len(datasets)) + ["---:"] * 4
+        gains = [[_plain(target), *cells] for target, *cells in gains]
+        text += f"\n{_GAINS_NOTE}{_at_most(table)}\n\n{_markdown([head, rule, *gains])}"
+    return text
+
+
+_WHOSE = ("published", "ours")
+_NONE_PUBLISHED = "not published"
+_GAINS_NOTE = "Relative gain in R@1 of composed over finetune, in percent."
+
+
+def _at_most(table: pd.DataFrame) -> str:
+    largest = _largest_gains(table)
+    return f" The largest published from text to audio: {largest}." if largest else ""
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
 def to_latex(table: pd.DataFrame, study_name: str, study_note: str = "", comparisons: Comparisons | None = None) -> str:
@@ -270,12 +427,20 @@ def to_latex(table: pd.DataFrame, study_name: str, study_note: str = "", compari
         _block(target, part, datasets, has_sd, comparisons or {})
         for target, part in table.groupby("target", sort=False)
     ]
+    body = "\n\\midrule[\\heavyrulewidth]\n".join(blocks)
     return _DOCUMENT % {
+        # A sheet as wide and twice as high where the rows need it.
+        "paper": "a4paper,landscape" if body.count(r"\\") <= MOST_LINES else "a3paper",
         "training_columns": "c" * len(datasets),
         "caption": _caption(table, study_name),
-        "blocks": "\n\\midrule[\\heavyrulewidth]\n".join(blocks),
+        "blocks": body,
+        "gains": _gains(table) if is_beside(table) else "",
         "notes": " \\\\\n".join(_notes(table, study_note, bool(comparisons))),
     }
+
+
+MOST_LINES = 32
+"""Of a table on a sheet of A4 across, beside caption and notes."""
 
 
 def number(value: float) -> str:
@@ -287,7 +452,7 @@ _DOCUMENT = r"""%% pdflatex sets this file as it stands.
 %% To take the table into a document of yours, load the packages booktabs and standalone there and \input this file.
 \documentclass{article}
 \usepackage{booktabs}
-\usepackage[a4paper,landscape,margin=12mm]{geometry}
+\usepackage[%(paper)s,margin=12mm]{geometry}
 \pagestyle{empty}
 \begin{document}
 \begin{table}
@@ -304,7 +469,7 @@ _DOCUMENT = r"""%% pdflatex sets this file as it stands.
 \caption{%(caption)s}
 \medskip
 \usebox{\results}
-
+%(gains)s
 \medskip
 \footnotesize\raggedright
 %(notes)s
@@ -358,6 +523,51 @@ def _block(target: Any, part: pd.DataFrame, datasets: Sequence[str], has_sd: boo
                     mark = _MARK if is_marked else rf"\phantom{{{_MARK}}}"
                 cells.append(_figure(row[name], row[f"{name}_sd"], has_sd) + mark)
             lines.append(" & ".join(cells) + r" \\")
+            if is_beside(part):
+                lines += _published_lines(row, len(datasets), has_sd, bool(comparisons))
+    return "\n".join(lines)
+
+
+def _published_lines(row: Mapping[Any, Any], datasets: int, has_sd: bool, has_marks: bool) -> list[str]:
+    """The published figures and the differences to them, small and below each figure of ours."""
+    small, skipped = r"\quad\footnotesize\emph{%s}", " & " * datasets
+    if math.isnan(row[_BESIDE[0]]):
+        return [small % _NONE_PUBLISHED + r" \\"]
+    # As wide as the cells above, so that the figures stand below each other.
+    room = (rf"\phantom{{{_spread(0.0)}}}" if has_sd else "") + (rf"\phantom{{{_MARK}}}" if has_marks else "")
+    lines = []
+    for kind, write in (("published", number), ("difference", lambda value: f"${signed(value)}$")):
+        figures = (rf"\footnotesize {write(row[f'{kind}_{name}'])}{room}" for name in FIGURES)
+        lines.append(" & ".join([small % kind + skipped, *figures]) + r" \\")
+    return lines
+
+
+def _gains(table: pd.DataFrame) -> str:
+    rows = _gain_rows(table)
+    if not rows:
+        return ""
+    datasets = table.attrs["datasets"]
+    directions = r"\multicolumn{2}{c}{text $\rightarrow$ audio} & \multicolumn{2}{c}{audio $\rightarrow$ text} \\"
+    head = " & ".join(["Target", *map(_dataset, datasets), *_WHOSE, *_WHOSE])
+    lines = [
+        "",
+        r"\medskip",
+        escape(_GAINS_NOTE + _at_most(table)),
+        "",
+        r"\smallskip",
+        rf"\begin{{tabular}}{{@{{}}l{'c' * len(datasets)}rrrr@{{}}}}",
+        r"\toprule",
+        f"{' & ' * (1 + len(datasets))}{directions}",
+        rf"{head} \\",
+        r"\midrule",
+        *(
+            " & ".join([_dataset(target), *(CELLS.get(cell, cell) for cell in cells)]) + r" \\"
+            for target, *cells in rows
+        ),
+        r"\bottomrule",
+        r"\end{tabular}",
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -13,18 +13,34 @@ from pipeline.leaks import read_held_out
 from pipeline.models.backbones import BACKBONES
 from pipeline.pairs import Clips, pair_epoch, read_clips, write_pairs
 from pipeline.stages import run
+from pipeline.subsets import subset
 
 logger = logging.getLogger(__name__)
 
 
-def check_batch(labeled: Clips, batch_size: int, manifests: list[Path]) -> None:
+def check_batch(labeled: Clips, batch_size: int, manifests: list[Path], fraction: float) -> None:
     """Raise when not one global batch can be filled without repeating a clip."""
     if batch_size > len(labeled):
         names = ", ".join(str(path) for path in manifests)
+        part = "" if fraction == 1 else f" after labeled_fraction {fraction:g}"
         raise PipelineError(
-            f"batch_size is {batch_size}, but the labeled set holds {len(labeled)} clips ({names}); "
+            f"batch_size is {batch_size}, but the labeled set holds {len(labeled)} clips ({names}){part}; "
             f"set a batch_size of at most {len(labeled)} or add labeled clips"
         )
+
+
+def passes(epochs: int, clips: int, of_clips: int, batch_size: int) -> int:
+    """Passes over a part of the labeled clips that take as many steps as `epochs` over all, to the nearest pass.
+
+    A part is trained on as long as the whole, so that a curve over parts is one of data, not of steps.
+    """
+    return round(epochs * (of_clips // batch_size) / (clips // batch_size))
+
+
+def check_fraction(parser: argparse.ArgumentParser, flag: str, fraction: float) -> None:
+    """End with a message unless a share of clips is above 0 and at most 1."""
+    if not 0 < fraction <= 1:
+        parser.error(f"{flag} must be above 0 and at most 1, not {fraction}")
 
 
 def check_shards(manifests: list[Path], sample_rate_hz: int) -> None:
@@ -63,21 +79,36 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--batch-size", type=int, required=True, help="global batch, over all processes")
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument(
+        "--labeled-fraction",
+        type=float,
+        default=1.0,
+        help="share of the labeled clips, drawn by the seed, in as many "
+        "steps as all of them would take (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--unlabeled-fraction", type=float, default=1.0, help="share of the unlabeled clips (default: %(default)s)"
+    )
     parser.add_argument("--pairs", type=Path, required=True, help="Parquet file to write")
     args = parser.parse_args(argv)
+    check_fraction(parser, "--labeled-fraction", args.labeled_fraction)
+    check_fraction(parser, "--unlabeled-fraction", args.unlabeled_fraction)
 
     backbone = BACKBONES[args.backbone]
     check_shards([*args.labeled, *args.unlabeled, *args.held_out], backbone.sample_rate_hz)
     held_out = read_held_out(args.held_out)
-    labeled, left_out = read_clips(args.labeled, held_out, args.leaks)
+    all_labeled, left_out = read_clips(args.labeled, held_out, args.leaks)
+    labeled = subset(all_labeled, args.labeled_fraction, args.seed)
     unlabeled = None
     if args.unlabeled:
-        unlabeled, also_left_out = read_clips(args.unlabeled, held_out, args.leaks)
+        all_unlabeled, also_left_out = read_clips(args.unlabeled, held_out, args.leaks)
+        unlabeled = subset(all_unlabeled, args.unlabeled_fraction, args.seed)
         left_out |= also_left_out
-    check_batch(labeled, args.batch_size, args.labeled)
+    check_batch(labeled, args.batch_size, args.labeled, args.labeled_fraction)
+    epochs = passes(args.epochs, len(labeled), len(all_labeled), args.batch_size)
     facts = {
         "seed": args.seed,
-        "epochs": args.epochs,
+        "epochs": epochs,
         "steps_per_epoch": len(labeled) // args.batch_size,
         "batch_size": args.batch_size,
         "window_frames": backbone.window_frames,
@@ -86,8 +117,15 @@ def main(argv: list[str]) -> None:
         "unlabeled": {str(path.parent): sha256_of(path) for path in args.unlabeled},
         "held_out": {str(path.parent): sha256_of(path) for path in args.held_out},
         "left_out_as_leaked": left_out,
+        "labeled_clips": len(labeled),
+        "labeled_captions": int(labeled.captions.sum()),
+        "labeled_s": float(labeled.frames.sum() / backbone.sample_rate_hz),
+        "labeled_fraction": args.labeled_fraction,
+        "unlabeled_clips": len(unlabeled) if unlabeled else 0,
+        "unlabeled_s": float(unlabeled.frames.sum() / backbone.sample_rate_hz) if unlabeled else 0.0,
+        "unlabeled_fraction": args.unlabeled_fraction,
     }
-    epochs = (
+    tables = (
         pair_epoch(
             seed=args.seed,
             epoch=epoch,
@@ -97,12 +135,12 @@ def main(argv: list[str]) -> None:
             unlabeled=unlabeled,
             mix_labeled=args.mix_labeled,
         )
-        for epoch in range(args.epochs)
+        for epoch in range(epochs)
     )
-    write_pairs(epochs, args.pairs, facts)
+    write_pairs(tables, args.pairs, facts)
     logger.info(
         "%d epochs of %d steps of %d pairs from %d labeled and %d unlabeled clips",
-        args.epochs, facts["steps_per_epoch"], args.batch_size, len(labeled), len(unlabeled) if unlabeled else 0,
+        epochs, facts["steps_per_epoch"], args.batch_size, len(labeled), len(unlabeled) if unlabeled else 0,
     )  # fmt: skip
 
 

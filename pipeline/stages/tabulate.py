@@ -12,7 +12,16 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.comparisons import read_comparisons
 from pipeline.files import write_atomically
 from pipeline.stages import run
-from pipeline.tables import Row, add_row_arguments, tabulate, to_csv, to_latex, to_markdown
+from pipeline.tables import (
+    Row,
+    add_row_arguments,
+    read_published,
+    set_beside,
+    tabulate,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +42,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--study-name", required=True, help="what the caption calls the study")
     parser.add_argument("--study-note", default="", help="what the notes say of the study, in plain text")
     parser.add_argument("--comparisons", type=Path, help="CSV file of compare; what is significant is marked")
+    parser.add_argument(
+        "--published",
+        type=Path,
+        help="CSV of published figures, in the columns of data/paper_table1.csv, to set beside",
+    )
     parser.add_argument("--csv", type=Path, required=True, help="CSV file to write")
     parser.add_argument("--markdown", type=Path, help="Markdown file to write")
     parser.add_argument("--tex", type=Path, required=True, help="LaTeX document to write")
@@ -45,6 +59,8 @@ def main(argv: list[str]) -> None:
             raise PipelineError(f"row {spec} names a metrics file twice")
         results.append((Row.parse(spec, args.datasets), files))
     table = tabulate(results, args.datasets, args.protocol)
+    if args.published:
+        table = set_beside(table, read_published(args.published))
     comparisons = read_comparisons(args.comparisons) if args.comparisons else None
     for path, content in (
         (args.csv, to_csv(table)),
@@ -56,6 +72,8 @@ def main(argv: list[str]) -> None:
         with write_atomically(path) as temporary:
             temporary.write_text(content, encoding="utf-8")
     logger.info("%d rows of %d targets", len(table), table["target"].nunique())
+    if args.published:
+        logger.info("%d of them have published figures in %s", table["published_t2a_R1"].notna().sum(), args.published)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import FIGURES, PROTOCOLS
 from pipeline.evaluation.windows import WINDOWS
 from pipeline.stages import tabulate
-from pipeline.tables import _ESCAPES, PROTOCOL_NOTES, WINDOW_NOTES, escape
+from pipeline.tables import _ESCAPES, PROTOCOL_NOTES, WINDOW_NOTES, escape, read_published
 
 PAPER = Path(__file__).parents[2] / "data" / "paper_table1.csv"
 GOLDEN = Path(__file__).parent / "expected_table1.tex"
@@ -356,3 +357,103 @@ def test_marked_document_compiles(tmp_path, study):
     run_stage(tmp_path, study, more=["--comparisons", str(comparisons)])
     text = pdf_text(tmp_path, "table1")
     assert re.search(r"Differs from finetune on the same clips: paired bootstrap over clips, p < 0.05", text)
+
+
+def beside(folder: Path, study: Study, more: Sequence[str] = ()) -> tuple[list[dict[str, str]], str, str]:
+    """CSV rows, Markdown and LaTeX of a table beside the paper's."""
+    markdown = folder / "table.md"
+    csv_path, tex = run_stage(folder, study, more=["--published", str(PAPER), "--markdown", str(markdown), *more])
+    return list(csv.DictReader(csv_path.open())), markdown.read_text(), tex.read_text()
+
+
+def test_the_papers_figures_beside_themselves_differ_by_nothing_and_gain_what_the_abstract_states(tmp_path, study):
+    rows, markdown, tex = beside(tmp_path, study)
+    for row, published in zip(rows, csv.DictReader(PAPER.open()), strict=True):
+        for name in FIGURES:
+            assert float(row[f"published_{name}"]) == float(row[name]) == float(published[name])
+            assert row[f"difference_{name}"] == "0.00"
+    composed = [row for row in rows if row["method"] == "composed"]
+    assert [row["gain_t2a_R1"] for row in composed] == ["9.3", "8.4", "13.6", "11.3"]
+    assert all(
+        row[f"gain_{name}"] == row[f"published_gain_{name}"] for row in composed for name in ("t2a_R1", "a2t_R1")
+    )
+    assert not any(row["gain_t2a_R1"] for row in rows if row["method"] != "composed")
+    assert "text to audio: Clotho 9.3 %, AudioCaps 13.6 %." in markdown
+    assert r"text to audio: Clotho 9.3 \%, AudioCaps 13.6 \%." in tex
+
+
+def test_published_figures_and_differences_are_the_same_in_csv_markdown_and_latex(tmp_path, study):
+    for number, (_, seeds) in enumerate(study):
+        figures = seeds[0]["protocols"]["paper"]
+        seeds[0]["protocols"] = {"paper": {name: value + 0.37 * (number - 5) for name, value in figures.items()}}
+    rows, markdown, tex = beside(tmp_path, study)
+    assert rows[0]["difference_t2a_R1"] == "-1.85" and rows[11]["difference_a2t_mAP10"] == "2.22"
+    assert rows[1]["gain_t2a_R1"] == "" and rows[2]["gain_t2a_R1"] == f"{100 * (17.45 / 15.5 - 1):.1f}"
+    for kind in ("published", "difference"):
+        expected = [[float(row[f"{kind}_{name}"]) for name in FIGURES] for row in rows]
+        in_markdown = [line for line in markdown.splitlines() if f"*{kind}*" in line]
+        assert [[float(figure) for figure in re.findall(r"[-+]?\d+\.\d\d", line)] for line in in_markdown] == expected
+        in_latex = [line for line in tex.splitlines() if rf"\quad\footnotesize\emph{{{kind}}}" in line]
+        assert [[float(figure) for figure in re.findall(r"[-+]?\d+\.\d\d", line)] for line in in_latex] == expected
+
+
+def test_rows_are_matched_by_training_data_whatever_the_columns_and_others_are_shown_as_not_published(tmp_path, study):
+    """A label makes a row another one; a method or training data that the paper lacks have no counterpart."""
+    first = study[0][1][0]
+    rows = ["clotho|finetune|A+T|-|", "clotho|composed|A+T|A|", "clotho|composed|A+T|A||gain 0.25"]
+    rows += ["clotho|composed_all_pairs|A+T|A+T|", "clotho|text_mixing|A+T|-|"]
+    given = [(row.replace("||", "|-|").rstrip("|") + ("|-" if row.endswith("|") else ""), [first]) for row in rows]
+    found, markdown, tex = beside(tmp_path, given)
+    assert [row["published_t2a_R1"] for row in found] == ["16.98", "18.56", "", "", ""]
+    assert markdown.count("*not published*") == tex.count(r"\emph{not published}") == 3
+    table = read_published(PAPER)
+    swapped = tmp_path / "published.csv"
+    pd.read_csv(PAPER)[["audioset", "audiocaps", "clotho", "method", "target", *FIGURES]].to_csv(swapped, index=False)
+    assert read_published(swapped) == table
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda text: text.replace("a2t_R5", "a2t_R6"), "has no column a2t_R5"),
+        (lambda text: text.replace("16.98", "n/a"), "line 3: a figure is no number"),
+        (lambda text: text + text.splitlines()[1] + "\n", "line 14: repeats the row clotho|vanilla"),
+    ],
+)
+def test_published_figures_that_cannot_be_read_are_refused_with_their_line(tmp_path, study, edit, message):
+    path = tmp_path / "published.csv"
+    path.write_text(edit(PAPER.read_text()))
+    with pytest.raises(PipelineError, match=re.escape(message)):
+        run_stage(tmp_path, study, more=["--published", str(path)])
+
+
+def test_document_beside_the_paper_compiles_with_seeds_and_marks(tmp_path, study):
+    with_seeds(study, [-0.5, 0.1, 0.7])
+    comparisons = write_comparisons(tmp_path / "comparisons.csv", {"t2a_R1": 0.001})
+    beside(tmp_path, study, more=["--comparisons", str(comparisons)])
+    text = pdf_text(tmp_path, "table1")
+    assert re.search(r"^ *composed +A\+T +Audio +- +18\.66 ?±0\.60", text, re.MULTILINE)
+    assert re.search(r"^ *published +18\.56 +42\.78", text, re.MULTILINE)
+    assert re.search(r"^ *difference +(\+0\.10 +){7}\+0\.10", text, re.MULTILINE)
+    assert re.search(r"^ *Clotho +A\+T +Audio +- +9\.3 +9\.3 +22\.3 +22\.1", text, re.MULTILINE)
+
+
+def test_table2_of_the_experiment_compiles_beside_the_paper(tmp_path, study):
+    """All its rows, with the labels of the file, on one sheet."""
+    experiment = yaml.safe_load((PAPER.parents[1] / "experiments" / "table2.yaml").read_text())
+    runs = {**yaml.safe_load((PAPER.parents[1] / "config.yaml").read_text())["runs"], **experiment["runs"]}
+    rows: Study = []
+    for row in experiment["tables"]["table2"]:
+        run = runs[row["run"]]
+        cells = [
+            "A+T" if name in run["labeled"] else "A" if name in run.get("unlabeled", []) else "-"
+            for name in DATASETS[1:]
+        ]
+        metrics = next(seeds[0] for name, seeds in study if name.startswith(row["target"]))
+        label = [row["label"]] if "label" in row else []
+        rows.append(("|".join([row["target"], row["method"], *cells, *label]), [metrics]))
+    beside(tmp_path, rows)
+    text = pdf_text(tmp_path, "table1")
+    assert text.count("not published") == 14 and len(re.findall("^ *published", text, re.MULTILINE)) == 8
+    assert re.search(r"^ *text mixing§ \(“followed by”\) +A\+T +- +- ", text, re.MULTILINE)
+    assert re.search(r"^ *composed¶ +A\+T +A\+T +Audio ", text, re.MULTILINE)

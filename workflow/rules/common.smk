@@ -26,6 +26,7 @@ wildcard_constraints:
     seed=r"\d+",
     target="|".join(config["datasets"]),
     table="|".join(config["tables"]),
+    curve="|".join(config.get("curves", {})) or "(?!)",
     backbone="|".join(PUBLISHED),
     learning_rate=r"[0-9.e+-]+",
 
@@ -191,6 +192,13 @@ def partner_flags(wildcards, input):
     return ["--unlabeled", *manifests] if manifests else []
 
 
+def fraction_flags(wildcards):
+    """The shares of its clips that a run uses, where the configuration gives one."""
+    given = run_config(wildcards.run)
+    names = [name for name in ("labeled_fraction", "unlabeled_fraction") if name in given]
+    return [f"--{name.replace('_', '-')}={given[name]}" for name in names]
+
+
 def held_out_summaries(wildcards):
     """The summaries of every validation and test split of the study: nothing of them may be trained on."""
     splits = {
@@ -320,6 +328,53 @@ def table_rows(name):
         return flags
 
     return rows
+
+
+def published_figures(wildcards):
+    """The published figures that the tables show beside ours, where the study names a file of them."""
+    return [config["study"]["published"]] if "published" in config["study"] else []
+
+
+def published_flags(wildcards, input):
+    """The same as flags."""
+    return [word for path in input.published for word in ("--published", path)]
+
+
+def curve_runs(curve):
+    """The runs of a curve, in the order of its lines."""
+    return [run for runs in config["curves"][curve]["lines"].values() for run in runs]
+
+
+def run_files(curve, run):
+    """The pairs file and the contributions of a run on a curve, for every seed of the run."""
+    target = config["curves"][curve]["target"]
+    return [
+        path
+        for seed in seeds_of(run)
+        for path in (
+            f"results/pairs/{run}/seed{seed}.parquet",
+            f"results/evaluations/{run}/seed{seed}/{target}/contributions.parquet",
+        )
+    ]
+
+
+def curve_files(wildcards):
+    """The pairs files and contributions of every run of a curve."""
+    return sorted({path for run in curve_runs(wildcards.curve) for path in run_files(wildcards.curve, run)})
+
+
+def curve_points(wildcards):
+    """The points of a curve as flags: --point LINE PAIRS CONTRIBUTIONS PAIRS CONTRIBUTIONS ..."""
+    flags = []
+    for line, runs in config["curves"][wildcards.curve]["lines"].items():
+        for run in runs:
+            flags += ["--point", line, *run_files(wildcards.curve, run)]
+    return flags
+
+
+def curve_axis(wildcards):
+    """What a curve is drawn against."""
+    return config["curves"][wildcards.curve]["against"]
 
 
 def table_runs():

@@ -41,8 +41,9 @@ rule pair_clips:
         backbone=config["backbone"]["name"],
         epochs=run_epochs,
         batch_size=run_batch_size,
+        fractions=fraction_flags,
     shell:
         "python -m pipeline.stages.pair_clips --labeled {params.labeled:q} {params.partners:q}"
         " --held-out {params.held_out:q} --leaks {params.leaks}"
         " --backbone {params.backbone} --epochs {params.epochs} --batch-size {params.batch_size}"
-        " --seed {wildcards.seed} --pairs {output.pairs:q} 2> {log:q}"
+        " --seed {wildcards.seed} {params.fractions} --pairs {output.pairs:q} 2> {log:q}"

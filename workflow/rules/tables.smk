@@ -3,6 +3,7 @@ rule tabulate:
     input:
         metrics=table_files("metrics.json"),
         comparisons="results/comparisons/{table}.csv",
+        published=published_figures,
         code=code_of("tabulate"),
     output:
         csv="results/{table}.csv",
@@ -16,9 +17,11 @@ rule tabulate:
         protocol=config["evaluation"]["protocol"],
         datasets=table_datasets,
         rows=table_rows("metrics.json"),
+        published=published_flags,
     shell:
         "python -m pipeline.stages.tabulate --study-name {params.name:q} --study-note {params.note:q}"
         " --protocol {params.protocol} --datasets {params.datasets} {params.rows:q} --comparisons {input.comparisons:q}"
+        " {params.published:q}"
         " --csv {output.csv:q} --markdown {output.markdown:q} --tex {output.tex:q} 2> {log:q}"
 
 
@@ -38,3 +41,22 @@ rule compare:
     shell:
         "python -m pipeline.stages.compare --protocol {params.protocol} --datasets {params.datasets}"
         " {params.rows:q} --csv {output.csv:q} 2> {log:q}"
+
+
+rule draw_curves:
+    """Draw R@1 against the amount of training data, every point with its interval."""
+    input:
+        files=curve_files,
+        code=code_of("draw_curves"),
+    output:
+        csv="results/curves/{curve}.csv",
+        svg="results/curves/{curve}.svg",
+    log:
+        "logs/draw_curves/{curve}.log",
+    params:
+        protocol=config["evaluation"]["protocol"],
+        against=curve_axis,
+        points=curve_points,
+    shell:
+        "python -m pipeline.stages.draw_curves --protocol {params.protocol} --against {params.against}"
+        " {params.points:q} --csv {output.csv:q} --svg {output.svg:q} 2> {log:q}"

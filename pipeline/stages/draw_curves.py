@@ -1,0 +1,49 @@
+"""Draw R@1 against the amount of training data, with intervals and what differs significantly, as CSV and SVG."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from pipeline.curves import AXES, SHOWN, draw_points, to_csv
+from pipeline.errors import PipelineError
+from pipeline.evaluation.comparisons import SAMPLES
+from pipeline.evaluation.metrics import PROTOCOLS
+from pipeline.files import write_atomically
+from pipeline.plots import data_curves
+from pipeline.stages import run
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--point", nargs="+", action="append", required=True, metavar=("LINE", "FILE"),
+        help="a line's name, then pairs file and contributions.parquet of a run, for every seed; again for every run",
+    )  # fmt: skip
+    parser.add_argument("--against", choices=AXES, required=True, help="the horizontal axis")
+    parser.add_argument("--protocol", choices=PROTOCOLS, required=True)
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="draws of the clips (default: %(default)s)")
+    parser.add_argument("--csv", type=Path, required=True, help="CSV file to write")
+    parser.add_argument("--svg", type=Path, required=True, help="plot to write")
+    args = parser.parse_args(argv)
+    if args.samples < 1:
+        parser.error(f"--samples must be at least 1, not {args.samples}")
+
+    points = []
+    for line, *files in args.point:
+        if not files or len(files) % 2:
+            raise PipelineError(f"line {line}: {len(files)} files; a pairs file and contributions a seed were expected")
+        points.append((line, [Path(path) for path in files[::2]], [Path(path) for path in files[1::2]]))
+    table = draw_points(points, args.against, args.protocol, seed=args.seed, samples=args.samples)
+    for path, content in ((args.csv, to_csv(table)), (args.svg, data_curves(table, args.against, AXES, SHOWN))):
+        with write_atomically(path) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    logger.info("%d points on %d lines", len(points), table["line"].nunique())
+
+
+if __name__ == "__main__":
+    run(main)
