@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,40 @@ def test_every_experiment_is_right_over_the_default(config, name, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     for dataset in study["datasets"].values():
         Path(dataset["root"]).mkdir(parents=True)
+    Path("data").mkdir(exist_ok=True)
+    shutil.copy(ROOT / "data" / "paper_table1.csv", "data")
     check_config(study, SCHEMA)
+
+
+@pytest.mark.parametrize("name", ["table2", "curves"])
+def test_experiments_on_top_of_the_papers_study_train_at_its_rates(config, name):
+    """The small study's rates lie under the paper's: none may show through."""
+    over = [yaml.safe_load((ROOT / "experiments" / f"{name}.yaml").read_text()) for name in ("paper", name)]
+    study = merged(merged(config, over[0]), over[1])
+    rates = [{**study["training"], **run.get("settings", {})}["learning_rate"] for run in study["runs"].values()]
+    assert set(rates) == {over[0]["training"]["learning_rate"]} == {0.00005}
+
+
+def test_a_curve_names_runs_that_are_trained_and_a_target_with_captions(config):
+    curve = {"target": "clotho", "against": "labeled_clips", "lines": {"finetune": ["clotho_finetune"]}}
+    check_config({**config, "curves": {"pairs": curve}}, SCHEMA)
+    for wrong, message in (
+        ({"target": "audioset"}, "curves.pairs.target: datasets.audioset.splits names no test split"),
+        ({"lines": {"a": ["nothing"]}}, "curves.pairs.lines.a: there is no run nothing"),
+        ({"lines": {"a": ["vanilla"]}}, "curves.pairs.lines.a: vanilla is vanilla, which is trained on nothing"),
+        ({"against": "hours"}, "curves.pairs.against: 'hours' is not one of labeled_clips"),
+    ):
+        assert message in problem({**config, "curves": {"pairs": {**curve, **wrong}}})
+
+
+def test_a_share_is_of_something_and_published_figures_exist(config):
+    config["runs"]["clotho_finetune"]["unlabeled_fraction"] = 0.5
+    config["study"]["published"] = "nowhere.csv"
+    message = problem(config)
+    assert "runs.clotho_finetune.unlabeled_fraction: the run has no unlabeled datasets" in message
+    assert "study.published: there is no file nowhere.csv" in message
+    config["runs"]["clotho_finetune"]["labeled_fraction"] = 0
+    assert "runs.clotho_finetune.labeled_fraction: 0 is less than or equal to the minimum of 0" in problem(config)
 
 
 def test_a_dataset_is_a_raw_tree_or_ready_shards(config):

@@ -1,5 +1,7 @@
 """The pairs file: complete, reproducible, fair, and refused when it cannot be right."""
 
+import collections
+import itertools
 import tracemalloc
 
 import numpy as np
@@ -9,9 +11,11 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of
+from pipeline.inspection.verification import verify_pairs
 from pipeline.leaks import read_held_out
 from pipeline.pairs import NO_CAPTION, Clips, epoch_order, pair_epoch, read_clips, read_epoch, read_facts
 from pipeline.stages import pair_clips
+from pipeline.subsets import subset
 
 
 def clips(prefix, count, seed=0):
@@ -209,3 +213,79 @@ def test_shards_of_two_formats_are_warned_of_because_their_checksums_differ(tiny
 def test_clips_without_a_source_id_are_not_taken_for_one_another(tiny_study, tmp_path):
     held_out = held_out_split(tiny_study, tmp_path, source_id=None)
     assert read_facts(pair_with(held_out, tmp_path, "fail", tiny_study.manifest("labeled")))["left_out_as_leaked"] == {}
+
+
+def pair_part(study, path, *flags, labeled=("labeled",), seed=0, batch_size=4, epochs=3):
+    manifests = ["--labeled", *(str(study.manifest(name)) for name in labeled)]
+    plan = ["--backbone", "mini", "--epochs", str(epochs), "--batch-size", str(batch_size), "--seed", str(seed)]
+    pair_clips.main([*manifests, *flags, *plan, "--pairs", str(path)])
+    return pq.read_table(path), read_facts(path)
+
+
+def test_smaller_parts_lie_within_larger_ones_and_every_seed_has_its_own():
+    all_clips = clips("l", 1000)
+    parts = [set(subset(all_clips, share, 3).keys.to_pylist()) for share in (0.001, 0.1, 0.25, 0.9)]
+    assert [len(part) for part in parts] == [1, 100, 250, 900]
+    assert all(small < large for small, large in itertools.pairwise(parts))
+    assert subset(all_clips, 1, 3) is all_clips
+    others = set(subset(all_clips, 0.1, 4).keys.to_pylist())
+    assert len(others & parts[1]) < 30, "100 of 1,000 drawn twice have about 10 in common"
+
+
+def test_a_part_keeps_each_clips_own_length_and_captions_in_order():
+    all_clips = clips("l", 200)
+    rows = dict(zip(all_clips.keys.to_pylist(), zip(all_clips.frames, all_clips.captions, strict=True), strict=True))
+    part = subset(all_clips, 0.3, 0)
+    keys = part.keys.to_pylist()
+    assert [rows[key] for key in keys] == list(zip(part.frames, part.captions, strict=True))
+    assert keys == [key for key in all_clips.keys.to_pylist() if key in set(keys)]
+
+
+def test_new_clips_in_a_split_push_out_few_of_the_old():
+    before, after = clips("l", 1000), clips("l", 1050)
+    lost = set(subset(before, 0.2, 0).keys.to_pylist()) - set(subset(after, 0.2, 0).keys.to_pylist())
+    assert len(lost) < 20
+
+
+def test_a_part_of_the_labeled_clips_is_trained_on_in_as_many_steps_as_all(tiny_study, tmp_path):
+    whole, all_facts = pair_part(tiny_study, tmp_path / "whole.parquet")
+    half, facts = pair_part(tiny_study, tmp_path / "half.parquet", "--labeled-fraction=0.5")
+    assert len(half) == len(whole) == 3 * 24 and facts["epochs"] == 6 and facts["steps_per_epoch"] == 3
+    assert len(set(half["labeled_key"].to_pylist())) == facts["labeled_clips"] == 12
+    assert all_facts["labeled_clips"] == 24 and all_facts["labeled_fraction"] == 1
+    assert facts["labeled_captions"] == 24 and facts["labeled_fraction"] == 0.5
+    assert 12 < facts["labeled_s"] < 48, "12 clips of 1 to 4 s"
+    assert "3 steps" in verify_pairs(tmp_path / "half.parquet", tiny_study.shards, quick=False)
+
+
+def test_a_part_of_the_unlabeled_clips_leaves_the_labeled_side_as_it_is(tiny_study, tmp_path):
+    flags = ["--unlabeled", str(tiny_study.manifest("unlabeled"))]
+    whole, all_facts = pair_part(tiny_study, tmp_path / "whole.parquet", *flags)
+    part, facts = pair_part(tiny_study, tmp_path / "part.parquet", *flags, "--unlabeled-fraction=0.25")
+    assert part["labeled_key"].equals(whole["labeled_key"])
+    assert len(set(part["partner_key"].to_pylist())) == facts["unlabeled_clips"] == 5 and len(part) == len(whole)
+    assert all_facts["unlabeled_clips"] == 20 and 5 < facts["unlabeled_s"] < all_facts["unlabeled_s"] < 80
+
+
+def test_several_unlabeled_sets_are_one_from_which_every_clip_is_as_likely(tiny_study, tmp_path):
+    flags = ["--unlabeled", str(tiny_study.manifest("unlabeled")), str(tiny_study.manifest("labeled"))]
+    table, facts = pair_part(tiny_study, tmp_path / "both.parquet", *flags, epochs=11, batch_size=24)
+    uses = collections.Counter(table["partner_key"].to_pylist())
+    assert len(uses) == facts["unlabeled_clips"] == 44 and sum(uses.values()) == 11 * 24
+    of_first = sum(count for key, count in uses.items() if key.startswith("unlabeled"))
+    assert 0.35 < of_first / (11 * 24) < 0.56, "20 of 44 clips"
+    assert set(facts["unlabeled"]) == {str(tiny_study.manifest(name).parent) for name in ("unlabeled", "labeled")}
+
+
+@pytest.mark.parametrize("fraction", ["0", "1.5", "-0.1", "nan"])
+def test_a_share_that_is_none_is_refused(tiny_study, tmp_path, capsys, fraction):
+    with pytest.raises(SystemExit):
+        pair_part(tiny_study, tmp_path / "pairs.parquet", f"--labeled-fraction={fraction}")
+    assert "--labeled-fraction must be above 0 and at most 1" in capsys.readouterr().err
+
+
+def test_a_part_smaller_than_a_batch_is_refused_with_the_share(tiny_study, tmp_path):
+    with pytest.raises(
+        PipelineError, match=r"batch_size is 4, but the labeled set holds 2 clips .* labeled_fraction 0.1"
+    ):
+        pair_part(tiny_study, tmp_path / "pairs.parquet", "--labeled-fraction=0.1")
