@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from pipeline.pairs import read_facts
+
 ROOT = Path(__file__).parents[2]
 SHIPPED = ["Snakefile", "config.yaml", "workflow", "pipeline", "profiles", "data", "experiments"]
 
@@ -50,11 +52,19 @@ def tiny(project):
     path.write_text(
         yaml.safe_dump(
             {
-                "study": {"name": "tiny", "note": "A test."},
+                "study": {"name": "tiny", "note": "A test.", "published": "data/paper_table1.csv"},
                 "soundscapes": {"scale": 0.08},
                 "shards": {"clips_per_shard": 32},
                 "pretrain": {"epochs": 1, "batch_size": 8},
                 "training": {"epochs": 1, "batch_size": 8},
+                "runs": {"clotho_composed_audioset": {"labeled_fraction": 0.6, "unlabeled_fraction": 0.5}},
+                "curves": {
+                    "audio": {
+                        "target": "clotho",
+                        "against": "unlabeled_hours",
+                        "lines": {"composed": ["clotho_composed_audioset"]},
+                    }
+                },
                 "tables": {
                     "table1": [
                         {"target": "clotho", "method": "vanilla", "run": "vanilla"},
@@ -118,6 +128,14 @@ def test_the_whole_study_runs_at_a_tiny_size_and_a_second_run_has_nothing_to_do(
     assert all(
         0 <= float(row[f"{direction}_R{k}"]) <= 100 for row in rows for direction in ("t2a", "a2t") for k in (1, 5, 10)
     )
+    assert [row["published_t2a_R1"] for row in rows] == ["15.75", "18.41", "33.50", "38.26"]
+    facts = read_facts(project / "results" / "pairs" / "clotho_composed_audioset" / "seed0.parquet")
+    assert (facts["labeled_fraction"], facts["unlabeled_fraction"]) == (0.6, 0.5)
+    with (project / "results" / "curves" / "audio.csv").open() as file:
+        points = list(csv.DictReader(file))
+    assert [row["value"] for row in points] == [rows[1]["t2a_R1"], rows[1]["a2t_R1"]]
+    assert float(points[0]["unlabeled_hours"]) == pytest.approx(facts["unlabeled_s"] / 3600, rel=1e-3)
+    assert (project / "results" / "curves" / "audio.svg").exists()
     assert "Nothing to be done" in snakemake(project, "--configfile", tiny)
 
     # An edit of a module deep below a stage reruns that stage and what follows, and nothing before.
@@ -147,6 +165,20 @@ def test_a_sweep_goes_on_past_a_rate_that_diverges_and_chooses_the_best_of_the_o
     assert [row["diverged"] for row in found[:2]] == ["", ""]
     best = max(found[:2], key=lambda row: float(row["mAP10"]))  # on a tie the lower rate
     assert [row["chosen"] for row in found] == [str(row is best) for row in found]
+
+
+def test_table2_and_curves_are_planned_on_top_of_the_papers_study(project):
+    roots = {name: {"root": "data"} for name in ("clotho", "audiocaps", "audioset")}
+    (project / "roots.yaml").write_text(yaml.safe_dump({"datasets": roots}))
+    studies = [f"experiments/{name}.yaml" for name in ("paper", "table2", "curves")]
+    targets = ["results/table2.tex", "results/curves/labeled_pairs.svg", "results/curves/unlabeled_audio.csv"]
+    plan = snakemake(project, "-n", "-p", "--configfile", *studies, "roots.yaml", "--", *targets)
+    counts = dict(line.split() for line in plan.splitlines() if re.fullmatch(r"\w+ +\d+", line))
+    assert (counts["train"], counts["draw_curves"], counts["tabulate"]) == ("25", "2", "1")
+    assert "--unlabeled-fraction=0.0625" in plan and "--labeled-fraction=0.25" in plan
+    together = "--unlabeled results/shards/audiocaps/train/manifest.parquet results/shards/audioset/balanced_train/"
+    assert together in plan and "'--conjunction= followed by '" in plan
+    assert "--published data/paper_table1.csv" in plan
 
 
 def test_a_parquet_file_that_changes_makes_the_catalog_again(project):
