@@ -229,17 +229,18 @@ def _differences(found: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 def to_csv(table: pd.DataFrame) -> str:
     """The table as CSV, figures to two decimals; for Table 1 its first columns are those of `data/paper_table1.csv`.
 
-    A column `label` stands after the method where a row has one. What `set_beside` added comes last, empty where
-    nothing is published.
+    A column `label` stands after the method where a row has one. Where a row has several seeds, standard deviations
+    follow as FIGURE_sd; what `set_beside` added comes last. A cell without a value is empty.
     """
     datasets = table.attrs["datasets"]
     label = ["label"] if table["label"].any() else []
     names = ["target", "method", *label, *datasets, *FIGURES, "n_text", "n_audio", "protocol", "seeds"]
-    beside = _BESIDE if is_beside(table) else []
-    written = table[[*names, *beside]].copy()
+    more = [f"{name}_sd" for name in FIGURES] if (table["seeds"] > 1).any() else []
+    more += _BESIDE if is_beside(table) else []
+    written = table[[*names, *more]].copy()
     for name in FIGURES:
         written[name] = written[name].map(number)
-    for name in beside:
+    for name in more:
         write = gain if "gain" in name else number
         written[name] = written[name].map(lambda value, write=write: "" if math.isnan(value) else write(value))
     return written.to_csv(index=False, lineterminator="\n")

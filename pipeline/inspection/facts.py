@@ -256,6 +256,7 @@ def pairs_facts(path: Path, shards: Path | None, samples: int) -> dict[str, Any]
     uses = {"uses_of_a_labeled_clip": np.unique(labeled, return_counts=True)[1]}
     plan = {
         **{name: facts[name] for name in sorted(PAIRS_FACTS)},
+        **{name: facts[name] for name in ("labeled_fraction", "unlabeled_fraction") if name in facts},
         "window_s": facts["window_frames"] / facts["sample_rate_hz"],
         "steps": facts["epochs"] * facts["steps_per_epoch"],
         "rows": len(labeled),

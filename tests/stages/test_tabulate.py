@@ -359,6 +359,17 @@ def test_marked_document_compiles(tmp_path, study):
     assert re.search(r"Differs from finetune on the same clips: paired bootstrap over clips, p < 0.05", text)
 
 
+def test_deviations_over_seeds_are_the_same_in_csv_markdown_and_latex(tmp_path, study):
+    with_seeds(study, [-0.5, 0.2, 1.3])
+    rows, markdown, tex = beside(tmp_path, study)
+    expected = [row[f"{name}_sd"] for row in rows for name in FIGURES]
+    assert expected[:8] == [""] * 8 and set(expected[8:48]) == {"0.91"}, "vanilla has one seed, and no deviation"
+    assert re.findall(r"± ([\d.]+)", markdown) == [sd for sd in expected if sd]
+    assert re.findall(r"\\,\{\\tiny\$\\pm\$([\d.]+)\}\}?", tex.replace(r"\phantom{\,{\tiny$\pm$0.00}}", "")) == [
+        sd for sd in expected if sd
+    ]
+
+
 def beside(folder: Path, study: Study, more: Sequence[str] = ()) -> tuple[list[dict[str, str]], str, str]:
     """CSV rows, Markdown and LaTeX of a table beside the paper's."""
     markdown = folder / "table.md"
