@@ -63,6 +63,7 @@ PAPER_CLIPS_PER_SHARD = 1_000  # experiments/paper.yaml
 FEW_CLIPS = 16
 BATCH_SIZE = 64
 EPOCHS = 24
+MEMORY_EPOCHS = (1, 10, 40)
 HOURS = (10_000, 1_000_000)
 
 Times = dict[str, list[float]]
@@ -290,7 +291,11 @@ def cut(clip: Mapping[str, Any]) -> NDArray[np.int16]:
 
 
 def loader_memory(pairs: Path, shards: Path) -> dict[int, tuple[float, float]]:
-    """Megabytes resident and unique (USS) of a loader worker after epochs 1 and 10, by epoch."""
+    """Megabytes resident and unique (USS) of a loader worker after each of `MEMORY_EPOCHS`, by epoch.
+
+    Taken while the worker waits for the next request, having read ahead: at any other moment it holds, beside the same
+    number of batches, a part of the one that it is reading.
+    """
     batches = PairedBatches(pairs, shards)
     fork = multiprocessing.get_context("fork")  # as training does
     worker = fork.Value("i", 0)
@@ -308,10 +313,21 @@ def loader_memory(pairs: Path, shards: Path) -> dict[int, tuple[float, float]]:
     )
     steps, found = batches.facts["steps_per_epoch"], {}
     for step, _ in enumerate(loader, start=1):
-        if step in (steps, 10 * steps):
-            memory = psutil.Process(worker.value).memory_full_info()
-            found[step // steps] = (memory.rss / 1e6, memory.uss / 1e6)
+        epoch, is_within = divmod(step, steps)
+        if not is_within and epoch in MEMORY_EPOCHS:
+            process = psutil.Process(worker.value)
+            wait_until_idle(process)
+            memory = process.memory_full_info()
+            found[epoch] = (memory.rss / 1e6, memory.uss / 1e6)
     return found
+
+
+def wait_until_idle(process: psutil.Process) -> None:
+    """Return once a process has used no processor time for half a second."""
+    used = None
+    while (now := sum(process.cpu_times()[:2])) != used:
+        used = now
+        time.sleep(0.5)
 
 
 def measure_memory(folder: Path) -> dict[str, Any]:
@@ -319,8 +335,8 @@ def measure_memory(folder: Path) -> dict[str, Any]:
     measured: dict[str, Any] = {}
     shards = folder / "results" / "shards"
     for size in ("few", "many"):
-        # Eleven epochs, because the worker reads ahead: after the tenth it is still there.
-        pairs = make_pairs(folder, size, batch_size=FEW_CLIPS // 2, epochs=11)
+        # More epochs than are measured, because the worker reads ahead: it must still be there.
+        pairs = make_pairs(folder, size, batch_size=FEW_CLIPS // 2, epochs=MEMORY_EPOCHS[-1] + 4)
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             epochs = pool.submit(loader_memory, pairs, shards).result()
         splits = [shards / f"{size}_{kind}" / "train" / "manifest.json" for kind in ("labeled", "unlabeled")]
@@ -467,16 +483,14 @@ def report(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield from time_lines(reading, samples, "sample")
     yield ""
-    yield "Memory of a loader worker, MB:"
+    yield "Memory of a loader worker that waits for its next request, MB:"
     yield ""
-    yield "| shards | resident after epoch 1 | after 10 | growth | unique after epoch 1 | after 10 | growth |"
-    yield "|---:|---:|---:|---:|---:|---:|---:|"
+    after = " | ".join(f"{kind} after epoch {epoch}" for kind in ("resident", "unique") for epoch in MEMORY_EPOCHS)
+    yield f"| shards | {after} |"
+    yield f"|---:|{'---:|' * (2 * len(MEMORY_EPOCHS))}"
     for size in memory.values():
-        (rss, uss), (rss_10, uss_10) = size["epochs"][1], size["epochs"][10]
-        yield (
-            f"| {size['shards']} | {rss:.1f} | {rss_10:.1f} | {rss_10 - rss:+.1f} | "
-            f"{uss:.1f} | {uss_10:.1f} | {uss_10 - uss:+.1f} |"
-        )
+        figures = [size["epochs"][epoch][kind] for kind in (0, 1) for epoch in MEMORY_EPOCHS]
+        yield f"| {size['shards']} | {' | '.join(f'{figure:.1f}' for figure in figures)} |"
     yield ""
     yield "## What N hours take"
     yield ""

@@ -5,14 +5,16 @@ Shapes: B = slots of this process, S = samples of a window.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from pipeline.errors import PipelineError
 from pipeline.pairs import NO_CAPTION, read_epoch, read_facts
@@ -63,6 +65,7 @@ class PairedBatches(Dataset[Batch]):
             for role in ("labeled", "unlabeled")
         )
         self._epoch: tuple[int, _Slots] | None = None
+        self._memory = _Memory((self.slots.stop - self.slots.start, self.facts["window_frames"]))
 
     def _open(self, shards: Path, folder: Path, checksum: str) -> ShardReader:
         reader = open_shards(shards / folder.parent.name / folder.name)
@@ -84,15 +87,14 @@ class PairedBatches(Dataset[Batch]):
         slots = self._epoch[1]
         count = self.slots.stop - self.slots.start
         here = slice(step_of_epoch * count, (step_of_epoch + 1) * count)
-        frames = self.facts["window_frames"]
         partner_BS, partner_captions = None, None
         if slots.partner is not None:
-            partner_BS = slots.partner.windows(here, frames)
+            partner_BS = slots.partner.read(here, self._memory.tensor())
             partner_captions = slots.partner.captions(here)
         return Batch(
             keys=slots.keys[here].to_pylist(),
             captions=slots.labeled.captions(here) or [],
-            labeled_BS=slots.labeled.windows(here, frames),
+            labeled_BS=slots.labeled.read(here, self._memory.tensor()),
             partner_BS=partner_BS,
             partner_captions=partner_captions,
             partner_keys=None if slots.partner_keys is None else slots.partner_keys[here].to_pylist(),
@@ -116,6 +118,34 @@ class PairedBatches(Dataset[Batch]):
         )
 
 
+class _Memory:
+    """Tensors for windows, int16, in memory that is used again once the tensor before is gone.
+
+    Fresh memory has to be mapped and zeroed by the kernel, page by page, which takes as long as reading into it.
+    """
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self._shape = shape
+        self._free: list[NDArray[np.int16]] = []
+
+    def tensor(self) -> Tensor:
+        """One that nothing else refers to, its values left to chance."""
+        slots, frames = self._shape
+        if get_worker_info() is not None:
+            # Where a loader worker would copy it to before it sends it; the training process lets go of it unseen here.
+            storage = torch.UntypedStorage._new_shared(slots * frames * torch.int16.itemsize)
+            return torch.empty(0, dtype=torch.int16).set_(storage, 0, (slots, frames))  # type: ignore[call-overload]
+        windows_BS = self._free.pop() if self._free else np.empty(self._shape, np.int16)
+        lent_BS = windows_BS[
+            :
+        ]  # the tensor keeps this view, and torch lets go of it with the last tensor of its memory
+        weakref.finalize(lent_BS, self._free.append, windows_BS)
+        return torch.from_numpy(lent_BS)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_shape": self._shape, "_free": []}
+
+
 @dataclass(frozen=True)
 class _Clips:
     """The clip of every slot of an epoch: 24 bytes each."""
@@ -126,13 +156,12 @@ class _Clips:
     start: np.ndarray
     caption: np.ndarray
 
-    def windows(self, slots: slice, frames: int) -> Tensor:
-        """The windows of some slots, int16, each read to its place."""
-        windows_BS = np.empty((slots.stop - slots.start, frames), np.int16)
+    def read(self, slots: slice, windows_BS: Tensor) -> Tensor:
+        """The windows of some slots, each read to its place in a tensor, which comes back."""
         places = zip(self.reader[slots].tolist(), self.row[slots].tolist(), self.start[slots].tolist(), strict=True)
-        for window_S, (reader, row, start) in zip(windows_BS, places, strict=True):
+        for window_S, (reader, row, start) in zip(windows_BS.numpy(), places, strict=True):
             self.readers[reader].read_into(row, start, window_S)
-        return torch.from_numpy(windows_BS)
+        return windows_BS
 
     def captions(self, slots: slice) -> list[str] | None:
         """The captions of some slots; None for clips that are used without."""
