@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import html
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.datasets.sources import SourceRow, without_extension
@@ -52,6 +54,9 @@ CATALOG_SCHEMA = pa.schema(
         pa.field("reason", pa.string()),
     ]
 )
+
+ROW_GROUP_ROWS = 1 << 14
+"""Of a catalog, so that a shard's rows are read without the others."""
 
 KEY_LENGTH = 64
 _DIGEST_LENGTH = 8
@@ -161,23 +166,63 @@ def check_losses(losses: Sequence[Loss], clips: int, max_dropped_fraction: float
     raise PipelineError(f"{what}: {len(losses)} of {clips} clips cannot be used, {limit}: {', '.join(parts)}; {advice}")
 
 
-def read_table(path: Path, schema: pa.Schema, made_by: str) -> pa.Table:
-    """A Parquet file of this schema, footer metadata kept; PipelineError if it is missing, damaged or another table."""
+@contextlib.contextmanager
+def _opened(path: Path, made_by: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file; PipelineError if it is missing or damaged."""
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            yield file
     except FileNotFoundError:
         raise PipelineError(f"{path}: not found; make it with python -m pipeline.stages.{made_by}") from None
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise PipelineError(f"{path}: cannot be read ({reason}); make it again with {made_by}") from error
-    if not table.schema.equals(schema):
+
+
+def _check_columns(file: pq.ParquetFile, path: Path, schema: pa.Schema, made_by: str) -> None:
+    if not file.schema_arrow.equals(schema):
         raise PipelineError(
             f"{path}: not what {made_by} writes; columns asked {', '.join(schema.names)}; "
-            f"found {', '.join(table.schema.names)}; make it again"
+            f"found {', '.join(file.schema_arrow.names)}; make it again"
         )
-    return table
+
+
+def read_table(path: Path, schema: pa.Schema, made_by: str) -> pa.Table:
+    """A Parquet file of this schema, footer metadata kept; PipelineError if it is missing, damaged or another table."""
+    with _opened(path, made_by) as file:
+        _check_columns(file, path, schema, made_by)
+        return file.read()
 
 
 def read_catalog(path: Path) -> pa.Table:
     """The catalog that index_audio wrote."""
     return read_table(path, CATALOG_SCHEMA, "index_audio")
+
+
+def read_keys(path: Path) -> list[str]:
+    """The keys of a catalog, in its order."""
+    with _opened(path, "index_audio") as file:
+        _check_columns(file, path, CATALOG_SCHEMA, "index_audio")
+        return file.read(["key"])["key"].to_pylist()
+
+
+def read_catalog_rows(path: Path, first_key: str | None, rows: int) -> pa.Table:
+    """So many rows of a catalog from a key on, None for its first, or as many as there are.
+
+    Of the file are read the row groups that they lie in. Raises PipelineError for a key that is not there.
+    """
+    with _opened(path, "index_audio") as file:
+        _check_columns(file, path, CATALOG_SCHEMA, "index_audio")
+        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+        first, start = 0, 0
+        if first_key is not None:
+            first = next(
+                (number for number, group in enumerate(groups) if group.column(0).statistics.max >= first_key), 0
+            )
+            start = pc.index(file.read_row_group(first, ["key"])["key"], first_key).as_py()
+            if start < 0:
+                raise PipelineError(f"{path}: has no clip {first_key}; it was made anew, run Snakemake again")
+        end = first
+        while end < len(groups) and sum(group.num_rows for group in groups[first:end]) < start + rows:
+            end += 1
+        return file.read_row_groups(range(first, end), use_threads=False).slice(start, rows)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.catalogs import Loss, catalog_of, check_losses
+from pipeline.catalogs import ROW_GROUP_ROWS, Loss, catalog_of, check_losses
 from pipeline.datasets import ADAPTERS
 from pipeline.files import write_parquet
 from pipeline.stages import run
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     catalog, losses = catalog_of(rows, dataset=args.dataset, split=args.split, labeled=args.labeled)
     log_losses(losses)
     check_losses(losses, len(catalog), args.max_dropped_fraction, str(args.root))
-    write_parquet(catalog, args.catalog)
+    write_parquet(catalog, args.catalog, ROW_GROUP_ROWS)
     logger.info("%s: %d clips, %d of them usable", args.catalog, len(catalog), len(catalog) - len(losses))
 
 

@@ -13,11 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from pipeline.assignment import FIRST_SHARD, Assignment, assign
+from pipeline.assignment import FIRST_SHARD, digest_of, read_shard
 from pipeline.audio import WAV_HEADER_BYTES, UnusableAudio, flac_of, read_recording
-from pipeline.catalogs import OK, REASONS, read_catalog
+from pipeline.catalogs import OK, REASONS
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_atomically, write_parquet
 from pipeline.members import Members, place_of
@@ -27,19 +25,6 @@ from pipeline.stages import run
 logger = logging.getLogger(__name__)
 
 COPIED = ("key", "dataset", "split", "status", "reason", "source_id", "source_name", "start_s", "captions")
-
-
-def assignment_of(shard: str, catalog: pa.Table, clips_per_shard: int, path: Path) -> Assignment:
-    """What stands in a shard; PipelineError for one that the catalog does not have."""
-    shards = {assignment.shard: assignment for assignment in assign(catalog, clips_per_shard)}
-    if shard not in shards:
-        names = list(shards)
-        more = f", ... ({len(names)} in all)" if len(names) > 3 else ""
-        raise PipelineError(
-            f"{path}: no shard {shard}; {len(catalog)} clips, at most {clips_per_shard} a shard, make the shards "
-            f"{', '.join(names[:3])}{more}"
-        )
-    return shards[shard]
 
 
 def write_clips(
@@ -102,6 +87,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--catalog", type=Path, required=True, help="Parquet file of index_audio")
     parser.add_argument("--shard", required=True, help=f"which shard of the catalog: {FIRST_SHARD}, or its first key")
     parser.add_argument("--clips-per-shard", type=int, required=True, help="at most so many clips a shard")
+    parser.add_argument(
+        "--clips", type=int, help="how many rows of the catalog the shard has; without it the keys of all are read"
+    )
     parser.add_argument("--digest", help="refuse a catalog whose rows of this shard have another digest")
     parser.add_argument("--sample-rate-hz", type=int, required=True)
     parser.add_argument(
@@ -115,14 +103,14 @@ def main(argv: list[str]) -> None:
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
 
-    catalog = read_catalog(args.catalog)
-    assignment = assignment_of(args.shard, catalog, args.clips_per_shard, args.catalog)
-    if args.digest not in (None, assignment.digest):
+    table = read_shard(args.catalog, args.shard, clips_per_shard=args.clips_per_shard, clips=args.clips)
+    digest = digest_of(table)
+    if args.digest not in (None, digest):
         raise PipelineError(
-            f"{args.catalog}: the rows of shard {args.shard} have the digest {assignment.digest}, {args.digest} asked; "
+            f"{args.catalog}: the rows of shard {args.shard} have the digest {digest}, {args.digest} asked; "
             "the catalog was made anew since the shard was planned, run Snakemake again"
         )
-    clips = catalog.slice(assignment.first_row, assignment.rows).to_pylist()
+    clips = table.to_pylist()
     args.rows.unlink(missing_ok=True)  # rows of an earlier tar must not stand beside a new one
     with write_atomically(args.tar) as temporary:
         places = [(clip["path"], clip["member"]) for clip in clips if clip["status"] == OK and clip["member"]]
@@ -146,10 +134,10 @@ def main(argv: list[str]) -> None:
             clips=sum(row["status"] == OK for row in rows),
             bytes=temporary.stat().st_size,
             sha256=sha256_of(temporary),
-            rows_digest=assignment.digest,
+            rows_digest=digest,
         )
-    table = rows_table(rows).replace_schema_metadata({FACTS_KEY: json.dumps(asdict(facts))})
-    write_parquet(table, args.rows)
+    written = rows_table(rows).replace_schema_metadata({FACTS_KEY: json.dumps(asdict(facts))})
+    write_parquet(written, args.rows)
     logger.info("%s: %d of %d clips, %d bytes", args.tar, facts.clips, len(rows), facts.bytes)
 
 

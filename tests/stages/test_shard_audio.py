@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from audio_files import (
@@ -37,6 +38,7 @@ from numpy.typing import NDArray
 from pipeline import audio
 from pipeline.assignment import read_assignment
 from pipeline.audio import UnusableAudio, read_recording, to_int16
+from pipeline.catalogs import read_catalog
 from pipeline.errors import PipelineError
 from pipeline.shards import MANIFEST_SCHEMA, read_rows
 from pipeline.stages import shard_audio
@@ -300,6 +302,32 @@ def test_shards_split_the_catalog_without_gap_or_overlap(tmp_path: Path) -> None
     assert all(first < second for first, second in pairwise(keys))
     with pytest.raises(PipelineError, match=r"no shard 00003; 5 clips, at most 2 a shard, make the shards 00000, "):
         shard_audio.main(shard_arguments(catalog, tmp_path / "out", "00003", clips=2))
+
+
+def test_a_planned_shard_is_made_from_its_rows_of_the_catalog_and_reads_no_others(tmp_path: Path) -> None:
+    """Every other row group of the catalog is spoilt: a job of a large split must not read the whole."""
+    whole = make_catalog(write_folder(tmp_path, clips=9), tmp_path / "catalog.parquet")
+    pq.write_table(read_catalog(whole), whole, row_group_size=2)
+    shards = read_assignment(whole, 2)
+    for shard in shards:
+        shard_audio.main(shard_arguments(whole, tmp_path / "out", shard.shard, clips=2))
+        data = bytearray(whole.read_bytes())
+        metadata = pq.read_metadata(whole)
+        mine = range(shard.first_row // 2, (shard.first_row + shard.rows - 1) // 2 + 1)
+        for group in set(range(metadata.num_row_groups)) - set(mine):
+            for column in (metadata.row_group(group).column(number) for number in range(metadata.num_columns)):
+                start = column.dictionary_page_offset or column.data_page_offset
+                data[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+        spoilt = tmp_path / "spoilt.parquet"
+        spoilt.write_bytes(data)
+        plan = ["--clips", str(shard.rows), "--digest", shard.digest]
+        shard_audio.main([*shard_arguments(spoilt, tmp_path / "planned", shard.shard, clips=2), *plan])
+        with pytest.raises(PipelineError, match=r"spoilt\.parquet: cannot be read"):
+            read_catalog(spoilt)
+    for path in (tmp_path / "out").iterdir():
+        assert path.read_bytes() == (tmp_path / "planned" / path.name).read_bytes()
+    with pytest.raises(PipelineError, match=r"catalog\.parquet: has no clip sounds_train_nowhere; it was made anew"):
+        shard_audio.main([*shard_arguments(whole, tmp_path / "out", "sounds_train_nowhere"), "--clips", "2"])
 
 
 def test_a_catalog_that_changed_since_the_plan_is_refused(tmp_path: Path) -> None:

@@ -116,12 +116,12 @@ def tars_place(wildcards):
 
 @functools.cache
 def assignment_of(catalog, modified_ns):
-    """The digest of every shard of a catalog, computed once for all its jobs; `modified_ns` tells versions apart."""
-    return {shard.shard: shard.digest for shard in read_assignment(catalog, config["shards"]["clips_per_shard"])}
+    """What stands in every shard of a catalog, computed once for all its jobs; `modified_ns` tells versions apart."""
+    return {shard.shard: shard for shard in read_assignment(catalog, config["shards"]["clips_per_shard"])}
 
 
 def shards_of(wildcards):
-    """The shards of a split and the digests of their rows, known once its catalog is written."""
+    """What stands in every shard of a split, known once its catalog is written."""
     catalog = Path(checkpoints.index_audio.get(dataset=wildcards.dataset, split=wildcards.split).output.catalog)
     return assignment_of(catalog, catalog.stat().st_mtime_ns)
 
@@ -133,7 +133,14 @@ def shard_rows(wildcards):
 
 def shard_digest(wildcards):
     """The digest of a shard's rows of the catalog: a shard is made again when it changes."""
-    return shards_of(wildcards).get(wildcards.shard, "none")
+    shards = shards_of(wildcards)
+    return shards[wildcards.shard].digest if wildcards.shard in shards else "none"
+
+
+def shard_clips(wildcards):
+    """How many rows of the catalog a shard has, by which they are found without reading the others."""
+    shards = shards_of(wildcards)
+    return shards[wildcards.shard].rows if wildcards.shard in shards else 0
 
 
 def split_path(dataset, role):
