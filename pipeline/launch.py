@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 STOPPED = 128 + signal.SIGTERM
 """Exit status after SIGTERM, as a shell reports a command that the signal ended."""
 
+SECONDS_TO_SAVE = 300
+"""How long torchrun waits after SIGTERM for the trainings to take their last steps and save: its own 30 s can be too
+few for steps of seconds and a checkpoint of gigabytes. SLURM's own limits hold besides."""
+
 FAILED_ON_A_NODE = 255
 """What one node of several reports for any failure but SIGTERM: srun ends the others with SIGTERM then, and returns the
 highest status of all, which must not read as `STOPPED`."""
@@ -43,12 +47,21 @@ def run_torchrun(arguments: list[str]) -> None:
 
     Exits with that process's status. Raises PipelineError where a signal ended it, of which nobody else tells.
     """
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args
     from torch.distributed.run import run as start
 
     logging.disable(logging.ERROR)  # torchrun's own, in this process alone
+    shut_down = LocalElasticAgent._shutdown
+
+    def shut_down_slowly(agent: LocalElasticAgent, death_sig: signal.Signals = signal.SIGTERM) -> None:
+        if agent._pcontext:  # torchrun has no option for its 30 s
+            agent._pcontext.close(death_sig, timeout=SECONDS_TO_SAVE)
+        shut_down(agent, death_sig)
+
+    LocalElasticAgent._shutdown = shut_down_slowly
     try:
         start(parse_args(arguments))
     except SignalException as error:

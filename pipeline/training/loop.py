@@ -38,7 +38,7 @@ from pipeline.training.watching import Watch
 logger = logging.getLogger(__name__)
 
 STEPS_PER_REPORT = 20
-"""Steps between two looks at the losses: on a GPU each look waits for the device."""
+"""Steps on GPUs between two looks at the losses, and between two questions whether to stop: each waits for the GPUs."""
 
 SAVED_AND_STOPPED = 128 + signal.SIGTERM
 """Exit status after SIGTERM: the checkpoint is written, the same command goes on from it."""
@@ -143,6 +143,14 @@ class StopRequest:
         return bool(flag.item())
 
 
+def leave_sigterm_to_the_training(worker: int) -> None:
+    """Let a loader process live through SIGTERM, which SLURM sends to every process of a job.
+
+    A training that loses a loader process fails before it can save. With the training its loader processes end.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def parameter_groups(model: ClapModel, settings: TrainingSettings) -> list[dict[str, Any]]:
     """Adam's groups: the encoders, and the a2t module with a learning rate of its own."""
     a2t = set() if model.a2t is None else set(model.a2t.parameters())
@@ -241,6 +249,7 @@ def train(
         num_workers=machine.workers,
         pin_memory=processes.device.type == "cuda",
         persistent_workers=machine.workers > 0,
+        worker_init_fn=leave_sigterm_to_the_training,
     )
     stop = StopRequest()
     pending: list[tuple[dict[str, Any], list[str]]] = []
@@ -279,11 +288,12 @@ def train(
         scheduler.step()
         done = step + 1
         is_save = done % machine.steps_per_checkpoint == 0 and done < steps
-        if not (processes.device.type == "cpu" or done % STEPS_PER_REPORT == 0 or is_save or done == steps):
+        is_report = processes.device.type == "cpu" or done % STEPS_PER_REPORT == 0
+        # A process that is alone need not ask: on a slow GPU so many steps are longer than SLURM waits.
+        is_asked = processes.count == 1 and stop.is_made
+        if not (is_report or is_asked or is_save or done == steps):
             continue
-        # Asking the other processes waits for them, so that on several this is done only now and then.
-        may_stop = processes.count == 1 or done % STEPS_PER_REPORT == 0
-        is_stop = done < steps and may_stop and stop.reaches(processes)
+        is_stop = done < steps and (is_report or is_asked) and stop.reaches(processes)
         try:
             rows += settle(pending, resume_point.path)
             if is_save or is_stop or done == steps:

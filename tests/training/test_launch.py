@@ -32,6 +32,54 @@ def test_sigterm_to_the_launcher_saves_and_the_same_command_ends_with_the_same_w
     assert_same_weights(tmp_path / "unbroken", tmp_path / "run")
 
 
+def test_sigterm_to_every_process_of_a_job_loaders_included_saves_at_the_next_step(tiny_study, tmp_path):
+    """As SLURM sends it."""
+    pairs = tiny_study.pairs("composed", epochs=200)
+    words = ["-m", "pipeline.launch", "--processes", "2", "-m", "pipeline.stages.train"]
+    words += arguments(tiny_study, tmp_path, "composed", "--steps-per-checkpoint=5", "--workers=1", pairs=pairs)
+    process = launch(words, start_new_session=True)
+    while process.poll() is None and not (tmp_path / "checkpoints" / "last.pt").exists():
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert re.search(r"asked to stop: saved step ([6-9]|1\d) of 600", finish(process, STOPPED))
+
+
+SAVES_FOR_THREE_SECONDS = """
+import signal, sys, time
+from pathlib import Path
+
+def save(*_):
+    time.sleep(3)
+    Path(sys.argv[1] + "/saved").touch()
+    sys.exit(143)
+
+signal.signal(signal.SIGTERM, save)
+Path(sys.argv[1] + "/started").touch()
+time.sleep(60)
+"""
+TORCHRUN_WITH_A_SECOND_OF_PATIENCE = """
+import sys
+from torch.distributed.elastic.multiprocessing.api import PContext
+from pipeline.launch import run_torchrun
+
+assert PContext.close.__defaults__ == (None, 30)
+PContext.close.__defaults__ = (None, 1)
+run_torchrun(sys.argv[1:])
+"""
+
+
+def test_torchrun_waits_for_trainings_that_save_longer_than_its_own_patience(tmp_path):
+    (tmp_path / "training.py").write_text(SAVES_FOR_THREE_SECONDS)
+    process = launch(
+        ["-c", TORCHRUN_WITH_A_SECOND_OF_PATIENCE, "--standalone", str(tmp_path / "training.py"), str(tmp_path)]
+    )
+    while process.poll() is None and not (tmp_path / "started").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    finish(process, STOPPED)
+    assert (tmp_path / "saved").exists()
+
+
 def test_a_failing_training_keeps_its_own_status_and_message(tiny_study, tmp_path):
     words = ["-m", "pipeline.launch", "-m", "pipeline.stages.train"]
     words += arguments(tiny_study, tmp_path, "composed", pairs=tiny_study.pairs("finetune"))

@@ -47,12 +47,13 @@ def start(study, run, objective, *flags, processes=0, pairs=None):
     return launch([*(launcher if processes else module), *arguments_of_stage])
 
 
-def launch(words):
+def launch(words, *, start_new_session=False):
     """Python with these arguments, in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+        [sys.executable, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=start_new_session,
+    )  # fmt: skip
 
 
 def finish(process, status=0):
