@@ -33,6 +33,11 @@ def choose_device(asked: str | None) -> torch.device:
     return device
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on `device`, without waiting for the GPU: from memory that is not pinned a copy would wait."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def device_name(device: torch.device) -> str:
     """What computes: the GPU's name, or the processor's as the kernel knows it."""
     if device.type == "cuda":

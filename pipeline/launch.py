@@ -61,7 +61,7 @@ def run_torchrun(arguments: list[str]) -> None:
             agent._pcontext.close(death_sig, timeout=SECONDS_TO_SAVE)
         shut_down(agent, death_sig)
 
-    LocalElasticAgent._shutdown = shut_down_slowly
+    LocalElasticAgent._shutdown = shut_down_slowly  # type: ignore[assignment,method-assign]
     try:
         start(parse_args(arguments))
     except SignalException as error:

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipeline.devices import send
 from pipeline.errors import PipelineError
 from pipeline.models.a2t import AudioToText
 from pipeline.models.backbones import BACKBONES
@@ -169,9 +170,9 @@ class ClapModel(nn.Module):
         ids_BL = torch.zeros(len(ids), int(lengths_B.max()), dtype=torch.long)
         ids_BL[torch.arange(ids_BL.shape[1]) < lengths_B[:, None]] = torch.from_numpy(np.concatenate(ids))
         device = self.logit_scale.device
-        lengths_B = lengths_B.to(device, non_blocking=True)
+        lengths_B = send(lengths_B, device)
 
-        embeds_BLE = self.caption_encoder.embed(ids_BL.to(device, non_blocking=True))
+        embeds_BLE = self.caption_encoder.embed(send(ids_BL, device))
         if pseudo_tokens is not None and pseudo_count:
             # The last pseudo-token is the last position but one, before the end token, or the last.
             back_K = torch.arange(-pseudo_tokens.shape[1], 0, device=device) - int(pseudo_position == "before_end")

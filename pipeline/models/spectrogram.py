@@ -18,8 +18,11 @@ def log_mel(samples_BS: Tensor, window_W: Tensor, filters_FM: Tensor, hop_length
     Autocast is kept out, for a power spectrum spans more than bfloat16 resolves.
     """
     with torch.autocast(samples_BS.device.type, enabled=False):
-        # A few windows at a time: the spectra of a whole batch would leave the cache and fill the memory.
-        mel_BTM = torch.cat([_mel(chunk_BS, window_W, filters_FM, hop_length) for chunk_BS in samples_BS.split(8)])
+        # A few windows at a time: the spectra of a whole batch would leave the cache and fill the memory. On a GPU more
+        # (a gigabyte), for whose kernels eight are too little work to be worth their launch.
+        windows = 8 if samples_BS.device.type == "cpu" else 32
+        chunks = samples_BS.split(windows)
+        mel_BTM = torch.cat([_mel(chunk_BS, window_W, filters_FM, hop_length) for chunk_BS in chunks])
         return 10.0 * torch.log10(mel_BTM.clamp(min=SMALLEST_POWER))
 
 

@@ -60,6 +60,7 @@ def main(argv: list[str]) -> None:
     torch.set_num_threads(args.threads)
     with join_processes(choose_device(args.device)) as processes:
         model = load_model(args.pretrained)
+        model.a2t = None  # of a composed run: made anew below, or not trained, and DDP would wait for its gradient
         if settings.uses_a2t:
             torch.manual_seed(args.seed)  # the same first a2t weights on every process
             model.add_a2t(dropout=settings.a2t_dropout, tokens=settings.pseudo_tokens)

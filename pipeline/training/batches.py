@@ -100,6 +100,14 @@ class PairedBatches(Dataset[Batch]):
             partner_keys=None if slots.partner_keys is None else slots.partner_keys[here].to_pylist(),
         )
 
+    def keys_of_all(self, step: int) -> list[str]:
+        """Key of every clip in the global batch of a step, each once: labeled ones, then partners."""
+        epoch, step_of_epoch = divmod(step, self.facts["steps_per_epoch"])
+        batch_size = self.facts["batch_size"]
+        table = read_epoch(self.pairs, epoch).slice(step_of_epoch * batch_size, batch_size)
+        keys = [*table["labeled_key"].to_pylist(), *table["partner_key"].drop_null().to_pylist()]
+        return list(dict.fromkeys(keys))
+
     def _read_epoch(self, epoch: int) -> _Slots:
         """This process's slots of all steps of an epoch."""
         table = read_epoch(self.pairs, epoch)

@@ -108,6 +108,7 @@ class SynchronizedBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(input)
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        dtype, input = input.dtype, input.float()  # of bfloat16, sums would be rounded to three digits
         count = input.numel() // input.shape[1] * (dist.get_world_size() if dist.is_initialized() else 1)
         mean_C11 = sum_over_processes(input.sum(dim=(0, 2, 3), keepdim=True)[0]) / count
         # Around the mean, because the mean of squares less the square of the mean would cancel.
@@ -119,7 +120,7 @@ class SynchronizedBatchNorm(nn.BatchNorm2d):
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked += 1
         scale_C11 = self.weight[:, None, None] * torch.rsqrt(variance_C11 + self.eps)
-        return centred * scale_C11 + self.bias[:, None, None]
+        return (centred * scale_C11 + self.bias[:, None, None]).to(dtype)
 
 
 def synchronized(norm: nn.BatchNorm2d) -> SynchronizedBatchNorm:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import logging
 import math
+import pickle
 import shutil
 import signal
 import sys
@@ -82,7 +84,9 @@ def fingerprint(pairs: Path, settings: TrainingSettings, seed: int, start: str) 
     `start` is the checksum of the weights that the training starts from.
     """
     package = Path(__file__).parents[1]
-    sources = [*sorted(package.glob("models/*.py")), *sorted(package.glob("training/*.py")), package / "objectives.py"]
+    others = ("objectives.py", "pairs.py", "shards.py", "stages/train.py", "stages/pretrain.py")
+    sources = [*sorted(package.glob("models/*.py")), *sorted(package.glob("training/*.py"))]
+    sources += [package / name for name in others]
     code = hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()
     return {
         "pairs": sha256_of(pairs),
@@ -90,7 +94,22 @@ def fingerprint(pairs: Path, settings: TrainingSettings, seed: int, start: str) 
         "starting weights": start,
         "code": code,
         "torch": str(torch.__version__),  # a plain str, which weights_only loading allows
+        **{name: importlib.metadata.version(name) for name in ("transformers", "msclap")},
     }
+
+
+def differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
+    """What differs between two fingerprints, by name; of the settings also which, with both values."""
+    names = [name for name, value in expected.items() if found.get(name) != value]
+    if "settings" in names:
+        before, now = json.loads(found["settings"]), json.loads(expected["settings"])
+        changed = [
+            f"{name} {before.get(name)!r}, now {now.get(name)!r}"
+            for name in sorted({*before, *now})
+            if before.get(name) != now.get(name)
+        ]
+        names[names.index("settings")] = f"settings: {', '.join(changed)}"
+    return names
 
 
 class Checkpoints:
@@ -104,9 +123,14 @@ class Checkpoints:
         """The state to go on from, None when there is none; raises on a checkpoint of another training."""
         if not self.path.exists():
             return None
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
-        strange = [name for name, value in self.belongs_to.items() if state["belongs_to"].get(name) != value]
-        if strange:
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise PipelineError(
+                f"{self.path}: damaged checkpoint ({reason}); delete {self.path.parent} to start again"
+            ) from error
+        if strange := differences(state["belongs_to"], self.belongs_to):
             raise PipelineError(
                 f"{self.path}: is the checkpoint of another training (different: {', '.join(strange)}); "
                 f"delete {self.path.parent} to start again, or restore what it was made with to go on"
@@ -252,7 +276,7 @@ def train(
         worker_init_fn=leave_sigterm_to_the_training,
     )
     stop = StopRequest()
-    pending: list[tuple[dict[str, Any], list[str]]] = []
+    pending: list[dict[str, Any]] = []
     outcome = FINISHED
     progress = tqdm(
         mininterval=0.1
@@ -284,7 +308,7 @@ def train(
             **dict(zip(("learning_rate", "a2t_learning_rate"), scheduler.get_last_lr(), strict=False)),
             "logit_scale": model.logit_scale.detach().exp(),
         }
-        pending.append((row, batch.keys))
+        pending.append(row)
         scheduler.step()
         done = step + 1
         is_save = done % machine.steps_per_checkpoint == 0 and done < steps
@@ -295,9 +319,9 @@ def train(
             continue
         is_stop = done < steps and (is_report or is_asked) and stop.reaches(processes)
         try:
-            rows += settle(pending, resume_point.path)
+            rows += settle(pending, batches, resume_point.path)
             if is_save or is_stop or done == steps:
-                check_weights(model, step, batch.keys, resume_point.path)
+                check_weights(model, step, batches, resume_point.path)
         except Diverged as error:
             if not may_diverge:
                 raise
@@ -318,7 +342,7 @@ def train(
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             loss = objective(batch)["loss"].item()
         if not math.isfinite(loss):
-            outcome = str(diverged(steps - 1, f"the loss after it is {loss}", batch.keys, resume_point.path))
+            outcome = str(diverged(steps - 1, f"the loss after it is {loss}", batches, resume_point.path))
     if processes.is_first:
         facts = {**dataclasses.asdict(settings), "seed": seed}
         table = pa.Table.from_pylist(rows).replace_schema_metadata({"settings": json.dumps(facts, sort_keys=True)})
@@ -381,6 +405,11 @@ def describe_shortage(
 ) -> str:
     """What to do after a GPU ran out of memory; finds by trying which micro-batch would fit."""
     slots = machine.micro_batch or len(batch.keys)
+    told = f"the GPU's memory does not hold {slots} slots of a step"
+    batch_norm = objective.settings.batch_norm
+    if batch_norm != "frozen":  # nor can it be tried: synchronized, every process would have to
+        advice = f"batch_norm is {batch_norm} and needs them at once: take more GPUs, a smaller batch_size, or frozen"
+        return f"{told}; {advice} ({shortage.splitlines()[0]})"
     reserved = 0 if optimizer.state else 2 * sum(value.nbytes for value in objective.parameters())  # Adam's, made later
     fitting = micro_batch_that_fits(objective, batch, slots, reserved)
     advice = (
@@ -389,7 +418,7 @@ def describe_shortage(
         if fitting
         else "not even one fits beside the model: a GPU with more memory is needed"
     )
-    return f"the GPU's memory does not hold {slots} slots of a step; {advice} ({shortage.splitlines()[0]})"
+    return f"{told}; {advice} ({shortage.splitlines()[0]})"
 
 
 def take_step(
@@ -412,26 +441,26 @@ def take_step(
     return {name: value.detach() for name, value in losses.items()}
 
 
-def settle(pending: list[tuple[dict[str, Any], list[str]]], checkpoint: Path) -> Iterator[dict[str, float]]:
+def settle(pending: list[dict[str, Any]], batches: PairedBatches, checkpoint: Path) -> Iterator[dict[str, float]]:
     """The rows with their tensors as numbers; raises after the first loss that is not finite."""
-    for row, keys in pending:
+    for row in pending:
         numbers = {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in row.items()}
         yield numbers
         if not math.isfinite(numbers["loss"]):
-            raise diverged(numbers["step"], f"the loss is {numbers['loss']}", keys, checkpoint)
+            raise diverged(int(numbers["step"]), f"the loss is {numbers['loss']}", batches, checkpoint)
 
 
-def check_weights(model: ClapModel, step: int, keys: list[str], checkpoint: Path) -> None:
+def check_weights(model: ClapModel, step: int, batches: PairedBatches, checkpoint: Path) -> None:
     """Raise when a weight is not finite after a step: the loss shows what a gradient did only one step later."""
     if not torch.stack([value.isfinite().all() for value in model.parameters()]).all():
         name = next(name for name, value in model.named_parameters() if not value.isfinite().all())
-        raise diverged(step, f"{name} is not finite after it", keys, checkpoint)
+        raise diverged(step, f"{name} is not finite after it", batches, checkpoint)
 
 
-def diverged(step: float, what: str, keys: list[str], checkpoint: Path) -> Diverged:
+def diverged(step: int, what: str, batches: PairedBatches, checkpoint: Path) -> Diverged:
     """The error that says in which step and on which clips a training diverged, and what is left of it."""
     kept = f"the checkpoint {checkpoint} is kept" if checkpoint.exists() else "there is no checkpoint yet"
     return Diverged(
-        f"step {step:.0f}: {what}; {kept}; a lower learning_rate is the usual remedy; "
-        f"clips of its batch: {', '.join(keys)}"
+        f"step {step}: {what}; {kept}; a lower learning_rate is the usual remedy; "
+        f"clips of its batch: {', '.join(batches.keys_of_all(step))}"
     )

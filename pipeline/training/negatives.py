@@ -11,6 +11,7 @@ import re
 import torch
 from torch import Tensor
 
+from pipeline.devices import send
 from pipeline.training.batches import Batch
 from pipeline.training.distributed import gather_rows
 
@@ -37,7 +38,7 @@ def equal_pairs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
     columns = [[normalised(caption) for caption in batch.captions], batch.keys]
     columns += [batch.partner_keys or [""] * count, [normalised(text) for text in batch.partner_captions or []]]
     identities = [[identity(text) for text in column or [""] * count] for column in columns]
-    own_B4 = torch.tensor(identities, dtype=torch.int64).T.to(device)
+    own_B4 = send(torch.tensor(identities, dtype=torch.int64), device).T
     caption_N, clip_N, partner_N, partner_caption_N = gather_rows(own_B4).unbind(1)
 
     def equal(first_N: Tensor, second_N: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.models import load_model
+from pipeline.models.clap import ClapModel
 from pipeline.training.batches import PairedBatches
 from pipeline.training.composition import CompositionLoss
 from pipeline.training.distributed import Processes, join_processes, synchronize_batch_norms
@@ -15,8 +16,8 @@ from pipeline.training.loop import Machine, backward_pass
 from pipeline.training.settings import TrainingSettings
 
 
-def gradients(pretrained, shards, pairs, settings, micro_batch, processes: Processes) -> dict[str, torch.Tensor]:
-    """The losses of the first global batch of `pairs`, every gradient, and the statistics of BatchNorm after it."""
+def model_of(pretrained, settings: TrainingSettings) -> ClapModel:
+    """The model in the training mode of the settings, with f_a2t of a fixed seed without dropout where it is used."""
     model = load_model(pretrained)
     if settings.uses_a2t:
         torch.manual_seed(0)
@@ -24,6 +25,12 @@ def gradients(pretrained, shards, pairs, settings, micro_batch, processes: Proce
     if settings.batch_norm == "synchronized":
         synchronize_batch_norms(model.audio_encoder)
     model.set_training_mode(batch_norm="frozen" if settings.batch_norm == "frozen" else "batch")
+    return model
+
+
+def gradients(pretrained, shards, pairs, settings, micro_batch, processes: Processes) -> dict[str, torch.Tensor]:
+    """The losses of the first global batch of `pairs`, every gradient, and the statistics of BatchNorm after it."""
+    model = model_of(pretrained, settings)
     objective = CompositionLoss(model, settings)
     batch = PairedBatches(Path(pairs), Path(shards), processes.rank, processes.count)[0]
     losses = backward_pass(objective, settings, processes, Machine(micro_batch=micro_batch))(batch)

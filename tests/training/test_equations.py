@@ -16,7 +16,8 @@ from pipeline.training.negatives import normalised
 from pipeline.training.settings import TrainingSettings
 
 CAPTIONS = ["a dog barks", "Rain falls.", "wind blows in the trees", "rain falls", "a dog barks", "birds sing, loudly"]
-KEYS = ["dog_1", "rain_1", "wind", "rain_2", "dog_2", "birds"]
+KEYS = ["dog_1", "rain_1", "wind", "rain_2", "dog_2", "wind"]
+"""The clip `wind` has two captions in the batch; a caption of rain and one of a dog are those of two clips."""
 UNLABELED = ["u1", "u2", "u3", "u2", "u4", "u1"]
 PARTNERS = [5, 0, 3, 2, 5, 1]
 """Of `concatenate`: wind with rain is there in both orders, dogs with birds in both orders of slots."""

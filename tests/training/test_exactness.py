@@ -24,6 +24,7 @@ from pipeline.training.distributed import Processes, synchronized
 from pipeline.training.micro_batches import backward_in_micro_batches, micro_batches
 from pipeline.training.settings import TrainingSettings
 
+OBJECTIVES = ("finetune", "composed", "concatenate")
 CASES = {
     "finetune": {"objective": "finetune"},
     "composed": {"objective": "composed"},
@@ -34,17 +35,20 @@ CASES = {
     "first_term_alone": {"objective": "composed", "a2t_weight": 0.0, "composed_weight": 0.0},
     "masked": {"objective": "composed", "mask_false_negatives": True},
     "masked_concatenate": {"objective": "concatenate", "mask_false_negatives": True},
-    "synchronized": {"objective": "composed", "batch_norm": "synchronized"},
+    **{f"{objective}_synchronized": {"objective": objective, "batch_norm": "synchronized"} for objective in OBJECTIVES},
 }
-ON_FOUR = ["finetune", "composed", "concatenate", "masked_concatenate", "synchronized"]
+PLAIN = {f"{objective}_plain": {"objective": objective, "batch_norm": "batch"} for objective in OBJECTIVES}
+"""BatchNorm with the statistics of each process's share, which is no function of the whole batch."""
+ON_FOUR = ["finetune", "composed", "concatenate", "masked_concatenate", "composed_synchronized"]
 IN_MICRO_BATCHES = ["finetune", "composed", "detached", "masked_concatenate"]
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
 
 
 def cases(study, names, micro_batch=0):
     """What save_gradients takes: pairs, settings and micro-batch of each case."""
-    pairs = {objective: str(study.pairs(objective)) for objective in ("finetune", "composed", "concatenate")}
-    return {name: (pairs[CASES[name]["objective"]], CASES[name], micro_batch) for name in names}
+    pairs = {objective: str(study.pairs(objective)) for objective in OBJECTIVES}
+    settings = {name: {**CASES, **PLAIN}[name] for name in names}
+    return {name: (pairs[varied["objective"]], varied, micro_batch) for name, varied in settings.items()}
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +65,8 @@ def together(tiny_study, tmp_path_factory):
     """The same on several processes, by their number; on two also in micro-batches of three of the four slots."""
     micro = cases(tiny_study, IN_MICRO_BATCHES, micro_batch=3)
     asked_of = {
-        2: cases(tiny_study, CASES) | {f"{name}-micro": case for name, case in micro.items()},
-        4: cases(tiny_study, ON_FOUR),
+        2: cases(tiny_study, [*CASES, *PLAIN]) | {f"{name}-micro": case for name, case in micro.items()},
+        4: cases(tiny_study, [*ON_FOUR, *PLAIN]),
     }
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     found = {}
@@ -90,6 +94,26 @@ def assert_equal(found, expected):
 @pytest.mark.parametrize(("count", "case"), [*((2, case) for case in CASES), *((4, case) for case in ON_FOUR)])
 def test_several_processes_have_the_losses_and_gradients_of_one(alone, together, count, case):
     assert_equal(together[count][case], alone[case])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("case", PLAIN)
+def test_plain_batch_norm_normalises_each_share_by_itself_in_the_loss_of_the_whole_batch(
+    tiny_study, together, case, count
+):
+    """Against one process that encodes the shares one after the other; the statistics kept are the first one's."""
+    pairs, settings, _ = cases(tiny_study, [case])[case]
+    model = save_gradients.model_of(tiny_study.pretrained, TrainingSettings(**settings))
+    objective, shares = CompositionLoss(model, TrainingSettings(**settings)), []
+    batch = PairedBatches(Path(pairs), tiny_study.shards)[0]
+    for share in micro_batches(batch, 8 // count):
+        shares.append(objective.embed(share))
+        if len(shares) == 1:
+            kept = {name: value.clone() for name, value in model.named_buffers() if "bn0.running" in name}
+    losses = objective.compare(torch.cat(shares), batch)
+    losses["loss"].backward()
+    expected = {f"losses.{name}": value.detach() for name, value in losses.items()}
+    assert_equal(together[count][case], {**gradients_of(objective.model), **kept, **expected})
 
 
 @pytest.mark.parametrize("case", IN_MICRO_BATCHES)
@@ -172,6 +196,16 @@ def test_synchronized_batch_norm_alone_is_batch_norm():
         torch.testing.assert_close(other.state_dict()[name], value)
 
 
+def test_synchronized_batch_norm_sums_bfloat16_in_float32():
+    torch.manual_seed(0)
+    rows = (torch.randn(8, 3, 40, 1) + 30).bfloat16()
+    own, other = torch.nn.BatchNorm2d(3), synchronized(torch.nn.BatchNorm2d(3))
+    found, expected = other(rows), own(rows.float())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(other.running_mean, own.running_mean)
+
+
 class ShortOfMemory(CompositionLoss):
     """A GPU that holds no more than so many slots, on machines without one."""
 
@@ -193,6 +227,14 @@ def test_a_step_that_does_not_fit_names_the_micro_batch_that_does(tiny_study, mo
         train.main(arguments)
     if room:
         train.main([*arguments, "--micro-batch=2"])
+
+
+def test_a_step_that_does_not_fit_is_not_told_to_split_what_batch_norm_needs_whole(tiny_study, monkeypatch, tmp_path):
+    monkeypatch.setattr("pipeline.training.loop.CompositionLoss", ShortOfMemory)
+    arguments = ["--pretrained", str(tiny_study.pretrained), "--pairs", str(tiny_study.pairs("finetune"))]
+    arguments += ["--shards", str(tiny_study.shards), "--seed=0", "--out", str(tmp_path), "--batch-norm=synchronized"]
+    with pytest.raises(PipelineError, match="batch_norm is synchronized and needs them at once: take more GPUs"):
+        train.main(arguments)
 
 
 @pytest.mark.gpu

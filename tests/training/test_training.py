@@ -300,7 +300,9 @@ def test_a_checkpoint_of_other_settings_pairs_weights_or_code_is_refused_by_name
 ):
     interrupt(tiny_study, tmp_path / "run", long_pairs, signal.SIGKILL)
     words = arguments(tiny_study, tmp_path / "run", "composed", pairs=long_pairs)
-    with pytest.raises(PipelineError, match=r"another training \(different: settings\); delete .*checkpoints"):
+    with pytest.raises(
+        PipelineError, match=r"\(different: settings: a2t_dropout 0\.1, now 0\.2\); delete .*checkpoints"
+    ):
         train.main([*words, "--a2t-dropout=0.2"])
     with pytest.raises(PipelineError, match=r"another training \(different: pairs\)"):
         train.main([*words, f"--pairs={tiny_study.pairs('composed', seed=1, epochs=40)}"])
@@ -318,14 +320,30 @@ def test_a_checkpoint_of_other_settings_pairs_weights_or_code_is_refused_by_name
         train.main(words)
 
 
+def test_a_damaged_checkpoint_is_named(tiny_study, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.pt").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(PipelineError, match=r"last\.pt: damaged checkpoint .*delete .*checkpoints to start again"):
+        train.main(arguments(tiny_study, tmp_path, "finetune"))
+
+
+def test_a_composed_run_is_finetuned_on_two_processes_without_its_a2t_module(tiny_study, tmp_path, unbroken):
+    finish(start(tiny_study, tmp_path, "finetune", f"--pretrained={unbroken}", processes=2))
+    assert load_model(tmp_path).a2t is None
+
+
 def test_pairs_of_another_objective_are_refused(tiny_study, tmp_path):
     with pytest.raises(PipelineError, match="pairs hold none, the objective `composed` needs unlabeled partners"):
         train.main(arguments(tiny_study, tmp_path, "composed", pairs=tiny_study.pairs("finetune")))
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_clips(tiny_study, tmp_path):
-    with pytest.raises(PipelineError, match=r"step \d: the loss is (nan|inf).*clips of its batch: labeled_train"):
-        train.main(arguments(tiny_study, tmp_path, "finetune", "--learning-rate=1e30"))
+    with pytest.raises(
+        PipelineError, match=r"step 1: the loss is (nan|inf).*clips of its batch: labeled_train"
+    ) as error:
+        train.main(arguments(tiny_study, tmp_path, "composed", "--learning-rate=1e30"))
+    batch = PairedBatches(tiny_study.pairs("composed"), tiny_study.shards)[1]
+    assert str(error.value).split("clips of its batch: ")[1].split(", ") == [*batch.keys, *batch.partner_keys]
     assert not (tmp_path / "model.safetensors").exists()
 
 
