@@ -10,7 +10,6 @@ what the paper's runs would take.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import importlib.util
 import logging
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pipeline.devices import add_device_argument, choose_device, device_name
+from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.models import msclap2023
 from pipeline.models.backbones import BACKBONES
@@ -41,7 +41,8 @@ from pipeline.stages import index_audio, index_shards, pair_clips, shard_audio
 from pipeline.training.batches import Batch, PairedBatches
 from pipeline.training.compilation import compile_audio_encoder, describe_failed_compilation
 from pipeline.training.composition import PCM_SCALE, CompositionLoss
-from pipeline.training.micro_batches import micro_batches
+from pipeline.training.distributed import Processes
+from pipeline.training.micro_batches import backward_in_micro_batches, micro_batches
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.throughput import flop_counter, peak_flops
 
@@ -53,6 +54,7 @@ TOKENS_A_CAPTION = ([0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1], [4, 
 """Quantiles of the lengths of AudioCaps' 49,838 training captions in GPT-2's tokens, end-of-text included."""
 LONGEST_OF_256 = 34.2
 """Mean length of the longest of 256 of them."""
+MOST_COUNTED = 16
 PAPER_EPOCHS, PAPER_BATCH = 30, 256
 PAPER_CLIPS = {"AudioCaps": 49_838, "Clotho": 3_839}
 ASSUMED_GPU = "H200"
@@ -164,63 +166,95 @@ def call(main: Callable[[list[str]], None], *words: object) -> None:
 class Contestant:
     """A way to take a training step, and what was measured of it."""
 
-    def __init__(self, objective: nn.Module, model: ClapModel, *, bfloat16: bool, compiled: bool = False) -> None:
+    def __init__(
+        self, objective: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, *, compiled: bool = False
+    ) -> None:
+        """All share one optimizer, or each would hold Adam's state of the others in its peak of memory."""
         self.objective = objective
-        self.device = model.logit_scale.device
-        self.bfloat16 = bfloat16
+        self.optimizer = optimizer
+        self.device = device
         self.compiled = compiled
-        trained = [value for value in model.parameters() if value.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=1e-5, fused=True)
         self.clips = 0
+        self.slots = 0
+        """Clips encoded at a time: fewer than `clips` in micro-batches."""
         self.seconds: list[float] = []
         self.flops = 0
         self.memory_bytes: int | None = None
 
     def step(self, batch: Batch) -> None:
-        """Forward, backward, optimizer; returns once the device is done."""
+        """Forward, backward, optimizer on the first `clips` of a batch; returns once the device is done."""
+        batch = next(micro_batches(batch, self.clips))
         self.optimizer.zero_grad(set_to_none=True)
         with torch.compiler.set_stance("default" if self.compiled else "force_eager"):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-                loss = self.objective(batch)["loss"]
-            loss.backward()
+            self.backward(batch)
         self.optimizer.step()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def warm_up(self, batch: Batch) -> None:
-        """A step that counts the arithmetic; on a GPU of half the batch, and so on, where its memory does not hold.
+    def backward(self, batch: Batch) -> None:
+        """The batch's gradient, in one piece or, as `--micro-batch` of the stage `train` does, in several."""
+        if self.slots < self.clips:
+            assert isinstance(self.objective, CompositionLoss)
+            alone = Processes(rank=0, count=1, device=self.device)
+            backward_in_micro_batches(self.objective, batch, self.slots, alone)
+        else:
+            self.objective(batch)["loss"].backward()
 
-        Compiled it counts nothing: torch.compile does not work under a counter.
+    def warm_up(self, batch: Batch, slots: int) -> None:
+        """The first steps: with half as many slots at once, and so on, where the GPU's memory does not hold `slots`.
+
+        The pipeline's step then takes the whole batch in micro-batches; the straightforward way has none, and takes a
+        smaller batch.
         """
-        self.clips = len(batch.captions)
-        while True:
-            counter = flop_counter()
-            try:
-                if self.device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
-                with contextlib.nullcontext() if self.compiled else counter:
-                    self.step(next(micro_batches(batch, self.clips)))
-                break
-            except torch.cuda.OutOfMemoryError:
-                self.optimizer.zero_grad(set_to_none=True)
-                torch.cuda.empty_cache()
-                self.clips //= 2
-        self.flops = counter.get_total_flops()
-        if self.device.type == "cuda":
-            self.memory_bytes = torch.cuda.max_memory_allocated()
+        self.clips, self.slots = len(batch.captions), slots
+        while not self.fits(batch):
+            self.slots //= 2
+            if self.slots == 0:
+                raise PipelineError(
+                    f"{device_name(self.device)} does not hold the model and one clip; take a larger GPU"
+                )
+            if not isinstance(self.objective, CompositionLoss):
+                self.clips = self.slots
+        if not self.compiled:  # torch.compile does not work under a counter
+            self.flops = self.count(batch)
+
+    def fits(self, batch: Batch) -> bool:
+        """Whether memory holds a step, which is taken."""
+        try:
+            self.step(batch)
+        except torch.OutOfMemoryError:
+            short = True  # the error keeps the step's tensors alive until this block is left
+        else:
+            short = False
+        if short:
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+        return not short
+
+    def count(self, batch: Batch) -> int:
+        """Operations of a step but for a second encoding in micro-batches, which a share of the peak must not count."""
+        part = next(micro_batches(batch, self.slots))
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.compiler.set_stance("force_eager"), flop_counter() as counter:
+            self.objective(part)["loss"].backward()
+        return counter.get_total_flops() * self.clips // len(part.captions)
 
     def measure(self, batch: Batch) -> None:
         """Time one step."""
-        batch = next(micro_batches(batch, self.clips))
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
         self.step(batch)
         self.seconds.append(time.perf_counter() - began)
+        if self.device.type == "cuda":
+            self.memory_bytes = max(self.memory_bytes or 0, torch.cuda.max_memory_allocated())
 
     def facts(self, peak: float | None) -> dict[str, Any]:
         """The median step with its extremes, and what follows from it."""
         second = statistics.median(self.seconds)
         return {
             "clips": self.clips,
+            "micro_batch": self.slots,
             "step_s": second,
             "step_s_min": min(self.seconds),
             "step_s_max": max(self.seconds),
@@ -233,7 +267,7 @@ class Contestant:
 
 
 def loader_wait(batches: PairedBatches, contestant: Contestant, *, steps: int, workers: int) -> float:
-    """Share of the time of `steps` steps, one after another as in training, that passes before a batch is there.
+    """Share of the time of `steps` steps, one after another as in training, that passes until a batch is there.
 
     The device is waited for after each step, so that a wait is not hidden by work it still has to do.
     """
@@ -260,15 +294,17 @@ def text_flops(encode: Callable[[], Tensor]) -> int:
 
 def text_arithmetic(model: ClapModel, batch: Batch, prompt: str) -> dict[str, float]:
     """GFLOP a clip, forward and backward, of all three text passes: padded to 77 tokens, and as the pipeline does."""
-    count = len(batch.captions)
+    # A few captions, the batch's longest among them, to whose length all are padded: the same figure in less memory.
+    captions = sorted(batch.captions, key=lambda caption: len(model._token_ids([caption])[0]))[-MOST_COUNTED:]
+    count = len(captions)
     pseudo_BE = torch.zeros(count, model.token_dim, device=model.logit_scale.device)
-    fused = [*batch.captions, *[prompt] * count, *batch.captions]
+    fused = [*captions, *[prompt] * count, *captions]
     padded = sum(
         text_flops(lambda words=words, tokens=tokens: encode_padded(model, words, tokens))  # type: ignore[misc]
-        for words, tokens in ((batch.captions, None), ([prompt] * count, pseudo_BE), (batch.captions, pseudo_BE))
+        for words, tokens in ((captions, None), ([prompt] * count, pseudo_BE), (captions, pseudo_BE))
     )
     own = text_flops(lambda: model.encode_text(fused, torch.cat([pseudo_BE, pseudo_BE])[:, None]))
-    longest = max(map(len, model._token_ids(batch.captions))) + 1
+    longest = max(map(len, model._token_ids(captions))) + 1
     return {
         "padded": padded / count / 1e9,
         "own": own / count / 1e9,
@@ -291,7 +327,8 @@ def project(facts: dict[str, Any]) -> list[str]:
         gflop = projected_gflop_a_clip(facts)
         work = f"{dataset}: {steps:,} steps of {PAPER_BATCH} clips ({PAPER_EPOCHS} epochs of {clips:,} clips)"
         if facts["device"] == "cuda" and facts["batch_size"] == PAPER_BATCH:
-            second = facts["pipeline"]["step_s"]
+            ways = [facts[name] for name in ("pipeline", "compiled") if not isinstance(facts[name], str)]
+            second = min(found["step_s"] for found in ways)
             lines.append(f"{work}: {steps * second / 60:.1f} min on this GPU alone, at the measured {second:.3f} s")
         else:
             peak = peak_flops(ASSUMED_GPU)
@@ -324,6 +361,7 @@ def report(facts: dict[str, Any]) -> str:
         line += "" if found["mfu"] is None else f", {found['mfu']:.1%} of the peak"
         line += "" if found["memory_gb"] is None else f", {found['memory_gb']:.1f} GB"
         line += "" if found["clips"] == facts["batch_size"] else f", at batch {found['clips']}, the most that fits"
+        line += "" if found["micro_batch"] == found["clips"] else f", in micro-batches of {found['micro_batch']}"
         lines.append(line)
     plain, own, compiled, text = (facts[name] for name in ("straightforward", "pipeline", "compiled", "text"))
     lines.append(
@@ -333,6 +371,7 @@ def report(facts: dict[str, Any]) -> str:
     if not isinstance(compiled, str):
         lines.append(
             f"compiled: {compiled['clips_per_s'] / own['clips_per_s']:.2f} times the clips a second of the pipeline, "
+            f"{compiled['clips_per_s'] / plain['clips_per_s']:.2f} times that of the straightforward step, "
             f"after a first step of {facts['compiled_first_step_s']:.0f} s"
         )
     lines += [
@@ -347,6 +386,9 @@ def report(facts: dict[str, Any]) -> str:
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.train", description=__doc__)
     parser.add_argument("--batch-size", type=int, help="global batch (default: 256 on a GPU, 8 on a CPU)")
+    parser.add_argument(
+        "--micro-batch", type=int, help="clips that the pipeline encodes at a time (default: as many as fit)"
+    )
     parser.add_argument("--steps", type=int, help="timed steps of each (default: 20 on a GPU, 3 on a CPU)")
     parser.add_argument("--workers", type=int, help="loader processes (default: 8 on a GPU, 1 on a CPU)")
     parser.add_argument("--json", type=Path, help="file to write all that was measured to")
@@ -369,9 +411,14 @@ def main(argv: list[str]) -> None:
         model = msclap2023.build(tokenizer)
         model.add_a2t()
         model.to(device).set_training_mode(encoder_regularisation=settings.encoder_regularisation)
-        plain = Contestant(SeparatePasses(model, settings), model, bfloat16=False)
-        own = Contestant(CompositionLoss(model, settings), model, bfloat16=on_gpu)
-        compiled = Contestant(own.objective, model, bfloat16=on_gpu, compiled=True)
+        trained = [value for value in model.parameters() if value.requires_grad]
+        optimizer = torch.optim.Adam(trained, lr=1e-5, fused=True)
+        for value in trained:  # Adam's state is there from the start, so that what fits once fits again
+            value.grad = torch.zeros_like(value)
+        optimizer.step()
+        plain = Contestant(SeparatePasses(model, settings), optimizer, device)  # float32, where it computes itself
+        own = Contestant(CompositionLoss(model, settings), optimizer, device)  # bfloat16 on a GPU, as in training
+        compiled = Contestant(own.objective, optimizer, device, compiled=True)
         contestants = {"straightforward": plain, "pipeline": own, "compiled": compiled}
         failed = ""
         compile_audio_encoder(model)
@@ -382,12 +429,12 @@ def main(argv: list[str]) -> None:
             logger.info("first step, %s", name)
             began = time.perf_counter()
             try:
-                contestant.warm_up(batches[0])
+                contestant.warm_up(batches[0], batch_size if contestant is plain else args.micro_batch or batch_size)
             except torch._dynamo.exc.BackendCompilerFailed as error:
                 failed = describe_failed_compilation(error, device)
                 del contestants[name]
         first_step_s = time.perf_counter() - began
-        compiled.flops = own.flops * compiled.clips // own.clips
+        compiled.flops = own.flops
         for step in range(1, steps + 1):
             batch = batches[step].pin_memory() if on_gpu else batches[step]
             for contestant in contestants.values():

@@ -8,15 +8,19 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 PEAK_FLOPS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,  # SXM; after the two above, whose names contain it
+    "H200 NVL": 835e12,
     "H200": 989e12,
-    "H100": 989e12,  # SXM; after the two below, whose names contain this one
+    "GH200": 989e12,
     "A100": 312e12,
+    "A30": 165e12,
     "L40S": 362e12,
     "L4": 121e12,
     "A10": 125e12,
-    "V100": 125e12,  # float16: it has no bfloat16
 }
-"""Dense bfloat16 operations a second of GPUs by what their name contains, from NVIDIA's data sheets."""
+"""Dense bfloat16 operations a second of GPUs by the words in their names, the first that fits; NVIDIA's data sheets."""
 
 
 def flop_counter() -> FlopCounterMode:
@@ -40,9 +44,14 @@ def flop_counter() -> FlopCounterMode:
 
 
 def peak_flops(device_name: str) -> float | None:
-    """A device's peak for bfloat16 matrix products, in operations a second; None where it is not known."""
-    words = device_name.replace("-", " ").split()
-    return next((peak for name, peak in PEAK_FLOPS.items() if name in words), None)
+    """A device's peak for bfloat16 matrix products, in operations a second; None where it is not known.
+
+    Nor is it known of a slice of a GPU (MIG), which bears the name of the whole.
+    """
+    words = set(device_name.replace("-", " ").split())
+    if "MIG" in words:
+        return None
+    return next((peak for name, peak in PEAK_FLOPS.items() if words.issuperset(name.split())), None)
 
 
 def utilization(flops_per_s: float, gpus: Sequence[str]) -> float | None:

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from bench.train import LONGEST_OF_256, TOKENS_A_CAPTION, SeparatePasses, gpt2_tokenizer, made_up_captions
+from bench.train import (
+    LONGEST_OF_256,
+    TOKENS_A_CAPTION,
+    Contestant,
+    SeparatePasses,
+    gpt2_tokenizer,
+    made_up_captions,
+)
 from pipeline.models import load_model
 from pipeline.training.batches import PairedBatches
 from pipeline.training.composition import CompositionLoss
@@ -25,6 +32,42 @@ def test_the_straightforward_step_has_the_losses_of_the_pipelines(tiny_study):
     assert own.keys() == plain.keys()
     for name, value in own.items():
         assert plain[name].item() == pytest.approx(value.item(), rel=1e-4), name
+
+
+@pytest.fixture
+def objectives(tiny_study):
+    """The pipeline's objective and the straightforward one, of one model."""
+    model = load_model(tiny_study.pretrained)
+    model.add_a2t(dropout=0.0)
+    model.set_training_mode()
+    settings = TrainingSettings(objective="composed")
+    return CompositionLoss(model, settings), SeparatePasses(model, settings)
+
+
+@pytest.mark.parametrize(("is_own", "clips"), [(True, 8), (False, 2)])
+def test_where_memory_ends_the_pipeline_keeps_its_batch_and_the_straightforward_step_does_not(
+    tiny_study, objectives, monkeypatch, is_own, clips
+):
+    batches = PairedBatches(tiny_study.pairs("composed"), tiny_study.shards)
+    objective = objectives[0] if is_own else objectives[1]
+    model, encode_audio = objective.model, objective.model.encode_audio
+    optimizer = torch.optim.Adam((value for value in model.parameters() if value.requires_grad), lr=1e-5)
+    whole = Contestant(objective, optimizer, torch.device("cpu"))
+    whole.warm_up(batches[0], 8)
+
+    def encode_few(samples_BS):
+        if len(samples_BS) > (6 if is_own else 2):  # windows: the pipeline encodes three a clip at once
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return encode_audio(samples_BS)
+
+    monkeypatch.setattr(model, "encode_audio", encode_few)
+    parted = Contestant(objective, optimizer, torch.device("cpu"))
+    parted.warm_up(batches[0], 8)
+    parted.measure(batches[1])
+    facts = parted.facts(peak=None)
+    assert (whole.slots, facts["clips"], facts["micro_batch"]) == (8, clips, 2)
+    # The second encoding is not counted, and captions of two clips are padded to less.
+    assert 0.8 < facts["gflop_a_clip"] / (whole.flops / whole.clips / 1e9) <= 1.01
 
 
 def test_made_up_captions_are_as_long_as_those_of_audiocaps():

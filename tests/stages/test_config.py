@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -111,6 +112,14 @@ def test_every_key_of_the_schema_is_described():
 
     schema = yaml.safe_load(SCHEMA.read_text())
     assert list(undescribed(schema, "config")) == []
+
+
+def test_every_setting_of_a_training_is_described_with_its_default_and_a_reason(config):
+    properties = yaml.safe_load(SCHEMA.read_text())["$defs"]["settings"]["properties"]
+    for name in properties.keys() - set(BATCH_PLAN):
+        default = config["training"][name]
+        shown = "a space" if default == " " else str(default).lower() if isinstance(default, bool) else str(default)
+        assert re.search(rf"Default {re.escape(shown)}(,|:) \w", properties[name]["description"]), name
 
 
 def test_the_schema_names_every_backbone():

@@ -189,6 +189,8 @@ def test_operations_are_counted_with_attention_forward_and_backward():
 def test_peaks_are_known_by_the_names_that_drivers_give():
     assert peak_flops("NVIDIA H100 80GB HBM3") == peak_flops("NVIDIA H200") == 989e12
     assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert peak_flops("NVIDIA H100 PCIe") == 756e12 and peak_flops("NVIDIA H100 NVL") == 835e12
+    assert peak_flops("NVIDIA H100 80GB HBM3 MIG 1g.10gb") is None
     assert peak_flops("NVIDIA L40S") == 362e12 and peak_flops("NVIDIA L4") == 121e12
     assert peak_flops("NVIDIA GeForce RTX 3060") is None
 
