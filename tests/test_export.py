@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,6 +77,18 @@ def test_the_lines_of_the_card_run(run, tmp_path, monkeypatch, capsys):
     exec(code, {})
     assert capsys.readouterr().out.startswith("tensor([")
     assert len(code.splitlines()) == 5
+
+
+def test_the_notebook_lines_of_the_readme_run_on_a_file_of_any_rate_and_length(run, tmp_path, monkeypatch, capsys):
+    import numpy as np
+    import soundfile
+
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    code = readme.split("In a notebook:\n\n```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("file.wav", np.random.default_rng(0).normal(0, 0.1, (30_000, 2)), 44_100)
+    exec(code.replace("results/runs/clotho_composed_audioset/seed0", str(run)), {})
+    assert capsys.readouterr().out.startswith("tensor([")
 
 
 def test_a_card_of_soundscapes_says_so(run, tmp_path):
