@@ -46,10 +46,19 @@ DEPTH = 10
 """Places that count for mAP@10, and candidates listed for each query."""
 FIGURES = tuple(f"{direction}_{name}" for direction in ("t2a", "a2t") for name in ("R1", "R5", "R10", "mAP10"))
 
-Tiles = Callable[[slice], Callable[[slice], NDArray[np.floating]]]
-"""For a slice of the texts, the scores of a slice of the clips."""
+Tiles = Callable[[slice], Callable[[slice], tuple[NDArray[np.floating], float]]]
+"""For a slice of the texts, the scores of a slice of the clips, and how far they may be off."""
+Exact = Callable[[NDArray[np.integer], NDArray[np.integer]], NDArray[np.float32]]
+"""The scores of pairs of a text and a clip."""
 
 SCORES_PER_TILE = 1 << 22
+_ROUNDING = 2.0**-24
+"""Of a float32 product or sum, at most, relative to it."""
+_PAIRS_AT_ONCE = 128
+"""Rows that are made float64 at once: a megabyte of width 1024, which stays in a core's cache."""
+_MOST_NEAR = 64
+"""A product of two gathered rows costs as much as this many of a matrix product, about: beyond a share of 1 / 64 the
+whole tile is taken again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +174,7 @@ def rank_matrix(similarity: NDArray[np.floating], audio_of_text: NDArray[np.inte
     n_text, n_audio = similarity.shape
     audio_of_text_M = _checked(n_text, n_audio, audio_of_text)
     own_M = similarity[np.arange(n_text), audio_of_text_M]
-    return _rank(n_audio, audio_of_text_M, own_M, lambda rows: lambda columns: similarity[rows, columns])
+    return _rank(n_audio, audio_of_text_M, own_M, lambda rows: lambda columns: (similarity[rows, columns], 0.0))
 
 
 def rank_embeddings(
@@ -177,31 +186,55 @@ def rank_embeddings(
     """Where every relevant candidate stands by the cosine of embeddings (M, D) and (N, D), in bounded memory.
 
     The M x N matrix is never whole: tiles of about `scores_per_tile` scores are made, counted for both directions and
-    dropped. Of `text`, which may be memory-mapped, only a tile's rows are held, of `audio` a copy in float64. The
-    product is taken in float64 and rounded to float32: BLAS sums a row in another order at the edge of a tile, and
-    float32 sums would tell equal embeddings apart by where they stand.
+    dropped. Of `text`, which may be memory-mapped, only a tile's rows are held, of `audio` a copy in float32.
+
+    What counts is the cosine in float64, rounded to float32: BLAS sums a row in another order at the edge of a tile,
+    and float32 sums would tell equal embeddings apart by where they stand. Products are taken in float32 all the same,
+    at half the time. A sum of D products is off by at most D + 2 roundings (Higham, Accuracy and Stability of Numerical
+    Algorithms, section 3.1; two for the inputs), so only scores that come as near as that to one they are compared with
+    are taken again in float64, and a tile that is full of them, as of a collapsed model, as a whole.
     """
     if text.ndim != 2 or audio.ndim != 2 or text.shape[1] != audio.shape[1]:
         raise PipelineError(f"embeddings of texts {text.shape} and clips {audio.shape} do not share a width")
     audio_of_text_M = _checked(len(text), len(audio), audio_of_text)
-    unit_audio_ND = _unit(audio, slice(0, len(audio)))
-    own_M = np.empty(len(text), np.float32)
-    for rows in _slices(len(text), max(1, scores_per_tile // text.shape[1])):
-        own_M[rows] = np.einsum("md,md->m", _unit(text, rows), unit_audio_ND[audio_of_text_M[rows]])
+    width = text.shape[1]
+    margin = (width + 4) * _ROUNDING
+    length_M, length_N = _lengths(text), _lengths(audio)
+    unit_audio_ND = np.empty(audio.shape, np.float32)
+    for rows in _slices(len(audio), _PAIRS_AT_ONCE):
+        unit_audio_ND[rows] = _unit(audio, length_N, rows)
 
-    def tiles(rows: slice) -> Callable[[slice], NDArray[np.floating]]:
-        unit_text_mD = _unit(text, rows)
+    def exact(texts: NDArray[np.integer], clips: NDArray[np.integer]) -> NDArray[np.float32]:
+        scores = np.empty(len(texts), np.float32)
+        for part in _slices(len(texts), _PAIRS_AT_ONCE):
+            left, right = text[texts[part]].astype(np.float64), audio[clips[part]].astype(np.float64)
+            scores[part] = np.einsum("md,md->m", left, right) / (length_M[texts[part]] * length_N[clips[part]])
+        return scores
+
+    own_M = exact(np.arange(len(text)), audio_of_text_M)
+    own_CN = own_M[_texts_by_clip(audio_of_text_M, np.bincount(audio_of_text_M)).T]
+
+    def tiles(rows: slice) -> Callable[[slice], tuple[NDArray[np.floating], float]]:
+        unit_text_mD = _unit(text, length_M, rows)
+        rough_text_mD = unit_text_mD.astype(np.float32)
         owner_m = audio_of_text_M[rows]
 
-        def tile(columns: slice) -> NDArray[np.floating]:
-            scores_mn = (unit_text_mD @ unit_audio_ND[columns].T).astype(np.float32)
+        def tile(columns: slice) -> tuple[NDArray[np.floating], float]:
+            scores_mn = rough_text_mD @ unit_audio_ND[columns].T
+            near = _near(scores_mn, own_M[rows], own_CN[:, columns], margin)
+            is_full = len(near) > scores_mn.size // _MOST_NEAR
+            if is_full:
+                scores_mn = (unit_text_mD @ _unit(audio, length_N, columns).T).astype(np.float32)
+            else:
+                texts, clips = np.divmod(near, scores_mn.shape[1])
+                scores_mn[texts, clips] = exact(rows.start + texts, columns.start + clips)
             inside = np.flatnonzero((owner_m >= columns.start) & (owner_m < columns.stop))
             scores_mn[inside, owner_m[inside] - columns.start] = own_M[rows][inside]  # the same to the last bit
-            return scores_mn
+            return scores_mn, 0.0 if is_full else margin
 
         return tile
 
-    return _rank(len(audio), audio_of_text_M, own_M, tiles, scores_per_tile)
+    return _rank(len(audio), audio_of_text_M, own_M, tiles, scores_per_tile, exact)
 
 
 def figures(retrieval: Retrieval, protocol: str) -> dict[str, float]:
@@ -297,8 +330,12 @@ def _rank(
     own_M: NDArray[np.floating],
     tiles: Tiles,
     scores_per_tile: int = SCORES_PER_TILE,
+    exact: Exact | None = None,
 ) -> Retrieval:
-    """Count, tile by tile, what scores above and like each text's own clip (`own_M`), in both directions."""
+    """Count, tile by tile, what scores above and like each text's own clip (`own_M`), in both directions.
+
+    Scores must compare with `own_M` as exact ones do; where others may be off, `exact` orders the first places.
+    """
     n_text = len(audio_of_text_M)
     captions_N = np.bincount(audio_of_text_M, minlength=n_audio)
     text_of_audio_NC = _texts_by_clip(audio_of_text_M, captions_N)
@@ -317,13 +354,14 @@ def _rank(
     for rows in _slices(n_text, max(1, scores_per_tile // width)):
         tile = tiles(rows)
         for columns in _slices(n_audio, width):
-            scores_mn = tile(columns)
+            scores_mn, margin = tile(columns)
+            retake = exact if margin else None
             _check_finite(scores_mn, rows, columns)
             ahead, tied = _count_rows(scores_mn, own_M[rows])
             t2a_M.ahead[rows] += ahead
             t2a_M.tied[rows] += tied
-            _take_better(t2a_top, rows, scores_mn, columns.start)
-            _take_better(a2t_top, columns, scores_mn.T, rows.start)
+            _take_better(t2a_top, rows, scores_mn, columns.start, margin, retake)
+            _take_better(a2t_top, columns, scores_mn.T, rows.start, margin, retake and _turned(retake))
             ahead, tied = _count_columns(scores_mn, own_CN[:, columns])
             ahead_CN[:, columns] += ahead
             tied_CN[:, columns] += tied
@@ -403,6 +441,9 @@ def _check_finite(scores_mn: NDArray[np.floating], rows: slice, columns: slice) 
         )
 
 
+_FEW = 32
+"""Where fewer than one score in so many comes up to a query's own, as of a trained model, they are counted singly."""
+
 # Of a tile of 2048 x 2048 float32, a nanosecond a score is 4 ms: numpy's sum of a comparison takes 3.6 ns a score along
 # rows, a count row by row 0.6; along columns it takes 0.7, and added up as bytes 0.4.
 
@@ -411,6 +452,12 @@ def _count_rows(
     scores_mn: NDArray[np.floating], own_m: NDArray[np.floating]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """How many of each row are greater than, and equal to, the row's own score."""
+    within_mn = scores_mn >= own_m[:, None]
+    if np.count_nonzero(within_mn) < scores_mn.size // _FEW:
+        places = np.flatnonzero(within_mn)
+        rows = places // scores_mn.shape[1]
+        is_tied = scores_mn.ravel()[places] == own_m[rows]
+        return np.bincount(rows[~is_tied], minlength=len(own_m)), np.bincount(rows[is_tied], minlength=len(own_m))
     ahead_mn, tied_mn = scores_mn > own_m[:, None], scores_mn == own_m[:, None]
     ahead, tied = (np.fromiter(map(np.count_nonzero, mask), np.int64, len(mask)) for mask in (ahead_mn, tied_mn))
     return ahead, tied
@@ -422,7 +469,7 @@ def _count_columns(
     """How many of each column are greater than, and equal to, each of the column's own scores (C, n)."""
     ahead_Cn, tied_Cn = np.zeros(own_Cn.shape, np.int64), np.zeros(own_Cn.shape, np.int64)
     within_mn = scores_mn >= own_Cn.min(axis=0)
-    if np.count_nonzero(within_mn) < scores_mn.size // 32:  # a trained model: few texts come near a clip's own
+    if np.count_nonzero(within_mn) < scores_mn.size // _FEW:
         rows, columns = np.divmod(np.flatnonzero(within_mn), scores_mn.shape[1])
         scores = scores_mn[rows, columns]
         for own_n, ahead_n, tied_n in zip(own_Cn, ahead_Cn, tied_Cn, strict=True):
@@ -448,17 +495,52 @@ def _no_top(n_queries: int, n_gallery: int, dtype: np.dtype) -> Top:
     return Top(place=np.full(shape, n_gallery), score=np.full(shape, -np.inf, dtype))
 
 
-def _take_better(top: Top, queries: slice, scores_QG: NDArray[np.floating], first: int) -> None:
+def _near(
+    scores_mn: NDArray[np.float32], own_m: NDArray[np.float32], own_Cn: NDArray[np.float32], margin: float
+) -> NDArray[np.int64]:
+    """Flat indices of the scores within `margin` of their row's own score or of one of their column's, some twice."""
+    near_mn = scores_mn >= (own_m - margin)[:, None]
+    if np.count_nonzero(near_mn) < scores_mn.size // _FEW:
+        of_rows = np.flatnonzero(near_mn)
+        of_rows = of_rows[scores_mn.ravel()[of_rows] <= (own_m + margin)[of_rows // scores_mn.shape[1]]]
+    else:
+        near_mn &= scores_mn <= (own_m + margin)[:, None]
+        of_rows = np.flatnonzero(near_mn)
+    np.greater_equal(scores_mn, own_Cn.min(axis=0) - margin, out=near_mn)
+    if np.count_nonzero(near_mn) < scores_mn.size // _FEW:
+        places = np.flatnonzero(near_mn)
+        scores, columns = scores_mn.ravel()[places], places % scores_mn.shape[1]
+        is_near = np.zeros(len(places), bool)
+        for own_n in own_Cn:
+            is_near |= np.abs(scores - own_n[columns]) <= margin
+        return np.concatenate([of_rows, places[is_near]])
+    near_mn[:] = False
+    for own_n in own_Cn:
+        within_mn = scores_mn >= own_n - margin
+        within_mn &= scores_mn <= own_n + margin
+        near_mn |= within_mn
+    return np.concatenate([of_rows, np.flatnonzero(near_mn)])
+
+
+def _turned(exact: Exact) -> Exact:
+    """The same for clips that ask and texts that answer."""
+    return lambda clips, texts: exact(texts, clips)
+
+
+def _take_better(
+    top: Top, queries: slice, scores_QG: NDArray[np.floating], first: int, margin: float, exact: Exact | None
+) -> None:
     """Let the candidates from `first` on into the queries' first places, where they score higher than the last there.
 
     Candidates come in the order of the gallery, so one that ties with the last place comes after it.
     """
     place_QK, score_QK = top.place[queries], top.score[queries]  # views
     depth = place_QK.shape[1]
-    least_Q = score_QK[:, -1]
+    least_Q = score_QK[:, -1] - margin
     if np.isneginf(least_Q).any():
         few = min(depth, scores_QG.shape[1])
-        better_QG = scores_QG >= np.partition(scores_QG, -few, axis=1)[:, -few, None]
+        # The last of the first ones and one that stands behind it may both be off, in opposite directions.
+        better_QG = scores_QG >= np.partition(scores_QG, -few, axis=1)[:, -few, None] - 2 * margin
     else:
         better_QG = scores_QG > least_Q[:, None]
     if better_QG.flags.c_contiguous:  # a flat search takes a fraction of one along two axes
@@ -470,18 +552,29 @@ def _take_better(top: Top, queries: slice, scores_QG: NDArray[np.floating], firs
     place = np.concatenate([place_QK[changed].ravel(), columns + first])
     score = np.concatenate([score_QK[changed].ravel(), scores_QG[rows, columns]])
     order = np.lexsort((place, -score, query))
+    if exact:  # neighbours that may stand the wrong way round
+        is_near = np.zeros(len(order) + 1, bool)  # to the one before
+        with np.errstate(invalid="ignore"):  # between two places that are still empty
+            is_near[1:-1] = (np.diff(query[order]) == 0) & (-np.diff(score[order]) <= 2 * margin)
+        near = order[is_near[1:] | is_near[:-1]]
+        score[near] = exact(queries.start + query[near], place[near])
+        order = np.lexsort((place, -score, query))
     best = order[np.searchsorted(query[order], changed)[:, None] + np.arange(depth)]
     place_QK[changed], score_QK[changed] = place[best], score[best]
 
 
-def _unit(embeddings: NDArray[np.floating], rows: slice) -> NDArray[np.float64]:
+def _lengths(embeddings: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Length of each row; PipelineError for one that is zero or no number."""
+    lengths = np.empty(len(embeddings))
+    for rows in _slices(len(embeddings), _PAIRS_AT_ONCE):
+        lengths[rows] = np.linalg.norm(embeddings[rows].astype(np.float64), axis=1)
+    for row in np.flatnonzero(~((lengths > 0) & (lengths < np.inf)))[:1]:
+        raise PipelineError(f"embedding {row} has the length {lengths[row]}: it has no direction to compare")
+    return lengths
+
+
+def _unit(embeddings: NDArray[np.floating], lengths: NDArray[np.float64], rows: slice) -> NDArray[np.float64]:
     """Some rows at length 1, in float64."""
     unit = embeddings[rows].astype(np.float64)
-    lengths = np.linalg.norm(unit, axis=1, keepdims=True)
-    if not (lengths > 0).all():  # also of a length that is not a number
-        row = int(np.flatnonzero(~(lengths[:, 0] > 0))[0])
-        raise PipelineError(
-            f"embedding {rows.start + row} has the length {lengths[row, 0]}: it has no direction to compare"
-        )
-    unit /= lengths
+    unit /= lengths[rows, None]
     return unit

@@ -255,6 +255,32 @@ def test_any_tile_size_gives_the_figures_of_the_whole_matrix():
             assert found.score == pytest.approx(expected.score, abs=1e-6)
 
 
+@pytest.mark.parametrize("alike", [1, 20, 200], ids=["all differ", "some alike", "all alike"])
+def test_products_in_float32_give_the_places_of_products_in_float64(alike):
+    """Vectors that differ by less than a float32 product tells apart, copies of them at other lengths, and others."""
+    generator = np.random.default_rng(6)
+    n, captions, width = 200, 2, 64
+    kinds = generator.standard_normal((n // alike, width))
+    noise = np.where(np.arange(n) % 3, 1e-7, 0.0)[:, None] * generator.standard_normal((n, width))
+    audio = (kinds[np.arange(n) // alike] + noise).astype(np.float32) * 2.0 ** generator.integers(-3, 4, (n, 1))
+    owners = np.repeat(np.arange(n), captions)
+    text = (audio[owners] + 1.5 * generator.standard_normal((n // alike, width))[owners // alike]).astype(np.float32)
+    text = text.astype(float)
+    unit_text, unit_audio = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (text, audio))
+    rough, cosine = unit_text.astype(np.float32) @ unit_audio.astype(np.float32).T, (unit_text @ unit_audio.T)
+    expected = rank_matrix(cosine.astype(np.float32), owners)
+    if alike > 1:  # otherwise the case would show nothing
+        assert (rank_matrix(rough, owners).t2a_M.ahead != expected.t2a_M.ahead).any()
+    for scores_per_tile in (1000, 10**6):
+        found = rank_embeddings(text.astype(np.float32), audio.astype(np.float32), owners, scores_per_tile)
+        for name in ("t2a_M", "a2t_M", "a2t_CN"):
+            for count in ("ahead", "tied", "relevant_ahead", "relevant_tied"):
+                places = getattr(getattr(found, name), count), getattr(getattr(expected, name), count)
+                np.testing.assert_array_equal(*places, err_msg=f"{name}.{count}")
+        for name in ("t2a_top", "a2t_top"):
+            np.testing.assert_array_equal(getattr(found, name).place, getattr(expected, name).place, err_msg=name)
+
+
 @pytest.mark.parametrize("noise", [0.5, 20])
 def test_counts_are_those_of_plain_comparisons_for_good_and_bad_models(noise):
     """A good model's few texts near a clip's own are counted one by one, a bad model's whole columns at once."""
