@@ -1,6 +1,7 @@
 "use strict";
 // Reads window.RETRIEVED (data.js): target -> clips, captions and, for each run, ranks and top ten of every query.
 const SHOWN = 300; // queries in the list at once: a full test set holds thousands
+const SHAPES = { play: "M3 1.5v13l11-6.5z", pause: "M3 2h3.5v12H3zM9.5 2H13v12H9.5z" };
 const at = (id) => document.getElementById(id);
 let queries = []; // of the chosen target and direction, filtered and ordered: indices
 let chosen = null;
@@ -19,85 +20,155 @@ function options(select, values, wanted) {
 
 const target = () => window.RETRIEVED[at("target").value];
 const direction = () => at("direction").value;
-const ranked = (run) => target().runs[run][direction()];
+const runOf = (side) => at(`run-${side}`).value;
+const ranked = (side) => target().runs[runOf(side)][direction()];
+const rankOf = (side, query) => ranked(side).rank[query];
 
 function captionsOf(clip) {
   const { captions, audio_of_text: owner } = target();
   return captions.filter((_, text) => owner[text] === clip);
 }
 
-function player(clip) {
-  const audio = element("audio");
-  audio.controls = true;
-  audio.preload = "none";
-  audio.src = `audio/${target().keys[clip]}.mp3`;
-  audio.setAttribute("aria-label", target().keys[clip]);
-  return audio;
-}
-
-const nameOf = (query) => (direction() === "t2a" ? target().captions[query] : target().keys[query]);
+const isText = () => direction() === "t2a";
+const nameOf = (query) => (isText() ? target().captions[query] : target().keys[query]);
 
 // How much better run A answers a query than run B, as a difference of reciprocal ranks.
-const lead = (query) => 1 / ranked(at("run-a").value).rank[query] - 1 / ranked(at("run-b").value).rank[query];
+const lead = (query) => 1 / rankOf("a", query) - 1 / rankOf("b", query);
+
+// --- sound: one player for the page, started by the buttons beside the clips ---
+
+function shape(button, name) {
+  button.innerHTML = `<svg viewBox="0 0 16 16" aria-hidden="true"><path d="${SHAPES[name]}"/></svg>`;
+}
+
+function playButton(clip) {
+  const button = element("button", undefined, "play");
+  button.type = "button";
+  button.dataset.key = target().keys[clip];
+  button.dataset.title = captionsOf(clip)[0];
+  button.setAttribute("aria-label", `Play ${button.dataset.key}`);
+  button.addEventListener("click", () => toggle(button));
+  mark(button);
+  return button;
+}
+
+function mark(button) {
+  const isOn = at("player").dataset.key === button.dataset.key && !at("player").paused;
+  button.setAttribute("aria-pressed", String(isOn));
+  shape(button, isOn ? "pause" : "play");
+}
+
+function toggle(button) {
+  const player = at("player");
+  if (player.dataset.key === button.dataset.key && !player.paused) {
+    player.pause();
+    return;
+  }
+  if (player.dataset.key !== button.dataset.key) {
+    player.dataset.key = button.dataset.key;
+    player.src = `audio/${button.dataset.key}.mp3`;
+    at("playing").textContent = button.dataset.title;
+    at("bar").hidden = false;
+  }
+  player.play();
+}
+
+// --- the list of queries ---
 
 function matches(query, words) {
-  const texts = direction() === "t2a"
+  const texts = isText()
     ? [target().captions[query], target().keys[target().audio_of_text[query]]]
     : [target().keys[query], ...captionsOf(query)];
   return texts.some((text) => text.toLowerCase().includes(words));
 }
 
+function tally() {
+  const leads = queries.map(lead);
+  const [a, b] = [leads.filter((value) => value > 0).length, leads.filter((value) => value < 0).length];
+  for (const [side, count] of [["a", a], ["b", b]]) {
+    at("tally").querySelector(`.${side}`).style.width = `${(100 * count) / Math.max(1, queries.length)}%`;
+  }
+  return [
+    element("span", `${runOf("a")} ranks the right answer higher in ${a}`, "name-a"), ", ",
+    element("span", `${runOf("b")} in ${b}`, "name-b"), `, level in ${queries.length - a - b}.`,
+  ];
+}
+
 function list() {
-  const count = direction() === "t2a" ? target().captions.length : target().keys.length;
+  const count = isText() ? target().captions.length : target().keys.length;
   const words = at("filter").value.trim().toLowerCase();
   queries = [...Array(count).keys()].filter((query) => !words || matches(query, words));
   const order = at("order").value;
   if (order !== "given") queries.sort((a, b) => (order === "a" ? lead(b) - lead(a) : lead(a) - lead(b)));
-  const more = queries.length > SHOWN ? `, the first ${SHOWN} of them are listed; filter for others` : "";
-  at("count").textContent = `${queries.length} of ${count} queries${more}`;
+  const more = queries.length > SHOWN ? `, the first ${SHOWN} of them listed` : "";
+  at("count").replaceChildren(`${queries.length} of ${count} queries${more}. `, ...tally());
   queries = queries.slice(0, SHOWN);
   at("queries").replaceChildren(...queries.map((query) => {
-    const item = element("li", nameOf(query));
+    const item = element("li", isText() ? nameOf(query) : captionsOf(query)[0]);
     item.id = `query-${query}`;
     item.setAttribute("role", "option");
-    const ranks = ["run-a", "run-b"].map((id) => ranked(at(id).value).rank[query]);
-    item.append(element("div", `A: rank ${ranks[0]}, B: rank ${ranks[1]}`, "score"));
+    const ranks = element("div", undefined, "ranks");
+    for (const side of ["a", "b"]) {
+      const wins = (side === "a" ? lead(query) : -lead(query)) > 0;
+      ranks.append(element("span", `${side.toUpperCase()}: rank ${rankOf(side, query)}`, wins ? `wins ${side}` : ""));
+    }
+    item.append(ranks);
     item.addEventListener("click", () => choose(query));
     return item;
   }));
   choose(queries.includes(chosen) ? chosen : queries[0]);
 }
 
+// --- the answers of both runs ---
+
 function choose(query) {
   chosen = query ?? null;
   for (const item of at("queries").children) item.setAttribute("aria-selected", String(item.id === `query-${chosen}`));
+  at("lists").hidden = chosen === null;
   at("question").replaceChildren();
-  for (const side of ["a", "b"]) {
-    at(`name-${side}`).textContent = "";
-    at(`top-${side}`).replaceChildren();
+  if (chosen === null) {
+    at("queries").removeAttribute("aria-activedescendant");
+    for (const side of ["a", "b"]) at(`top-${side}`).replaceChildren();
+    return;
   }
-  if (chosen === null) return;
-  at("queries").setAttribute("aria-activedescendant", `query-${chosen}`);
-  at(`query-${chosen}`).scrollIntoView({ block: "nearest" });
-  const isText = direction() === "t2a";
-  const clip = isText ? target().audio_of_text[chosen] : chosen;
-  at("question").append(element("strong", nameOf(chosen)), element("div", target().keys[clip], "key"), player(clip));
-  for (const side of ["a", "b"]) show(side, isText, clip);
+  const item = at(`query-${chosen}`);
+  at("queries").setAttribute("aria-activedescendant", item.id);
+  const [inside, box] = [item.getBoundingClientRect(), at("queries").getBoundingClientRect()]; // scrolls the list alone
+  if (inside.top < box.top) at("queries").scrollTop -= box.top - inside.top;
+  if (inside.bottom > box.bottom) at("queries").scrollTop += inside.bottom - box.bottom;
+
+  const clip = isText() ? target().audio_of_text[chosen] : chosen;
+  const texts = element("div");
+  texts.append(...(isText() ? [nameOf(chosen)] : captionsOf(clip)).map((text, i) => element(i ? "div" : "strong", text)));
+  texts.append(element("div", target().keys[clip], "key"));
+  const question = element("div", undefined, "clip");
+  question.append(playButton(clip), texts);
+  at("question").append(question);
+  for (const side of ["a", "b"]) show(side, clip);
 }
 
-function show(side, isText, clip) {
-  const run = at(`run-${side}`).value;
-  const { rank, top, score } = ranked(run);
-  at(`name-${side}`).textContent = `${side.toUpperCase()}: ${run}, rank ${rank[chosen]}`;
+function show(side, clip) {
+  const { top, score } = ranked(side);
+  at(`name-${side}`).textContent = `${side.toUpperCase()}: ${runOf(side)}`;
+  const places = top[chosen].map((place) => (isText() ? place : target().audio_of_text[place]));
+  const rank = rankOf(side, chosen);
+  const beyond = places.includes(clip) ? "" : ", beyond these ten";
+  at(`rank-${side}`).textContent = isText() ? `the right clip has rank ${rank}${beyond}` : `the best right caption has rank ${rank}${beyond}`;
   at(`top-${side}`).replaceChildren(...top[chosen].map((place, position) => {
-    const found = isText ? place : target().audio_of_text[place];
-    const isRight = found === clip;
-    const item = element("li", undefined, isRight ? "right" : "");
-    item.append(element("span", `${isRight ? "✓ right: " : ""}${isText ? captionsOf(place)[0] : target().captions[place]}`));
-    item.append(element("span", ` ${score[chosen][position].toFixed(3)}`, "score"));
-    if (isText) item.append(player(place));
+    const isRight = places[position] === clip;
+    const item = element("li", undefined, isText() ? "" : "text");
+    if (isRight) item.classList.add("right");
+    item.append(element("span", String(position + 1), "place"));
+    if (isText()) item.append(playButton(place));
+    const text = element("span", isText() ? captionsOf(place)[0] : target().captions[place]);
+    text.append(element("span", isRight ? "✓ right" : "✗ wrong", "mark"));
+    item.append(text, element("span", score[chosen][position].toFixed(3), "score"));
     return item;
   }));
+}
+
+function nameOrders() {
+  for (const side of ["a", "b"]) at("order").querySelector(`[value=${side}]`).textContent = `${side.toUpperCase()} wins most: ${runOf(side)}`;
 }
 
 function chooseTarget() {
@@ -106,20 +177,39 @@ function chooseTarget() {
   options(at("run-a"), runs, wanted(/composed/));
   options(at("run-b"), runs, wanted(/finetune/));
   chosen = null;
+  nameOrders();
   list();
 }
 
-at("queries").addEventListener("keydown", (event) => {
-  const step = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -SHOWN, End: SHOWN }[event.key];
-  if (step === undefined || queries.length === 0) return;
-  event.preventDefault();
-  choose(queries[Math.min(Math.max(queries.indexOf(chosen) + step, 0), queries.length - 1)]);
-});
-at("target").addEventListener("change", chooseTarget);
-for (const id of ["direction", "order"]) at(id).addEventListener("change", () => { chosen = null; list(); });
-for (const id of ["run-a", "run-b"]) at(id).addEventListener("change", list);
-at("filter").addEventListener("input", list);
-at("controls").addEventListener("submit", (event) => event.preventDefault());
+function start() {
+  at("queries").addEventListener("keydown", (event) => {
+    if (queries.length === 0) return;
+    if (event.key === "Enter" || event.key === " ") {
+      event.preventDefault();
+      toggle(at("question").querySelector(".play"));
+      return;
+    }
+    const step = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -SHOWN, End: SHOWN }[event.key];
+    if (step === undefined) return;
+    event.preventDefault();
+    choose(queries[Math.min(Math.max(queries.indexOf(chosen) + step, 0), queries.length - 1)]);
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "/" || event.target.matches("input, select")) return;
+    event.preventDefault();
+    at("filter").focus();
+  });
+  for (const name of ["play", "pause", "ended"]) {
+    at("player").addEventListener(name, () => document.querySelectorAll(".play").forEach(mark));
+  }
+  at("target").addEventListener("change", chooseTarget);
+  for (const id of ["direction", "order"]) at(id).addEventListener("change", () => { chosen = null; list(); });
+  for (const id of ["run-a", "run-b"]) at(id).addEventListener("change", () => { nameOrders(); list(); });
+  at("filter").addEventListener("input", list);
+  at("controls").addEventListener("submit", (event) => event.preventDefault());
+  options(at("target"), Object.keys(window.RETRIEVED));
+  chooseTarget();
+}
 
-options(at("target"), Object.keys(window.RETRIEVED));
-chooseTarget();
+if (window.RETRIEVED) start();
+else at("browser").replaceChildren(element("h2", "What is retrieved"), element("p", "The answers and the clips lie beside this page, in data.js and audio/: open it in its own folder."));

@@ -14,7 +14,7 @@ import soundfile
 from pipeline import plots
 from pipeline.errors import PipelineError
 from pipeline.evaluation.comparisons import Comparison, read_comparisons
-from pipeline.evaluation.metrics import PROTOCOLS
+from pipeline.evaluation.metrics import FIGURES, PROTOCOLS
 from pipeline.files import write_atomically
 from pipeline.report.contents import (
     Evaluation,
@@ -39,14 +39,22 @@ DIRECTIONS = {"t2a": "text → audio", "a2t": "audio → text"}
 
 
 def read_rows(path: Path) -> dict[str, Any]:
-    """A table's CSV as the template takes it: columns, and cells with whether they are numbers."""
+    """A table's CSV as the template takes it: columns, and cells with whether they are numbers, and a target's best."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise PipelineError(f"{path}: cannot be read as CSV ({error}); make it with tabulate") from error
+    figures = [name for name in table if name in FIGURES]
+    values = table[figures].apply(pd.to_numeric, errors="coerce")
+    is_best = (values == values.groupby(table["target"]).transform("max")).reindex(
+        columns=table.columns, fill_value=False
+    )
     rows = [
-        [{"text": text, "is_number": text.replace(".", "", 1).isdigit()} for text in row]
-        for row in table.itertuples(index=False, name=None)
+        [
+            {"text": text, "is_number": text.replace(".", "", 1).isdigit(), "is_best": best}
+            for text, best in zip(row, marks, strict=True)
+        ]
+        for row, marks in zip(table.to_numpy().tolist(), is_best.to_numpy(bool).tolist(), strict=True)
     ]
     return {"name": path.stem, "columns": list(table.columns), "rows": rows}
 

@@ -91,7 +91,7 @@ def test_page_shows_every_figure_of_the_table(page, results):
 
 
 def test_plots_are_well_formed_and_take_the_ink_of_the_page(page):
-    plots = re.findall(r"<svg.*?</svg>", (page / "index.html").read_text(), re.DOTALL)
+    plots = re.findall(r"<svg xmlns.*?</svg>", (page / "index.html").read_text(), re.DOTALL)
     assert len(plots) == 3
     for plot in plots:
         ElementTree.fromstring(plot)
@@ -183,7 +183,7 @@ def test_right_answer_is_marked_where_it_is_ranked(opened, results):
 @needs_browser
 def test_orders_put_the_largest_wins_first(opened):
     def ranks():
-        texts = opened.locator("#queries .score").all_inner_texts()
+        texts = opened.locator("#queries .ranks").all_inner_texts()
         return [tuple(map(float, re.findall(r"rank ([\d.]+)", text))) for text in texts]
 
     opened.select_option("#order", "b")
@@ -191,13 +191,83 @@ def test_orders_put_the_largest_wins_first(opened):
     assert leads == sorted(leads, reverse=True)
 
 
+CONTRASTS = """() => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => numbers(colour).slice(0, 3).map((c) => c / 255)
+    .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = (node) => {
+    for (; node; node = node.parentElement) {
+      const [, , , alpha = 1] = numbers(getComputedStyle(node).backgroundColor);
+      if (alpha > 0) return getComputedStyle(node).backgroundColor;
+    }
+  };
+  const words = [...document.querySelectorAll("body *:not(svg *, script, style)")]
+    .filter((node) => [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim()));
+  return words.filter((node) => {
+    const [a, b] = [light(getComputedStyle(node).color), light(ground(node))];
+    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) < 4.5;
+  }).map((node) => `${node.tagName} ${node.className} ${node.textContent.slice(0, 40)}`);
+}"""
+PLAYING = "(async () => { const audio = document.getElementById('player'); while (audio.currentTime === 0)\
+ await new Promise((done) => setTimeout(done, 20)); return [audio.dataset.key, audio.duration]; })()"
+
+
 @needs_browser
-def test_clips_play_from_disk(opened):
-    played = opened.evaluate(
-        "async () => { const audio = document.querySelector('#question audio'); await audio.play();"
-        " while (audio.currentTime === 0) await new Promise((done) => setTimeout(done, 20)); return audio.duration; }"
-    )
-    assert played >= 1
+def test_clips_play_from_disk_one_at_a_time(opened):
+    opened.locator("#question .play").click()
+    key, seconds = opened.evaluate(PLAYING)
+    assert seconds >= 1
+    assert opened.locator(f".play[data-key={key}]").first.get_attribute("aria-pressed") == "true"
+    other = opened.locator(f"#top-a .play:not([data-key={key}])").first
+    other.click()
+    opened.wait_for_function("key => document.getElementById('player').dataset.key !== key", arg=key)
+    assert opened.locator(f"#question .play[data-key={key}]").get_attribute("aria-pressed") == "false"
+
+
+@needs_browser
+def test_the_list_is_worked_with_keys_alone(opened):
+    opened.keyboard.press("/")
+    opened.keyboard.type("hisses")
+    assert opened.input_value("#filter") == "hisses"
+    opened.locator("#queries").press("Enter")
+    key, _ = opened.evaluate(PLAYING)
+    assert key in opened.locator("#question .key").inner_text()
+
+
+@needs_browser
+def test_a_clip_asks_for_its_captions(opened, page):
+    opened.select_option("#direction", "a2t")
+    data = json.loads((page / "data.js").read_text().removeprefix("window.RETRIEVED = ").removesuffix(";\n"))["labeled"]
+    clip = data["keys"].index(opened.locator("#question .key").inner_text())
+    for side in ("a", "b"):
+        run = opened.input_value(f"#run-{side}")
+        top = data["runs"][run]["a2t"]["top"][clip]
+        texts = opened.locator(f"#top-{side} li").all_inner_texts()
+        assert [data["captions"][text] in shown for text, shown in zip(top, texts, strict=True)] == [True] * 10
+        assert ["right" in shown for shown in texts] == [data["audio_of_text"][text] == clip for text in top]
+
+
+@needs_browser
+def test_without_its_folder_the_page_says_where_the_answers_are(browser, page, tmp_path):
+    """As in Snakemake's report, which holds index.html alone."""
+    shutil.copy(page / "index.html", tmp_path)
+    tab = browser.new_page()
+    errors = []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.goto((tmp_path / "index.html").as_uri())
+    assert "open it in its own folder" in tab.locator("#browser").inner_text()
+    assert errors == []
+    tab.close()
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_stand_out_from_their_ground(opened, scheme):
+    """A contrast of 4.5 to 1 or more, as WCAG 2 asks for, of every text with the ground behind it."""
+    opened.emulate_media(color_scheme=scheme)
+    faint = opened.evaluate(CONTRASTS)
+    assert faint == []
 
 
 @needs_browser
