@@ -16,6 +16,9 @@ configfile: "config.yaml"
 container: "pipeline.sif"
 
 
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/checkpoints.smk"
 include: "workflow/rules/datasets.smk"

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,9 +22,13 @@ ROOT = Path(__file__).parents[2]
 SHIPPED = ["Snakefile", "config.yaml", "workflow", "pipeline", "profiles", "data", "experiments"]
 
 
-def snakemake(folder, *arguments, status=0):
+OFFLINE = dict.fromkeys(["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"], "http://127.0.0.1:9")
+"""A proxy that nobody answers: what is asked of the network fails."""
+
+
+def snakemake(folder, *arguments, status=0, variables=None):
     """Snakemake's output, run in a folder with the environment's own programs."""
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {**os.environ, **(variables or {}), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(
         ["snakemake", "--cores", "2", *map(str, arguments)],
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1800,
@@ -77,6 +82,9 @@ def tiny(project):
         )
     )
     return path
+
+
+RUNS = ("clotho_composed_audioset", "audiocaps_finetune", "all_pairs_concatenate")
 
 
 def test_the_default_study_plans_every_stage(project):
@@ -137,6 +145,21 @@ def test_the_whole_study_runs_at_a_tiny_size_and_a_second_run_has_nothing_to_do(
     assert float(points[0]["unlabeled_hours"]) == pytest.approx(facts["unlabeled_s"] / 3600, rel=1e-3)
     assert (project / "results" / "curves" / "audio.svg").exists()
     assert "Nothing to be done" in snakemake(project, "--configfile", tiny)
+
+    # Snakemake's own report, without a network: every table, training and the page, each with its caption.
+    snakemake(project, "--configfile", tiny, "--report", "report.zip", variables=OFFLINE)
+    with zipfile.ZipFile(project / "report.zip") as report:
+        held = [(Path(name).name, report.read(name)) for name in report.namelist()]
+    trained = [f"runs/{run}/seed0/learning_curves.svg" for run in RUNS]
+    shown = ["table1.csv", "table1.tex", "comparisons/table1.csv", "report/index.html", *trained]
+    shown.append("pretrained/mini/learning_curves.svg")
+    results = [project / "results" / name for name in shown]
+    assert sorted(file for file in held if file[0] != "report.html") == sorted(
+        (path.name, path.read_bytes()) for path in results
+    )
+    text = dict(held)["report.html"].decode()
+    for caption in ("A test.", "percent under the protocol", *(f"Training of the run <em>{run}</em>" for run in RUNS)):
+        assert caption in text, caption
 
     # An edit of a module deep below a stage reruns that stage and what follows, and nothing before.
     with (project / "pipeline" / "tables.py").open("a") as file:

@@ -9,7 +9,12 @@ rule report:
         templates=["pipeline/report/page.html", "pipeline/report/page.css", "pipeline/report/page.js"],
         code=code_of("report"),
     output:
-        index="results/report/index.html",
+        index=report(
+            "results/report/index.html",
+            caption="../report/page.rst",
+            category="Page",
+            labels={"file": "index.html"},
+        ),
         data="results/report/data.js",
         audio=directory("results/report/audio"),
     log:

@@ -6,9 +6,19 @@ rule tabulate:
         published=published_figures,
         code=code_of("tabulate"),
     output:
-        csv="results/{table}.csv",
+        csv=report(
+            "results/{table}.csv",
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"table": "{table}", "format": "CSV"},
+        ),
         markdown="results/{table}.md",
-        tex="results/{table}.tex",
+        tex=report(
+            "results/{table}.tex",
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"table": "{table}", "format": "LaTeX"},
+        ),
     log:
         "logs/tabulate/{table}.log",
     params:
@@ -31,7 +41,12 @@ rule compare:
         contributions=table_files("contributions.parquet"),
         code=code_of("compare"),
     output:
-        csv="results/comparisons/{table}.csv",
+        csv=report(
+            "results/comparisons/{table}.csv",
+            caption="../report/comparisons.rst",
+            category="Differences from finetune",
+            labels={"table": "{table}"},
+        ),
     log:
         "logs/compare/{table}.log",
     params:

@@ -8,7 +8,12 @@ rule pretrain:
         description="results/pretrained/mini/model.json",
         tokenizer="results/pretrained/mini/tokenizer.json",
         log="results/pretrained/mini/training.parquet",
-        curves="results/pretrained/mini/learning_curves.svg",
+        curves=report(
+            "results/pretrained/mini/learning_curves.svg",
+            caption="../report/pretraining.rst",
+            category="Learning curves",
+            labels={"run": "pretrain", "seed": str(config["pretrain"]["seed"])},
+        ),
         account="results/pretrained/mini/training.json",
     log:
         "logs/pretrain/mini.log",
@@ -65,7 +70,12 @@ rule train:
         description="results/runs/{run}/seed{seed}/model.json",
         tokenizer="results/runs/{run}/seed{seed}/tokenizer.json",
         log="results/runs/{run}/seed{seed}/training.parquet",
-        curves="results/runs/{run}/seed{seed}/learning_curves.svg",
+        curves=report(
+            "results/runs/{run}/seed{seed}/learning_curves.svg",
+            caption="../report/learning_curves.rst",
+            category="Learning curves",
+            labels={"run": "{run}", "seed": "{seed}"},
+        ),
         account="results/runs/{run}/seed{seed}/training.json",
     log:
         "logs/train/{run}/seed{seed}.log",
