@@ -74,7 +74,7 @@ def differences(compared: Mapping[str, Mapping[str, Comparison]], figures: Mappi
     """
     places = range(len(compared), 0, -1)
     with matplotlib.rc_context(_STYLE):
-        drawn = Figure(figsize=(9.5, 1.2 + 0.32 * len(compared)), layout="constrained")
+        drawn = Figure(figsize=(9.5, 1.2 + 0.42 * len(compared)), layout="constrained")
         panels = drawn.subplots(1, len(figures), sharey=True, squeeze=False)[0]
         for panel, (figure, title) in zip(panels, figures.items(), strict=True):
             panel.axvline(0, color=INK, linewidth=1)

@@ -70,9 +70,16 @@ def write_audio(reader: ShardReader, keys: Iterable[str], folder: Path) -> None:
 def difference_plots(path: Path) -> list[dict[str, str]]:
     """The differences from finetune of a table's rows, a plot a target."""
     targets: dict[str, dict[str, dict[str, Comparison]]] = {}
-    for row, figures in read_comparisons(path).items():
-        target, rest = row.split("|", 1)
-        targets.setdefault(target, {})[rest.replace("|", "  ")] = figures
+    compared = read_comparisons(path)
+    header = path.read_text(encoding="utf-8").partition("\n")[0].split(",")
+    datasets = header[header.index("method") + 1 : header.index("label")]
+    for row, figures in compared.items():
+        target, method, *rest = row.split("|", 2 + len(datasets))
+        cells, label = rest[: len(datasets)], rest[len(datasets) :]
+        used = [f"{name} {cell}" for name, cell in zip(datasets, cells, strict=True) if cell != "-"]
+        targets.setdefault(target, {})["\n".join(filter(None, [": ".join([method, *label]), ", ".join(used)]))] = (
+            figures
+        )
     return [
         {"table": path.stem, "target": target, "svg": plots.differences(rows, DIFFERENCES)}
         for target, rows in targets.items()

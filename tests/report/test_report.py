@@ -154,6 +154,16 @@ def opened(browser, page):
     tab.close()
 
 
+def test_differences_name_what_a_row_was_trained_on(tmp_path):
+    path = tmp_path / "table1.csv"
+    head = "target,method,clotho,audioset,label,figure,difference,low,high,p,p_holm\n"
+    rows = [f"clotho,composed,A+T,A,longer,{name},2.0,1.0,3.0,0.01,0.02\n" for name in report.DIFFERENCES]
+    path.write_text(head + "".join(rows))
+    (plot,) = report.difference_plots(path)
+    assert (plot["table"], plot["target"]) == ("table1", "clotho")
+    assert "composed: longer" in plot["svg"] and "clotho A+T, audioset A" in plot["svg"]
+
+
 @needs_browser
 def test_filter_keeps_the_captions_that_hold_the_words(opened):
     opened.fill("#filter", "WHISTLES")
