@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import write_atomically
 
 _CHUNK_BYTES = 1 << 22
+_CONNECTIONS = 16
 
 
 def _found(address: str) -> tuple[Any, str]:
@@ -59,21 +61,34 @@ def read_range(address: str, offset: int, size: int) -> bytes:
     return data
 
 
-def check_ranges(address: str, size: int) -> None:
-    """Raise PipelineError unless a file is that long and is served by byte range."""
+def check_size(address: str, size: int) -> None:
+    """Raise PipelineError unless a file is there and that long."""
     filesystem, path = _found(address)
     with _named(address):
         found = filesystem.info(path)["size"]
-        if found != size:
-            raise PipelineError(f"{address}: {found} bytes, {size} expected; it was cut or published anew")
-        with filesystem.open(path, "rb", block_size=512, cache_type="none") as file:
-            try:
-                file.seek(512)  # a range from the beginning could be a whole file that is no longer read
-                file.read(512)
-            except ValueError as error:
-                raise PipelineError(
-                    f"{address}: the server answers no byte ranges ({error}); copy the shards instead (tars: copy)"
-                ) from error
+    if found != size:
+        raise PipelineError(f"{address}: {found} bytes, {size} expected; it was cut or published anew")
+
+
+def check_sizes(sizes: Mapping[str, int]) -> None:
+    """Raise PipelineError unless the files at these addresses are there and so long; several are asked for at once."""
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        for _ in pool.map(check_size, sizes, sizes.values()):
+            pass
+
+
+def check_ranges(address: str, size: int) -> None:
+    """Raise PipelineError unless a file is that long and is served by byte range."""
+    check_size(address, size)
+    filesystem, path = _found(address)
+    with _named(address), filesystem.open(path, "rb", block_size=512, cache_type="none") as file:
+        try:
+            file.seek(512)  # a range from the beginning could be a whole file that is no longer read
+            file.read(512)
+        except ValueError as error:
+            raise PipelineError(
+                f"{address}: the server answers no byte ranges ({error}); copy the shards instead (tars: copy)"
+            ) from error
 
 
 def copy_file(address: str, path: Path, sha256: str) -> None:

@@ -86,8 +86,7 @@ def read_assignment(catalog: Path, clips_per_shard: int) -> list[Assignment]:
 def read_shard(catalog: Path, shard: str, *, clips_per_shard: int, clips: int | None = None) -> pa.Table:
     """The rows of a catalog that stand in a shard; PipelineError for a shard that the catalog does not have.
 
-    clips: how many they are, where that is known. Then no others are read, otherwise the keys of all: a second, and
-    some 100 MB, for every two million clips.
+    clips: how many they are, where that is known. Then no others are read, otherwise the keys of all.
     """
     if clips is None:
         keys = read_keys(catalog)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import soundfile
 from numpy.typing import DTypeLike, NDArray
 
-from pipeline.addresses import read_range
+from pipeline.addresses import check_sizes, read_range
 from pipeline.audio import BYTES_PER_FRAME
 from pipeline.catalogs import OK, read_table
 from pipeline.errors import PipelineError
@@ -288,10 +288,11 @@ def hashes_of(texts: pa.Array) -> NDArray[np.uint64]:
     return pd.util.hash_array(texts.to_numpy(zero_copy_only=False), categorize=False)
 
 
-def open_shards(folder: Path, *, verify: bool = False) -> ShardReader:
+def open_shards(folder: Path, *, verify: bool = False, share: slice = slice(None)) -> ShardReader:
     """The reader of a split's folder, after a check of the sizes, or with `verify` the checksums, of its tars.
 
-    Raises PipelineError for a manifest or tar that is missing, cut or another than manifest.json tells of.
+    share: which tars' checksums, where several processes check a part each. Tars at an address are asked for their
+    sizes alone. Raises PipelineError for a manifest or tar that is missing, cut or another than manifest.json tells of.
     """
     folder = Path(folder)
     summary_path, manifest_path = folder / "manifest.json", folder / "manifest.parquet"
@@ -307,9 +308,14 @@ def open_shards(folder: Path, *, verify: bool = False) -> ShardReader:
         raise PipelineError(
             f"{manifest_path}: is not the manifest that {summary_path} tells of; run index_shards again"
         )
-    for shard in summary["shards"]:
-        if "address" not in summary:
-            check_tar(folder / shard["tar"], shard["bytes"], shard["sha256"] if verify else None)
+    shards = summary["shards"]
+    if "address" in summary:
+        check_sizes({f"{summary['address']}/{shard['tar']}": shard["bytes"] for shard in shards})
+    else:
+        for shard in shards:
+            check_tar(folder / shard["tar"], shard["bytes"], None)
+        for shard in shards[share] if verify else []:
+            check_tar(folder / shard["tar"], shard["bytes"], shard["sha256"])
     return ShardReader(folder, summary)
 
 

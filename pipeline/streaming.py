@@ -10,7 +10,9 @@ from typing import Any
 import soundfile
 import webdataset
 
+from pipeline.addresses import check_sizes
 from pipeline.errors import PipelineError
+from pipeline.shards import check_tar
 
 
 def decode_clip(sample: dict[str, Any]) -> dict[str, Any]:
@@ -24,15 +26,20 @@ def stream_clips(folder: Path) -> webdataset.WebDataset:
     """Every clip of a split in the order of its shards, as dictionaries; an IterableDataset for a DataLoader.
 
     Tars are shared out among nodes and loader workers, so the parts differ in size by up to a tar: a training that
-    needs equal parts reads by offset instead (`pipeline.training.batches`). Raises PipelineError for a missing tar.
+    needs equal parts reads by offset instead (`pipeline.training.batches`). Tars at an address are streamed from there
+    by webdataset, which calls curl for http. Raises PipelineError for a tar that is missing or of another size, which
+    webdataset would read up to where it is cut, without an error.
     """
-    summary = folder / "manifest.json"
-    if not summary.exists():
-        raise PipelineError(f"{summary}: no such file; a folder of shards is made by index_shards")
-    tars = [folder / shard["tar"] for shard in json.loads(summary.read_text(encoding="utf-8"))["shards"]]
-    if missing := [tar for tar in tars if not tar.exists()]:
-        raise PipelineError(f"{missing[0]}: no such file, but {summary} lists it; make it again with shard_audio")
-    dataset = webdataset.WebDataset(
-        [str(tar) for tar in tars], shardshuffle=False, nodesplitter=webdataset.split_by_node, empty_check=False
-    )
+    path = folder / "manifest.json"
+    if not path.exists():
+        raise PipelineError(f"{path}: no such file; a folder of shards is made by index_shards")
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    tars = [f"{summary.get('address', folder)}/{shard['tar']}" for shard in summary["shards"]]
+    sizes = [shard["bytes"] for shard in summary["shards"]]
+    if "address" in summary:
+        check_sizes(dict(zip(tars, sizes, strict=True)))
+    else:
+        for tar, size in zip(tars, sizes, strict=True):
+            check_tar(Path(tar), size, None)
+    dataset = webdataset.WebDataset(tars, shardshuffle=False, nodesplitter=webdataset.split_by_node, empty_check=False)
     return dataset.map(decode_clip)

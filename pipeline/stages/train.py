@@ -46,6 +46,13 @@ def main(argv: list[str]) -> None:
         default=0,
         help="1: torch.compile makes the kernels of the audio encoder before the first step (default: %(default)s)",
     )
+    parser.add_argument(
+        "--verify-shards",
+        type=int,
+        choices=[0, 1],
+        default=1,
+        help="1: compute the shards' checksums before the first step; 0: look at their sizes (default: %(default)s)",
+    )
     parser.add_argument("--steps-per-checkpoint", type=int, default=200)
     parser.add_argument(
         "--outcome",
@@ -79,6 +86,7 @@ def main(argv: list[str]) -> None:
                 micro_batch=args.micro_batch,
                 compiled=bool(args.compile),
                 steps_per_checkpoint=args.steps_per_checkpoint,
+                verify_shards=bool(args.verify_shards),
             ),
             may_diverge=args.outcome is not None,
         )

@@ -52,9 +52,13 @@ class PairedBatches(Dataset[Batch]):
     Rank r of R takes the slots [r * B/R, (r + 1) * B/R), so that the global batches are those of the file for any R.
     """
 
-    def __init__(self, pairs: Path, shards: Path, rank: int = 0, processes: int = 1) -> None:
-        """Open the splits that the pairs name; damaged or changed shards are found here, before the first step."""
+    def __init__(self, pairs: Path, shards: Path, rank: int = 0, processes: int = 1, *, verify: bool = False) -> None:
+        """Open the splits that the pairs name; missing, cut or changed shards are found here, before the first step.
+
+        verify: shards with wrong bytes, too, of which each process looks for its part.
+        """
         self.pairs = pairs
+        self._share, self._verify = slice(rank, None, processes), verify
         self.facts = read_facts(pairs)
         batch_size = self.facts["batch_size"]
         if batch_size % processes:
@@ -68,7 +72,8 @@ class PairedBatches(Dataset[Batch]):
         self._memory = _Memory((self.slots.stop - self.slots.start, self.facts["window_frames"]))
 
     def _open(self, shards: Path, folder: Path, checksum: str) -> ShardReader:
-        reader = open_shards(shards / folder.parent.name / folder.name)
+        place = shards / folder.parent.name / folder.name
+        reader = open_shards(place, verify=self._verify, share=self._share)
         if reader.manifest_sha256 != checksum:
             raise PipelineError(
                 f"{self.pairs}: was made from another manifest than {folder / 'manifest.parquet'} is now; "

@@ -69,6 +69,8 @@ class Machine:
     """Whether torch.compile makes the kernels of the audio encoder."""
     steps_per_checkpoint: int = 200
     """Steps between two checkpoints."""
+    verify_shards: bool = False
+    """Whether the shards' checksums are computed before the first step."""
 
 
 def learning_rate_factor(step: int, steps: int, warmup_steps: int) -> float:
@@ -214,7 +216,7 @@ def train(
             f"micro_batch is {machine.micro_batch}, but batch_norm is {settings.batch_norm}: statistics of the batch "
             "need it whole; set the one to 0 or the other to frozen"
         )
-    batches = PairedBatches(pairs, shards, processes.rank, processes.count)
+    batches = PairedBatches(pairs, shards, processes.rank, processes.count, verify=machine.verify_shards)
     check_mixing(batches, settings, pairs)
     if settings.batch_norm == "synchronized":
         synchronize_batch_norms(model.audio_encoder)

@@ -22,6 +22,7 @@ from pipeline.inspection.targets import find_target
 from pipeline.inspection.verification import verify
 from pipeline.shards import open_shards
 from pipeline.stages import stage_shards
+from pipeline.streaming import stream_clips
 from pipeline.training.batches import PairedBatches
 
 
@@ -143,6 +144,38 @@ def test_training_batches_are_the_same_read_from_afar(tiny_study, server, tmp_pa
             assert one.keys == two.keys and one.captions == two.captions
             assert one.labeled_BS.equal(two.labeled_BS) and one.partner_BS.equal(two.partner_BS)
     assert len(asked) >= 2 * 2 * 48, "a request a window"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset reads http with curl")
+def test_clips_are_streamed_from_afar_as_from_here(server, published: Path, tmp_path: Path) -> None:
+    address, _ = server
+    folder = stage(f"{address}/labeled/train", tmp_path / "train", "--tars", "remote")
+    here, there = (list(stream_clips(split)) for split in (published / "labeled/train", folder))
+    assert len(here) == 24 and [clip["key"] for clip in here] == [clip["key"] for clip in there]
+    assert all(np.array_equal(one["samples"], two["samples"]) for one, two in zip(here, there, strict=True))
+    tar = published / "labeled/train/00000.tar"
+    tar.write_bytes(tar.read_bytes()[:-512])
+    with pytest.raises(PipelineError, match=rf"{address}/labeled/train/00000\.tar: \d+ bytes, \d+ expected"):
+        stream_clips(folder)
+
+
+def test_tars_that_changed_at_their_address_are_found_before_the_first_step(
+    tiny_study, server, published: Path, tmp_path: Path
+) -> None:
+    address, _ = server
+    for name in ("labeled", "unlabeled"):
+        stage(f"{address}/{name}/train", tmp_path / name / "train", "--tars", "remote")
+    pairs = tiny_study.pairs("composed")
+    tar = sorted((published / "unlabeled/train").glob("*.tar"))[-1]
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:-512])
+    with pytest.raises(
+        PipelineError, match=rf"{tar.name}: {len(whole) - 512} bytes, {len(whole)} expected; it was cut"
+    ):
+        PairedBatches(pairs, tmp_path)
+    tar.unlink()
+    with pytest.raises(PipelineError, match=rf"{address}/unlabeled/train/{tar.name}: not found"):
+        PairedBatches(pairs, tmp_path)
 
 
 @pytest.mark.parametrize("server", [False], indirect=True)

@@ -1,10 +1,46 @@
-"""Memory of batches: used again, never while something still looks at it."""
+"""Batches: shards that are damaged are found before the first, and memory is used again."""
 
 import gc
+import shutil
 
+import pytest
 from torch.utils.data import DataLoader
 
+from pipeline.errors import PipelineError
+from pipeline.stages import train
 from pipeline.training.batches import PairedBatches
+
+
+@pytest.fixture
+def flipped(tiny_study, tmp_path):
+    """The shards with one wrong bit in the last tar of the labeled clips, and that tar's name."""
+    shards = tmp_path / "shards"
+    shutil.copytree(tiny_study.shards, shards)
+    tar = sorted((shards / "labeled" / "train").glob("*.tar"))[-1]
+    data = bytearray(tar.read_bytes())
+    data[len(data) // 2] ^= 4
+    tar.write_bytes(data)
+    return shards, tar
+
+
+def test_training_stops_before_its_first_step_at_a_tar_with_a_wrong_bit(tiny_study, flipped, tmp_path):
+    shards, tar = flipped
+    command = ["--pretrained", str(tiny_study.pretrained), "--pairs", str(tiny_study.pairs("composed"))]
+    command += ["--shards", str(shards), "--seed", "0", "--out", str(tmp_path / "run"), "--objective", "composed"]
+    with pytest.raises(PipelineError, match=rf"{tar}: SHA-256 \w+, \w+ expected; delete it and make the shard again"):
+        train.main(command)
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_of_several_processes_finds_the_tar_with_a_wrong_bit(tiny_study, flipped):
+    shards, tar = flipped
+    found = []
+    for rank in range(4):
+        try:
+            PairedBatches(tiny_study.pairs("composed"), shards, rank, 4, verify=True)
+        except PipelineError as error:
+            found.append(str(error))
+    assert len(found) == 1 and str(tar) in found[0]
 
 
 def test_a_window_that_is_still_looked_at_keeps_its_samples(tiny_study):

@@ -1,6 +1,7 @@
 """Streaming gives the clips that the offset reader gives."""
 
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -26,8 +27,14 @@ def test_loader_workers_share_the_clips_out_without_repeating_any(tiny_study):
     assert sorted(clip["key"] for clip in loader) == sorted(open_shards(folder).keys)
 
 
-def test_a_missing_tar_is_named_before_anything_is_read(tiny_study, tmp_path):
+def test_a_tar_that_is_missing_or_cut_between_clips_is_named_before_anything_is_read(tiny_study, tmp_path):
     folder = shutil.copytree(tiny_study.manifest("labeled").parent, tmp_path / "train")
-    (folder / "00000.tar").unlink()
-    with pytest.raises(PipelineError, match=r"00000\.tar: no such file"):
+    tar = folder / "00000.tar"
+    with tarfile.open(tar) as archive:
+        end = archive.getmembers()[2].offset
+    tar.write_bytes(tar.read_bytes()[:end])
+    with pytest.raises(PipelineError, match=rf"00000\.tar: {end} bytes, \d+ expected"):
+        stream_clips(folder)
+    tar.unlink()
+    with pytest.raises(PipelineError, match=r"00000\.tar: not found"):
         stream_clips(folder)

@@ -89,6 +89,7 @@ rule train:
         loader_workers=0,
         micro_batch=0,
         compile=0,
+        verify_shards=1,
         mem_mb=4000,
         runtime=240,
     params:
@@ -104,4 +105,5 @@ rule train:
         " -m pipeline.stages.train"
         " --pretrained {params.pretrained:q} --pairs {input.pairs:q} --shards results/shards --seed {params.seed}"
         " --threads {threads} --workers {resources.loader_workers} --micro-batch {resources.micro_batch}"
-        " --compile {resources.compile} --device {params.device} {params.settings:q} --out {params.folder:q} 2> {log:q}"
+        " --compile {resources.compile} --verify-shards {resources.verify_shards} --device {params.device}"
+        " {params.settings:q} --out {params.folder:q} 2> {log:q}"
