@@ -355,13 +355,12 @@ def _rank(
         tile = tiles(rows)
         for columns in _slices(n_audio, width):
             scores_mn, margin = tile(columns)
-            retake = exact if margin else None
             _check_finite(scores_mn, rows, columns)
             ahead, tied = _count_rows(scores_mn, own_M[rows])
             t2a_M.ahead[rows] += ahead
             t2a_M.tied[rows] += tied
-            _take_better(t2a_top, rows, scores_mn, columns.start, margin, retake)
-            _take_better(a2t_top, columns, scores_mn.T, rows.start, margin, retake and _turned(retake))
+            _take_better(t2a_top, rows, scores_mn, columns.start, margin, exact)
+            _take_better(a2t_top, columns, scores_mn.T, rows.start, margin, exact and _turned(exact))
             ahead, tied = _count_columns(scores_mn, own_CN[:, columns])
             ahead_CN[:, columns] += ahead
             tied_CN[:, columns] += tied
@@ -536,10 +535,13 @@ def _take_better(
     """
     place_QK, score_QK = top.place[queries], top.score[queries]  # views
     depth = place_QK.shape[1]
-    least_Q = score_QK[:, -1] - margin
+    if exact and not margin:  # a tile of exact scores meets places that were taken by others
+        asked, taken = np.nonzero(np.isfinite(score_QK))
+        score_QK[asked, taken] = exact(queries.start + asked, place_QK[asked, taken])
+    # Both the last of the first ones and one that stands behind it may be off, in opposite directions.
+    least_Q = score_QK[:, -1] - 2 * margin
     if np.isneginf(least_Q).any():
         few = min(depth, scores_QG.shape[1])
-        # The last of the first ones and one that stands behind it may both be off, in opposite directions.
         better_QG = scores_QG >= np.partition(scores_QG, -few, axis=1)[:, -few, None] - 2 * margin
     else:
         better_QG = scores_QG > least_Q[:, None]
@@ -552,7 +554,7 @@ def _take_better(
     place = np.concatenate([place_QK[changed].ravel(), columns + first])
     score = np.concatenate([score_QK[changed].ravel(), scores_QG[rows, columns]])
     order = np.lexsort((place, -score, query))
-    if exact:  # neighbours that may stand the wrong way round
+    if exact and margin:  # neighbours that may stand the wrong way round
         is_near = np.zeros(len(order) + 1, bool)  # to the one before
         with np.errstate(invalid="ignore"):  # between two places that are still empty
             is_near[1:-1] = (np.diff(query[order]) == 0) & (-np.diff(score[order]) <= 2 * margin)

@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import (
+    DEPTH,
     FIGURES,
     PROTOCOLS,
+    Top,
+    _take_better,
     figures,
     intervals,
     mean_over_captions,
@@ -329,6 +332,19 @@ def test_top_10_is_best_first_and_ties_keep_the_order_of_the_gallery():
     assert places.tolist() == [20, 3, 7, 0, 1, 2, 4, 5, 6, 8]
     assert scores.tolist() == [2, 1, 1, 0, 0, 0, 0, 0, 0, 0]
     assert retrieval.t2a_M.rank()[:4].tolist() == [14.5, 14.5, 14.5, 2.5]
+
+
+@pytest.mark.parametrize("levels", [30, 3000])
+def test_first_places_are_those_of_exact_scores_though_tiles_are_off_by_their_margin(levels):
+    """Tiles that are exact, or off by up to 0.01, in any turn; errors as large as these BLAS never makes."""
+    generator = np.random.default_rng(7)
+    scores_QG = generator.integers(0, levels, (400, 60)) / levels
+    top = Top(place=np.full((400, DEPTH), 60), score=np.full((400, DEPTH), -np.inf))
+    for first in range(0, 60, 12):
+        margin = float(generator.choice([0.0, 0.01]))
+        tile = scores_QG[:, first : first + 12] + generator.uniform(-margin, margin, (400, 12))
+        _take_better(top, slice(0, 400), tile, first, margin, lambda queries, places: scores_QG[queries, places])
+    assert top.place.tolist() == np.argsort(-scores_QG, axis=1, kind="stable")[:, :DEPTH].tolist()
 
 
 def test_intervals_hold_the_figure_and_narrow_with_more_clips():
