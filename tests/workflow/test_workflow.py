@@ -151,7 +151,10 @@ def test_the_whole_study_runs_at_a_tiny_size_and_a_second_run_has_nothing_to_do(
     with zipfile.ZipFile(project / "report.zip") as report:
         held = [(Path(name).name, report.read(name)) for name in report.namelist()]
     trained = [f"runs/{run}/seed0/learning_curves.svg" for run in RUNS]
-    shown = ["table1.csv", "table1.tex", "comparisons/table1.csv", "report/index.html", *trained]
+    page = ["report/index.html", "report/data.js"]
+    page += [f"report/audio/{clip.name}" for clip in (project / "results" / "report" / "audio").iterdir()]
+    assert len(page) > 2
+    shown = ["table1.csv", "table1.tex", "comparisons/table1.csv", *page, *trained]
     shown.append("pretrained/mini/learning_curves.svg")
     results = [project / "results" / name for name in shown]
     assert sorted(file for file in held if file[0] != "report.html") == sorted(

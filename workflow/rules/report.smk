@@ -9,14 +9,15 @@ rule report:
         templates=["pipeline/report/page.html", "pipeline/report/page.css", "pipeline/report/page.js"],
         code=code_of("report"),
     output:
-        index=report(
-            "results/report/index.html",
+        # The folder, so that the report holds the browser's data and the clips as well.
+        folder=report(
+            directory("results/report"),
+            htmlindex="index.html",
             caption="../report/page.rst",
             category="Page",
             labels={"file": "index.html"},
         ),
-        data="results/report/data.js",
-        audio=directory("results/report/audio"),
+        index="results/report/index.html",
     log:
         "logs/report/report.log",
     params:
@@ -24,8 +25,7 @@ rule report:
         note=config["study"]["note"],
         protocol=config["evaluation"]["protocol"],
         evaluations=parent_folders,
-        folder=subpath(output.index, parent=True),
     shell:
         "python -m pipeline.stages.report --name {params.name:q} --note {params.note:q} --protocol {params.protocol}"
         " --tables {input.tables:q} --comparisons {input.comparisons:q} --evaluations {params.evaluations:q} --logs {input.logs:q}"
-        " --summaries {input.summaries:q} --out {params.folder:q} 2> {log:q}"
+        " --summaries {input.summaries:q} --out {output.folder:q} 2> {log:q}"
