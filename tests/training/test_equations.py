@@ -6,6 +6,8 @@ f_a2t) and does all else by itself, one clip and one caption at a time, term by 
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
@@ -220,3 +222,16 @@ def test_a_term_of_weight_zero_is_not_encoded_and_carries_no_nan(monkeypatch, va
     assert (heard, said) == ([windows], [captions])
     assert losses.keys() == {"loss", *settings.term_weights}
     assert all(value.isfinite() for value in losses.values())
+
+
+@pytest.mark.parametrize("objective", ["finetune", "composed", "concatenate"])
+def test_a_step_never_waits_to_see_a_value_of_the_device(monkeypatch, objective):
+    """On the meta device, whose tensors have no values to see: item(), cpu() and a mask as an index raise there."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # it does not know this device
+    settings = TrainingSettings(objective=objective, mask_false_negatives=True)
+    model = model_of(settings)
+    model.set_training_mode(encoder_regularisation=True)
+    model.to("meta")
+    losses = CompositionLoss(model, settings)(batch(objective))
+    losses["loss"].backward()
+    assert all(value.is_meta for value in losses.values())
