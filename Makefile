@@ -30,9 +30,8 @@ bench-data: .venv/locked  ## Speed and memory of the data stages, beside what th
 bench-train: .venv/locked  ## How fast the composed step of ms-clap is here, beside the straightforward way
 	python -m bench.train
 
-bench-evaluation: .venv/locked  ## What metrics and search cost on one core; with MODEL=... SHARDS=... embedding too
-	OMP_NUM_THREADS=1 python -m bench.evaluation $(if $(MODEL),--model $(MODEL) --shards $(SHARDS))
-	python -m bench.search
+bench-evaluation: .venv/locked  ## What metrics, embedding and search cost on one core; FULL=1 a million x 100,000
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python -m bench.evaluation $(if $(FULL),--full)
 
 bench-planning: .venv/locked  ## Seconds that Snakemake takes to plan 1,000 shards and the paper's study
 	python -m bench.planning

@@ -15,9 +15,10 @@ from pipeline.__main__ import main
 from pipeline.errors import PipelineError
 from pipeline.evaluation.embedding import captions_of, embed_audio, embed_texts
 from pipeline.evaluation.vectors import check_vectors, nearest, unit_rows
+from pipeline.files import sha256_of, write_parquet
 from pipeline.models import load_model, mini, save_model
 from pipeline.search import search
-from pipeline.shards import open_shards
+from pipeline.shards import open_shards, read_manifest
 
 
 @pytest.fixture
@@ -82,6 +83,19 @@ def test_index_is_made_once_and_anew_for_other_weights(tiny_study, run_folder, m
         next(changed.audio_encoder.projection.parameters()).add_(0.1)
     save_model(changed, run_folder)
     assert search("noise hisses", run_folder, split(tiny_study)) != before
+    assert len(list(run_folder.glob("index/*/audio.npy"))) == 2
+
+
+def test_a_split_that_changes_is_indexed_anew(tiny_study, run_folder, tmp_path):
+    folder = Path(shutil.copytree(split(tiny_study), tmp_path / "shards"))
+    search("noise hisses", run_folder, folder)
+    summary = json.loads((folder / "manifest.json").read_text())
+    rows = read_manifest(folder / "manifest.parquet")
+    write_parquet(rows.slice(3), folder / "manifest.parquet")  # three clips are gone
+    summary["manifest_sha256"] = sha256_of(folder / "manifest.parquet")
+    (folder / "manifest.json").write_text(json.dumps({**summary, "clips": len(rows) - 3}))
+    found = search("noise hisses", run_folder, folder, top=100)
+    assert {result["key"] for result in found} == set(rows["key"].to_pylist()[3:])
     assert len(list(run_folder.glob("index/*/audio.npy"))) == 2
 
 
