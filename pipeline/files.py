@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import PipelineError
+
 
 @contextlib.contextmanager
 def write_atomically(path: str | Path) -> Iterator[Path]:
@@ -48,6 +50,19 @@ def write_parquet(table: pa.Table, path: str | Path, row_group_size: int | None 
     """Write a table atomically; the same table gives the same bytes."""
     with write_atomically(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=row_group_size)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; PipelineError if it is missing or none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: not found") from None
+    except ValueError as error:
+        raise PipelineError(f"{path}: is not JSON ({error}); make it again") from error
+    if not isinstance(value, dict):
+        raise PipelineError(f"{path}: holds a JSON {type(value).__name__}, not an object; make it again")
+    return value
 
 
 def write_json(value: Any, path: str | Path) -> None:

@@ -153,7 +153,10 @@ def pair_epoch(
 def write_pairs(epochs: Iterator[pa.Table], path: Path, facts: dict[str, Any]) -> None:
     """Write a row group an epoch, with `facts` (seed, batch size, window, sources) as JSON in the footer."""
     schema = SCHEMA.with_metadata({"pairs": json.dumps(facts, sort_keys=True)})
-    with write_atomically(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with (
+        write_atomically(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
         for table in epochs:
             writer.write_table(table.replace_schema_metadata(schema.metadata), row_group_size=max(1, table.num_rows))
 
@@ -170,5 +173,10 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def read_epoch(path: Path, epoch: int) -> pa.Table:
-    """The rows of one epoch, ordered by step and slot."""
-    return pq.ParquetFile(path).read_row_group(epoch)
+    """The rows of one epoch, ordered by step and slot; PipelineError where the file is damaged there."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read_row_group(epoch)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise PipelineError(f"{path}: epoch {epoch} cannot be read ({reason}); make the pairs again") from error

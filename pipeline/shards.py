@@ -20,10 +20,10 @@ import soundfile
 from numpy.typing import DTypeLike, NDArray
 
 from pipeline.addresses import check_sizes, read_range
-from pipeline.audio import BYTES_PER_FRAME
+from pipeline.audio import BYTES_PER_FRAME, WAV_HEADER_BYTES
 from pipeline.catalogs import OK, read_table
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_of
+from pipeline.files import read_json, sha256_of
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -51,6 +51,12 @@ MANIFEST_SCHEMA = pa.schema(
     ]
 )
 """Columns of the manifest and of a shard's row file."""
+
+SUMMARY_FACTS = {
+    *("dataset", "split", "format", "sample_rate_hz", "rows", "clips", "duration_s", "status", "reason"),
+    *("manifest_sha256", "shards"),
+}
+"""Entries of a split's manifest.json."""
 
 OPEN_TARS = 128  # a split, of the 1,024 files that a process may open by default
 BATCH_ROWS = 1 << 16  # of a manifest, read at a time
@@ -147,20 +153,21 @@ class ShardReader:
         self._is_remote = "address" in summary
         self._place = summary.get("address", str(folder))
         self._shards = np.array([shard["shard"] for shard in summary["shards"]])
-        self._read_manifest()
+        self._read_manifest(np.array([shard["bytes"] for shard in summary["shards"]], np.int64))
         self._open = self._opener()
 
-    def _read_manifest(self) -> None:
-        """Keep of the manifest what reading needs, a batch of rows at a time."""
+    def _read_manifest(self, tar_bytes: NDArray[np.int64]) -> None:
+        """Keep of the manifest what reading needs, a batch of rows at a time; refuse rows that the tars cannot hold."""
         number_of = {shard: number for number, shard in enumerate(self._shards.tolist())}
         place = "pcm_offset" if self.format == "wav" else "data_offset"
-        columns = ["key", "shard", "frames", place, "data_size", "captions"]
+        columns = ["key", "shard", "frames", "data_offset", "data_size", place, "captions"]
         hashes, tars, frames, offsets, sizes, counts, texts = ([] for _ in range(7))
         for batch in usable_batches(self.folder / "manifest.parquet", columns):
             hashes.append(hashes_of(batch["key"]))
             shards = batch["shard"].dictionary_encode()
-            numbers = np.array([number_of[shard] for shard in shards.dictionary.to_pylist()], np.int32)
+            numbers = np.array([number_of.get(shard, -1) for shard in shards.dictionary.to_pylist()], np.int32)
             tars.append(numbers[shards.indices.to_numpy()])
+            self._check_places(batch, tars[-1], tar_bytes)
             frames.append(batch["frames"].to_numpy())
             offsets.append(batch[place].to_numpy())
             if self.format != "wav":
@@ -178,6 +185,21 @@ class ShardReader:
         self._texts = pa.concat_arrays([pa.array([], pa.large_string()), *texts])
         # Where the captions of a row begin; no clip of unlabeled audio has any, and then there is nothing to keep.
         self._first_text = np.concatenate([[0], np.cumsum(_joined(counts, np.int64))]) if len(self._texts) else None
+
+    def _check_places(self, batch: pa.RecordBatch, tars: NDArray[np.int32], tar_bytes: NDArray[np.int64]) -> None:
+        """Raise PipelineError for a row whose tar is unknown, or whose audio lies outside of its member or its tar."""
+        asked = ["frames", "data_offset", "data_size", *(["pcm_offset"] if self.format == "wav" else [])]
+        frames, offset, size, *pcm = (batch[name].fill_null(-1).to_numpy() for name in asked)
+        fits = (tars >= 0) & (frames > 0) & (offset >= 0) & (size > 0) & (offset + size <= tar_bytes[tars])
+        if pcm:
+            fits &= (pcm[0] == offset + WAV_HEADER_BYTES) & (size == WAV_HEADER_BYTES + frames * BYTES_PER_FRAME)
+        if len(wrong := np.flatnonzero(~fits)):
+            row = batch.select(["key", "shard", *asked]).slice(wrong[0], 1).to_pylist()[0]
+            told = ", ".join(f"{name} {value}" for name, value in row.items() if name != "key")
+            raise PipelineError(
+                f"{self.folder / 'manifest.parquet'}: {row['key']} cannot lie where the manifest says ({told}); make "
+                "the manifest again with index_shards"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("_open", "keys")}
@@ -296,12 +318,7 @@ def open_shards(folder: Path, *, verify: bool = False, share: slice = slice(None
     """
     folder = Path(folder)
     summary_path, manifest_path = folder / "manifest.json", folder / "manifest.parquet"
-    try:
-        summary = json.loads(summary_path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PipelineError(f"{summary_path}: not found; make it with python -m pipeline.stages.index_shards") from None
-    except ValueError as error:
-        raise PipelineError(f"{summary_path}: is not JSON ({error}); make it again with index_shards") from error
+    summary = read_summary(summary_path)
     if not manifest_path.exists():
         raise PipelineError(f"{manifest_path}: not found; make it with python -m pipeline.stages.index_shards")
     if sha256_of(manifest_path) != summary["manifest_sha256"]:
@@ -317,6 +334,20 @@ def open_shards(folder: Path, *, verify: bool = False, share: slice = slice(None
         for shard in shards[share] if verify else []:
             check_tar(folder / shard["tar"], shard["bytes"], shard["sha256"])
     return ShardReader(folder, summary)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """A split's manifest.json, with all that index_shards writes there."""
+    if not path.exists():
+        raise PipelineError(f"{path}: not found; make it with python -m pipeline.stages.index_shards")
+    summary = read_json(path)
+    missing = sorted(SUMMARY_FACTS - summary.keys())
+    shards = summary.get("shards")
+    for shard in shards if isinstance(shards, list) else [{}]:
+        missing += [f"shards.{name}" for name in ("shard", "tar", "bytes", "sha256", "clips") if name not in shard]
+    if missing:
+        raise PipelineError(f"{path}: has no {', '.join(missing[:3])}; make it again with index_shards")
+    return summary
 
 
 def usable_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -11,8 +11,7 @@ import soundfile
 import webdataset
 
 from pipeline.addresses import check_sizes
-from pipeline.errors import PipelineError
-from pipeline.shards import check_tar
+from pipeline.shards import check_tar, read_summary
 
 
 def decode_clip(sample: dict[str, Any]) -> dict[str, Any]:
@@ -30,10 +29,7 @@ def stream_clips(folder: Path) -> webdataset.WebDataset:
     by webdataset, which calls curl for http. Raises PipelineError for a tar that is missing or of another size, which
     webdataset would read up to where it is cut, without an error.
     """
-    path = folder / "manifest.json"
-    if not path.exists():
-        raise PipelineError(f"{path}: no such file; a folder of shards is made by index_shards")
-    summary = json.loads(path.read_text(encoding="utf-8"))
+    summary = read_summary(folder / "manifest.json")
     tars = [f"{summary.get('address', folder)}/{shard['tar']}" for shard in summary["shards"]]
     sizes = [shard["bytes"] for shard in summary["shards"]]
     if "address" in summary:

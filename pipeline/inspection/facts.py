@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline.catalogs import OK
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_of
+from pipeline.files import read_json, sha256_of
 from pipeline.inspection.targets import (
     PAIRS_FACTS,
     TRAINING_COLUMNS,
@@ -29,14 +29,12 @@ from pipeline.inspection.targets import (
     Target,
     batches,
     check_manifest,
-    read_json,
     read_pairs_facts,
     read_schema,
-    read_summary,
     splits_of,
 )
 from pipeline.pairs import SCHEMA as PAIRS_SCHEMA
-from pipeline.shards import hashes_of
+from pipeline.shards import hashes_of, read_summary
 
 QUANTILES = {"min": 0, "p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1}
 FULL_SCALE_DBFS = -0.001  # both 32767 and -32768
@@ -254,9 +252,9 @@ def pairs_facts(path: Path, shards: Path | None, samples: int) -> dict[str, Any]
     partner_role = "none" if partners == 0 else "unlabeled" if facts["unlabeled"] else "labeled"
 
     uses = {"uses_of_a_labeled_clip": np.unique(labeled, return_counts=True)[1]}
+    told = [*sorted(PAIRS_FACTS), *(name for name in ("labeled_fraction", "unlabeled_fraction") if name in facts)]
     plan = {
-        **{name: facts[name] for name in sorted(PAIRS_FACTS)},
-        **{name: facts[name] for name in ("labeled_fraction", "unlabeled_fraction") if name in facts},
+        **{name: facts[name] for name in told},
         "window_s": facts["window_frames"] / facts["sample_rate_hz"],
         "steps": facts["epochs"] * facts["steps_per_epoch"],
         "rows": len(labeled),

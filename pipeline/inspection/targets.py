@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.catalogs import CATALOG_SCHEMA, OK
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_of
+from pipeline.files import read_json, sha256_of
 from pipeline.pairs import SCHEMA as PAIRS_SCHEMA
 from pipeline.pairs import read_facts
 from pipeline.shards import FACTS_KEY, MANIFEST_SCHEMA
@@ -22,7 +21,6 @@ from pipeline.shards import FACTS_KEY, MANIFEST_SCHEMA
 BATCH_ROWS = 1 << 16
 TRAINING_COLUMNS = {"step", "epoch", "loss", "learning_rate"}
 PAIRS_FACTS = {"seed", "epochs", "steps_per_epoch", "batch_size", "window_frames", "sample_rate_hz"}
-SUMMARY_FACTS = {"dataset", "split", "format", "sample_rate_hz", "rows", "clips", "duration_s", "status", "reason"}
 ACCEPTED = (
     "give a folder of shards (or its manifest.parquet or manifest.json), a catalog, a pairs file, "
     "or the folder of a run (with model.json or training.parquet)"
@@ -109,31 +107,6 @@ def _parquet_target(path: Path) -> Target:
     if set(schema.names) >= TRAINING_COLUMNS:
         return Target("run", path.parent)
     raise PipelineError(f"{path}: a Parquet file with the columns {', '.join(schema.names)}; {ACCEPTED}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; PipelineError if it is missing or none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: not found") from None
-    except ValueError as error:
-        raise PipelineError(f"{path}: is not JSON ({error}); make it again") from error
-    if not isinstance(value, dict):
-        raise PipelineError(f"{path}: holds a JSON {type(value).__name__}, not an object; make it again")
-    return value
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """A split's manifest.json, with all that index_shards writes there."""
-    summary = read_json(path)
-    missing = sorted((SUMMARY_FACTS | {"manifest_sha256", "shards"}) - set(summary))
-    shards = summary.get("shards")
-    for shard in shards if isinstance(shards, list) else [{}]:
-        missing += [f"shards.{name}" for name in ("shard", "tar", "bytes", "sha256", "clips") if name not in shard]
-    if missing:
-        raise PipelineError(f"{path}: has no {', '.join(missing[:3])}; make it again with index_shards")
-    return summary
 
 
 def check_manifest(path: Path) -> None:

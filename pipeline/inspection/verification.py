@@ -24,20 +24,18 @@ from tqdm import tqdm
 from pipeline.audio import BYTES_PER_FRAME, WAV_HEADER_BYTES, wav_header
 from pipeline.catalogs import OK
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_of
+from pipeline.files import read_json, sha256_of
 from pipeline.inspection.targets import (
     PairedSplit,
     Target,
     batches,
     check_manifest,
-    read_json,
     read_pairs_facts,
-    read_summary,
     splits_of,
 )
 from pipeline.pairs import NO_CAPTION
 from pipeline.pairs import SCHEMA as PAIRS_SCHEMA
-from pipeline.shards import MANIFEST_SCHEMA, hashes_of
+from pipeline.shards import MANIFEST_SCHEMA, hashes_of, read_summary
 
 _CHUNK_BYTES = 1 << 20
 _PLACE = ("data_offset", "data_size", "frames", "sample_rate_hz", "sha256")  # without which a clip cannot be read

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from pipeline.files import sha256_of
 from pipeline.leaks import read_held_out
 from pipeline.models.backbones import BACKBONES
 from pipeline.pairs import Clips, pair_epoch, read_clips, write_pairs
+from pipeline.shards import read_summary
 from pipeline.stages import run
 from pipeline.subsets import subset
 
@@ -50,7 +50,7 @@ def check_shards(manifests: list[Path], sample_rate_hz: int) -> None:
         summary = path.with_suffix(".json")
         if not (path.exists() and summary.exists()):
             raise PipelineError(f"{path}: it or {summary.name} beside it is missing; make both with index_shards")
-        facts = json.loads(summary.read_text(encoding="utf-8"))
+        facts = read_summary(summary)
         found = facts["sample_rate_hz"]
         formats.add(facts["format"])
         if found != sample_rate_hz:

@@ -55,7 +55,7 @@ class PairedBatches(Dataset[Batch]):
     def __init__(self, pairs: Path, shards: Path, rank: int = 0, processes: int = 1, *, verify: bool = False) -> None:
         """Open the splits that the pairs name; missing, cut or changed shards are found here, before the first step.
 
-        verify: shards with wrong bytes, too, of which each process looks for its part.
+        verify: pairs and shards with wrong bytes, too; of the shards each process looks at its part.
         """
         self.pairs = pairs
         self._share, self._verify = slice(rank, None, processes), verify
@@ -68,6 +68,8 @@ class PairedBatches(Dataset[Batch]):
             _Splits([self._open(shards, Path(folder), checksum) for folder, checksum in self.facts[role].items()])
             for role in ("labeled", "unlabeled")
         )
+        for epoch in range(self.facts["epochs"] if verify else 0):
+            read_epoch(pairs, epoch)
         self._epoch: tuple[int, _Slots] | None = None
         self._memory = _Memory((self.slots.stop - self.slots.start, self.facts["window_frames"]))
 

@@ -228,6 +228,30 @@ def test_a_manifest_of_other_shards_is_refused(own_folder: Path) -> None:
         open_shards(own_folder)
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"shards": 3}', "null"])
+def test_a_damaged_summary_is_named(own_folder: Path, text: str) -> None:
+    (own_folder / "manifest.json").write_text(text)
+    with pytest.raises(PipelineError, match=r"manifest\.json: (is not JSON|holds a JSON|has no)"):
+        open_shards(own_folder)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("shard", "other"), ("pcm_offset", 1), ("pcm_offset", None), ("data_offset", 1 << 40), ("data_size", 0)]
+    + [("frames", None), ("frames", 1 << 40)],
+)
+def test_a_manifest_that_its_tars_cannot_be_true_to_is_refused(own_folder: Path, column: str, value: object) -> None:
+    """One whose checksum is right: whoever wrote it wrote it wrong."""
+    manifest, summary = own_folder / "manifest.parquet", own_folder / "manifest.json"
+    rows = shards.read_manifest(manifest).to_pylist()
+    usable = next(row for row in rows if row["status"] == "ok")
+    usable[column] = value
+    write_parquet(shards.rows_table(rows), manifest)
+    write_json(json.loads(summary.read_text()) | {"manifest_sha256": sha256_of(manifest)}, summary)
+    with pytest.raises(PipelineError, match=rf"manifest\.parquet: {usable['key']} cannot lie where .*{column} {value}"):
+        open_shards(own_folder)
+
+
 def test_a_tar_cut_or_deleted_while_in_use_is_named(own_folder: Path) -> None:
     reader = open_shards(own_folder)
     tar = own_folder / "00000.tar"
@@ -272,7 +296,8 @@ def large_split(folder: Path, clips: int, count: int) -> Path:
     )  # fmt: skip
     write_parquet(table, folder / "manifest.parquet")
     size = (folder / "data").stat().st_size
-    summary = {"dataset": "sounds", "split": "train", "format": "wav", "sample_rate_hz": RATE}
+    summary = {"dataset": "sounds", "split": "train", "format": "wav", "sample_rate_hz": RATE, "rows": clips}
+    summary |= {"clips": clips, "duration_s": clips * 100 / RATE, "status": {"ok": clips}, "reason": {}}
     summary["manifest_sha256"] = sha256_of(folder / "manifest.parquet")
     summary["shards"] = [
         {"shard": name, "tar": f"{name}.tar", "bytes": size, "sha256": "", "clips": 1} for name in names

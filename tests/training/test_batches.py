@@ -3,6 +3,7 @@
 import gc
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 from torch.utils.data import DataLoader
 
@@ -68,3 +69,15 @@ def test_a_loader_worker_reads_into_memory_that_both_processes_share(tiny_study)
     for step, batch in enumerate(DataLoader(batches, batch_size=None, num_workers=1)):
         assert batch.labeled_BS.is_shared() and batch.partner_BS.is_shared()
         assert batch.labeled_BS.equal(batches[step].labeled_BS) and batch.partner_BS.equal(batches[step].partner_BS)
+
+
+def test_pairs_damaged_in_the_last_epoch_are_found_before_the_first_step(tiny_study, tmp_path):
+    pairs = tmp_path / "pairs.parquet"
+    whole = tiny_study.pairs("composed", epochs=3)
+    starts = pq.ParquetFile(whole).metadata.row_group(2).column(5)  # a wrong start is a window like any other
+    data = bytearray(whole.read_bytes())
+    data[(starts.dictionary_page_offset or starts.data_page_offset) + starts.total_compressed_size - 1] ^= 1
+    pairs.write_bytes(data)
+    PairedBatches(pairs, tiny_study.shards)[0]
+    with pytest.raises(PipelineError, match=r"pairs\.parquet: epoch 2 cannot be read .*make the pairs again"):
+        PairedBatches(pairs, tiny_study.shards, verify=True)
