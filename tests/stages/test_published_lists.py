@@ -25,7 +25,7 @@ from pipeline.files import sha256_of, write_json, write_parquet
 from pipeline.inspection.targets import find_target
 from pipeline.inspection.verification import verify
 from pipeline.pairs import read_epoch, read_facts
-from pipeline.shards import MANIFEST_SCHEMA, read_manifest
+from pipeline.shards import MANIFEST_SCHEMA, ShardFacts, read_manifest
 from pipeline.stages import index_audio, index_shards, pair_clips, shard_audio
 
 LISTS = Path(__file__).resolve().parents[3] / "shared" / "metadata"
@@ -98,8 +98,10 @@ def make_manifest(catalog: Path, folder: Path) -> Path:
     nulls = {field.name: pa.nulls(len(table), field.type) for field in MANIFEST_SCHEMA if field.name not in columns}
     path = folder / "shards" / catalog.parent.name / catalog.stem / "manifest.parquet"
     write_parquet(pa.table(columns | nulls).select(MANIFEST_SCHEMA.names).cast(MANIFEST_SCHEMA), path)
-    summary = {"sample_rate_hz": 44_100, "format": "wav", "manifest_sha256": sha256_of(path)}
-    write_json(summary, path.with_suffix(".json"))
+    tar = ShardFacts(
+        shard="00000", format="wav", sample_rate_hz=44_100, clips=len(table), bytes=0, sha256="", rows_digest=""
+    )
+    write_json(index_shards.summarize(read_manifest(path), [tar], sha256_of(path)), path.with_suffix(".json"))
     return path
 
 
