@@ -85,6 +85,7 @@ def main() -> None:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, project / name)
         make_up_datasets(project / "data", scale)
+        shutil.copy(ROOT / "data" / "paper_table1.csv", project / "data")  # which the study shows beside its own
         splits = {"train": "all"}
         many = {"adapter": "folder", "root": "data/many", "captions": False, "splits": splits}
         (project / "many.yaml").write_text(

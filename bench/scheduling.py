@@ -43,6 +43,7 @@ Span = tuple[float, float]
 
 def make_project(folder: Path, nodes: int) -> None:
     """Copy what ships, with a tiny study, tiny.yaml, and the SLURM profile edited for the test bed as a user would."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name in SHIPPED:
         source = ROOT / name
         if source.is_dir():
