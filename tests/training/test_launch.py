@@ -32,7 +32,7 @@ def test_sigterm_to_the_launcher_saves_and_the_same_command_ends_with_the_same_w
     assert_same_weights(tmp_path / "unbroken", tmp_path / "run")
 
 
-def test_sigterm_to_every_process_of_a_job_loaders_included_saves_long_before_its_end(tiny_study, tmp_path):
+def test_sigterm_to_every_process_of_a_job_loaders_included_saves_at_the_next_step(tiny_study, tmp_path):
     """As SLURM sends it."""
     pairs = tiny_study.pairs("composed", epochs=200)
     words = ["-m", "pipeline.launch", "--processes", "2", "-m", "pipeline.stages.train"]
@@ -41,8 +41,7 @@ def test_sigterm_to_every_process_of_a_job_loaders_included_saves_long_before_it
     while process.poll() is None and not (tmp_path / "checkpoints" / "last.pt").exists():
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)
-    # Of 600, so that a machine which is late with the signal by many steps does not look like a training that is.
-    assert re.search(r"asked to stop: saved step \d\d? of 600", finish(process, STOPPED))
+    assert re.search(r"asked to stop: saved step ([6-9]|1\d) of 600", finish(process, STOPPED))
 
 
 SAVES_FOR_THREE_SECONDS = """
