@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
-import yaml
-from test_growing_splits import record
-from test_workflow import SHIPPED, snakemake
+from test_growing_splits import make_study
+from test_workflow import snakemake
 
 from pipeline.assignment import read_assignment
 
-ROOT = Path(__file__).parents[2]
 SUBMIT = """#!/bin/sh
 # What sbatch, qsub or bsub do: take a job script, start it somewhere else, print its number and return at once.
 echo "$1" >> submitted.txt
@@ -21,15 +16,7 @@ echo $!
 
 
 def test_a_split_is_sharded_in_groups_through_another_batch_system(tmp_path):
-    for name in SHIPPED:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tmp_path / name)
-    (tmp_path / "raw" / "all").mkdir(parents=True)
-    record(tmp_path / "raw" / "all", 0, 24)
-    field = {"adapter": "folder", "root": "raw", "captions": False, "splits": {"train": "all"}}
-    (tmp_path / "field.yaml").write_text(
-        yaml.safe_dump({"datasets": {"field": field}, "shards": {"clips_per_shard": 8}})
-    )
+    make_study(tmp_path)
     submit = tmp_path / "submit.sh"
     submit.write_text(SUBMIT)
     submit.chmod(0o755)

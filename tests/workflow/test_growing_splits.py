@@ -26,10 +26,8 @@ def record(folder: Path, first: int, count: int) -> None:
         soundfile.write(folder / f"20260501_{minute // 60:02d}{minute % 60:02d}00.wav", samples, 16_000)
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def make_study(folder: Path) -> None:
     """A copy of what ships with one unlabeled dataset of 24 recordings more, sharded by at most 8."""
-    folder = tmp_path_factory.mktemp("growing")
     for name in SHIPPED:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
@@ -37,6 +35,12 @@ def study(tmp_path_factory):
     record(folder / "raw" / "all", 0, 24)
     field = {"adapter": "folder", "root": "raw", "captions": False, "splits": {"train": "all"}}
     (folder / "field.yaml").write_text(yaml.safe_dump({"datasets": {"field": field}, "shards": {"clips_per_shard": 8}}))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("growing")
+    make_study(folder)
     return folder
 
 
