@@ -325,15 +325,21 @@ def open_shards(folder: Path, *, verify: bool = False, share: slice = slice(None
         raise PipelineError(
             f"{manifest_path}: is not the manifest that {summary_path} tells of; run index_shards again"
         )
+    check_tars(folder, summary)
+    if verify and "address" not in summary:
+        for shard in summary["shards"][share]:
+            check_tar(folder / shard["tar"], shard["bytes"], shard["sha256"])
+    return ShardReader(folder, summary)
+
+
+def check_tars(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Raise PipelineError unless every tar of a split is in its folder, or at its address, and has its size."""
     shards = summary["shards"]
     if "address" in summary:
         check_sizes({f"{summary['address']}/{shard['tar']}": shard["bytes"] for shard in shards})
-    else:
-        for shard in shards:
-            check_tar(folder / shard["tar"], shard["bytes"], None)
-        for shard in shards[share] if verify else []:
-            check_tar(folder / shard["tar"], shard["bytes"], shard["sha256"])
-    return ShardReader(folder, summary)
+        return
+    for shard in shards:
+        check_tar(folder / shard["tar"], shard["bytes"], None)
 
 
 def read_summary(path: Path) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from typing import Any
 import soundfile
 import webdataset
 
-from pipeline.addresses import check_sizes
-from pipeline.shards import check_tar, read_summary
+from pipeline.shards import check_tars, read_summary
 
 
 def decode_clip(sample: dict[str, Any]) -> dict[str, Any]:
@@ -30,12 +29,7 @@ def stream_clips(folder: Path) -> webdataset.WebDataset:
     webdataset would read up to where it is cut, without an error.
     """
     summary = read_summary(folder / "manifest.json")
+    check_tars(folder, summary)
     tars = [f"{summary.get('address', folder)}/{shard['tar']}" for shard in summary["shards"]]
-    sizes = [shard["bytes"] for shard in summary["shards"]]
-    if "address" in summary:
-        check_sizes(dict(zip(tars, sizes, strict=True)))
-    else:
-        for tar, size in zip(tars, sizes, strict=True):
-            check_tar(Path(tar), size, None)
     dataset = webdataset.WebDataset(tars, shardshuffle=False, nodesplitter=webdataset.split_by_node, empty_check=False)
     return dataset.map(decode_clip)
