@@ -29,14 +29,8 @@ import numpy as np
 
 from bench import search
 from bench.data import target_line
-from pipeline.evaluation.metrics import (
-    PROTOCOLS,
-    SCORES_PER_TILE,
-    contributions,
-    figures,
-    intervals,
-    rank_embeddings,
-)
+from pipeline.evaluation.metrics import PROTOCOLS, contributions, figures, intervals
+from pipeline.evaluation.ranking import SCORES_PER_TILE, rank_embeddings
 
 WIDTH, TEXTS, CLIPS = 1024, 1_000_000, 100_000
 MADE_UP_CLIPS = 32

@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.metrics import FIGURES, PROTOCOLS, Retrieval, contributions, resampled
+from pipeline.evaluation.metrics import FIGURES, PROTOCOLS, contributions, resampled
+from pipeline.evaluation.ranking import Retrieval
 
 SAMPLES = 10_000
 """Bootstrap samples: the smallest p, 2 / 10,001, stays below 0.05 after a correction over 200 rows."""

@@ -15,14 +15,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
 from pipeline.evaluation.comparisons import contributions_table
-from pipeline.evaluation.metrics import (
-    PROTOCOLS,
-    Retrieval,
-    figures,
-    intervals,
-    mean_over_captions,
-    rank_embeddings,
-)
+from pipeline.evaluation.metrics import PROTOCOLS, figures, intervals, mean_over_captions
+from pipeline.evaluation.ranking import Retrieval, rank_embeddings
 from pipeline.evaluation.vectors import check_vectors
 from pipeline.files import write_json, write_parquet
 from pipeline.stages import run

@@ -20,7 +20,8 @@ from pipeline.evaluation.comparisons import (
     read_comparisons,
     read_contributions,
 )
-from pipeline.evaluation.metrics import FIGURES, PROTOCOLS, Retrieval, figures, intervals, rank_embeddings
+from pipeline.evaluation.metrics import FIGURES, PROTOCOLS, figures, intervals
+from pipeline.evaluation.ranking import Retrieval, rank_embeddings
 from pipeline.files import sha256_of, write_parquet
 from pipeline.stages import compare as stage
 

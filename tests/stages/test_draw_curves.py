@@ -12,7 +12,8 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.evaluation.comparisons import contributions_table
-from pipeline.evaluation.metrics import figures, intervals, rank_embeddings
+from pipeline.evaluation.metrics import figures, intervals
+from pipeline.evaluation.ranking import rank_embeddings
 from pipeline.files import sha256_of, write_parquet
 from pipeline.pairs import write_pairs
 from pipeline.stages import draw_curves

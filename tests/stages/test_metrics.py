@@ -15,18 +15,14 @@ from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import (
-    DEPTH,
     FIGURES,
     PROTOCOLS,
-    Top,
-    _take_better,
     figures,
     intervals,
     mean_over_captions,
-    rank_embeddings,
-    rank_matrix,
     retrieval_metrics,
 )
+from pipeline.evaluation.ranking import DEPTH, Top, _floor, _make_exact, _take_better, rank_embeddings, rank_matrix
 from pipeline.evaluation.windows import window_starts
 
 PAPER = Path(__file__).parents[2] / "data" / "paper_table1.csv"
@@ -285,15 +281,18 @@ def test_products_in_float32_give_the_places_of_products_in_float64(alike):
 
 
 @pytest.mark.parametrize("noise", [0.5, 20])
-def test_counts_are_those_of_plain_comparisons_for_good_and_bad_models(noise):
-    """A good model's few texts near a clip's own are counted one by one, a bad model's whole columns at once."""
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_counts_are_those_of_plain_comparisons_for_good_and_bad_models(noise, kind):
+    """Of a good model most blocks of scores come up to nothing and are passed over, of a bad one none is."""
     generator = np.random.default_rng(5)
     owners = np.repeat(np.arange(150), 3)
-    similarity = (noise * generator.standard_normal((450, 150)) + 5 * np.eye(150)[owners]).round(1)
+    similarity = (noise * generator.standard_normal((450, 150)) + 5 * np.eye(150)[owners]).round(1).astype(kind)
     retrieval = rank_matrix(similarity, owners)
     own = similarity[np.arange(450), owners]
     for text in range(450):
-        column, firsts = similarity[:, owners[text]], similarity[text % 3 :: 3, owners[text]]
+        row, column, firsts = similarity[text], similarity[:, owners[text]], similarity[text % 3 :: 3, owners[text]]
+        assert retrieval.t2a_M.ahead[text] == np.sum(row > own[text])
+        assert retrieval.t2a_M.tied[text] == np.sum(row == own[text])
         assert retrieval.a2t_M.ahead[text] == np.sum(column > own[text])
         assert retrieval.a2t_M.tied[text] == np.sum(column == own[text])
         assert retrieval.a2t_CN.ahead[text % 3, owners[text]] == np.sum(firsts > own[text])
@@ -340,10 +339,18 @@ def test_first_places_are_those_of_exact_scores_though_tiles_are_off_by_their_ma
     generator = np.random.default_rng(7)
     scores_QG = generator.integers(0, levels, (400, 60)) / levels
     top = Top(place=np.full((400, DEPTH), 60), score=np.full((400, DEPTH), -np.inf))
+
+    def exact(queries, places):
+        return scores_QG[queries, places]
+
+    queries = slice(0, 400)
     for first in range(0, 60, 12):
         margin = float(generator.choice([0.0, 0.01]))
         tile = scores_QG[:, first : first + 12] + generator.uniform(-margin, margin, (400, 12))
-        _take_better(top, slice(0, 400), tile, first, margin, lambda queries, places: scores_QG[queries, places])
+        if not margin:
+            _make_exact(top, queries, exact)
+        asks, places = np.nonzero(tile > _floor(top, queries, tile, 1, margin)[:, None])
+        _take_better(top, queries, asks, first + places, tile[asks, places], margin, exact)
     assert top.place.tolist() == np.argsort(-scores_QG, axis=1, kind="stable")[:, :DEPTH].tolist()
 
 
