@@ -4,11 +4,11 @@ Four comparisons, each side by side in one run, on one core:
 
 1. Clotho's size, 5,225 texts x 1,045 clips: ranks, figures of all protocols and 1,000 bootstrap draws of each. Asked
    for: 2 s or less.
-2. A million texts x 100,000 clips of width 1024, blockwise, against bare float32 products of the same tiles, and the
-   process's own memory (the texts are memory-mapped from a file). Asked for: 1.5 times or less, and below 4 GB. Without
-   --full half of 200,000 x 20,000 and that, from which the large size is calculated: a query's first tiles, which fill
-   its first ten places, are a larger share of fewer tiles. About every second caption finds its clip first; of a model
-   that knows nothing more scores lie near a query's own, and counting them takes about twice as long.
+2. A million texts x 100,000 clips of width 1024, blockwise, against bare float32 products of the same tiles (of a fifth
+   of them), and the process's own memory (the texts are memory-mapped from a file). Asked for: 1.5 times or less, and
+   below 4 GB. Without --full half of 200,000 x 20,000 and that, from which the large size is calculated: a query's
+   first tiles, which fill its first ten places, are a larger share of fewer tiles. About every second caption finds its
+   clip first; --noise makes a better or worse model of it.
 3. Embedding a split of shards against the model's forward passes on the same windows and captions held in memory.
    Asked for: 1.1 times or less. ms-clap 2023 at full size with random weights and made-up clips of 10 s, or --model and
    --shards, as the stage embed takes them.
@@ -33,6 +33,8 @@ from pipeline.evaluation.metrics import PROTOCOLS, contributions, figures, inter
 from pipeline.evaluation.ranking import SCORES_PER_TILE, rank_embeddings
 
 WIDTH, TEXTS, CLIPS = 1024, 1_000_000, 100_000
+TIMED_TEXTS = 200_000
+NOISE = 7.0
 MADE_UP_CLIPS = 32
 """Two windows each: a batch of the stage embed."""
 GB = 1e9
@@ -56,10 +58,11 @@ def own_memory_gb() -> float:
     return next(int(line.split()[1]) * 1024 / GB for line in lines if line.startswith("RssAnon"))
 
 
-def captions_like(audio: np.ndarray, owners: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Vectors that find their clip more often than not, so that ranks and ties are as in a real evaluation."""
-    noise = generator.standard_normal((len(owners), audio.shape[1]), np.float32)
-    return audio[owners] + np.float32(7) * noise
+def captions_like(
+    audio: np.ndarray, owners: np.ndarray, generator: np.random.Generator, noise: float = NOISE
+) -> np.ndarray:
+    """Vectors that find their clip more often than not, unless there is more noise."""
+    return audio[owners] + np.float32(noise) * generator.standard_normal((len(owners), audio.shape[1]), np.float32)
 
 
 def clotho_size() -> str:
@@ -76,17 +79,26 @@ def clotho_size() -> str:
     return target_line(what, ranks + means + draws, 2, at_most=True)
 
 
-def bare_products(text: np.ndarray, audio: np.ndarray) -> None:
-    """The products of the tiles that `rank_embeddings` makes, in float32, and nothing else."""
+def seconds_of_products(text: np.ndarray, audio: np.ndarray) -> float:
+    """What the products of the tiles that `rank_embeddings` makes take, in float32, and nothing else.
+
+    Of more than `TIMED_TEXTS` texts that many are taken, from all over the file, and the rest is by proportion.
+    """
     width = min(len(audio), int(np.sqrt(SCORES_PER_TILE)))
     rows = SCORES_PER_TILE // width
-    for first in range(0, len(text), rows):
-        block = np.array(text[first : first + rows])
-        for start in range(0, len(audio), width):
-            block @ audio[start : start + width].T
+    firsts = range(0, len(text), rows * -(-len(text) // TIMED_TEXTS))
+
+    def products() -> None:
+        for first in firsts:
+            block = np.array(text[first : first + rows])
+            for start in range(0, len(audio), width):
+                block @ audio[start : start + width].T
+
+    taken = sum(len(text[first : first + rows]) for first in firsts)
+    return seconds_of(products) * len(text) / taken
 
 
-def blockwise(texts: int, clips: int, folder: Path | None) -> tuple[float, float, float]:
+def blockwise(texts: int, clips: int, noise: float, folder: Path | None) -> tuple[float, float, float]:
     generator = np.random.default_rng(0)
     audio = generator.standard_normal((clips, WIDTH), np.float32)
     owners = np.sort(np.arange(texts) % clips)
@@ -94,7 +106,7 @@ def blockwise(texts: int, clips: int, folder: Path | None) -> tuple[float, float
         path = Path(directory) / "text.npy"
         written = np.lib.format.open_memmap(path, "w+", np.float32, (texts, WIDTH))
         for first in range(0, texts, 50_000):
-            written[first : first + 50_000] = captions_like(audio, owners[first : first + 50_000], generator)
+            written[first : first + 50_000] = captions_like(audio, owners[first : first + 50_000], generator, noise)
         written.flush()
         del written
         text = np.load(path, mmap_mode="r")
@@ -111,18 +123,18 @@ def blockwise(texts: int, clips: int, folder: Path | None) -> tuple[float, float
         whole = seconds_of(lambda: contributions(rank_embeddings(text, audio, owners), "best-of-5"))
         done.set()
         watcher.join()
-        bare = seconds_of(lambda: bare_products(text, audio))
+        bare = seconds_of_products(text, audio)
     print(f"{texts:,} x {clips:,} x {WIDTH} blockwise: {whole:.1f} s, products {bare:.1f} s, ratio {whole / bare:.2f}")
     print(f"  own memory at most {max(samples):.2f} GB, of which {before:.2f} GB were there before (the clips, Python)")
     return whole, bare, max(samples)
 
 
-def projected(texts: int, clips: int, folder: Path | None) -> list[str]:
+def projected(texts: int, clips: int, noise: float, folder: Path | None) -> list[str]:
     """The ratio at this size, and at the size asked for by the arithmetic of two sizes.
 
     Time grows with the scores, and with the queries, whose first tiles fill their first ten places.
     """
-    halves, wholes = (blockwise(texts // part, clips // part, folder) for part in (2, 1))
+    halves, wholes = (blockwise(texts // part, clips // part, noise, folder) for part in (2, 1))
     counts = [[texts * clips / part**2, (texts + clips) / part] for part in (2, 1)]
     a_score, a_query = np.linalg.solve(counts, [halves[0], wholes[0]])
     seconds = a_score * TEXTS * CLIPS + a_query * (TEXTS + CLIPS)
@@ -140,9 +152,9 @@ def projected(texts: int, clips: int, folder: Path | None) -> list[str]:
     ]
 
 
-def measured(folder: Path | None) -> list[str]:
+def measured(noise: float, folder: Path | None) -> list[str]:
     """The ratio and the memory at the size asked for."""
-    whole, bare, memory = blockwise(TEXTS, CLIPS, folder)
+    whole, bare, memory = blockwise(TEXTS, CLIPS, noise, folder)
     size = f"{TEXTS:,} x {CLIPS:,} blockwise"
     return [
         target_line(f"{size}: time over the bare products'", whole / bare, 1.5, at_most=True),
@@ -216,9 +228,10 @@ def embedding(model_folder: Path, shards_folder: Path, threads: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="a million texts x 100,000 clips: hours")
+    parser.add_argument("--full", action="store_true", help="a million texts x 100,000 clips: an hour")
     parser.add_argument("--texts", type=int, default=200_000, help="without --full (default: %(default)s)")
     parser.add_argument("--clips", type=int, default=20_000, help="without --full (default: %(default)s)")
+    parser.add_argument("--noise", type=float, default=NOISE, help="in the captions' vectors (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where to write the texts (default: the temporary folder)")
     parser.add_argument("--model", type=Path, help="folder of a saved model (default: a random one)")
     parser.add_argument("--shards", type=Path, help="folder of a captioned split's shards (default: made up)")
@@ -229,7 +242,10 @@ def main() -> None:
         parser.error("--model and --shards go together")
     logging.disable(logging.INFO)  # the stages' own
     lines = [clotho_size()]
-    lines += measured(args.folder) if args.full else projected(args.texts, args.clips, args.folder)
+    if args.full:
+        lines += measured(args.noise, args.folder)
+    else:
+        lines += projected(args.texts, args.clips, args.noise, args.folder)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         model, shards = (args.model, args.shards) if args.model else made_up(Path(folder))
         lines.append(embedding(model, shards, args.threads))
