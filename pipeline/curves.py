@@ -154,3 +154,21 @@ def to_csv(table: pd.DataFrame) -> str:
     axis = table.columns[2]
     written[axis] = written[axis].map(lambda value: f"{value:.4g}" if axis == "unlabeled_hours" else f"{value:.0f}")
     return written.to_csv(index=False, lineterminator="\n")
+
+
+def read_points(path: Path) -> tuple[pd.DataFrame, str]:
+    """The points that `to_csv` wrote, as `draw_points` gave them but for the digits, and their axis.
+
+    Raises:
+        PipelineError: no such file, or another one.
+    """
+    try:
+        table = pd.read_csv(path, dtype={name: str for name in ("line", "run", "significant")})
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{path}: cannot be read as CSV ({error}); make it with draw_curves") from error
+    axis = next((name for name in AXES if name in table.columns), None)
+    if axis is None or not {*_POINT, "significant"} <= set(table.columns):
+        found = ", ".join(map(str, table.columns))
+        raise PipelineError(f"{path}: its columns are {found}; a file of draw_curves was expected")
+    table["significant"] = table["significant"].fillna("")
+    return table, axis

@@ -109,7 +109,7 @@ def learning_curves(losses: Mapping[str, pd.DataFrame], colours: Mapping[str, st
 
 
 def data_curves(points: pd.DataFrame, axis: str, axes: Mapping[str, str], figures: Mapping[str, str]) -> str:
-    """R@1 against the amount of training data, as a file of its own: one panel a figure (-> title), a line a method.
+    """R@1 against the amount of training data: one panel a figure (-> title), a line a method.
 
     `points` are those of `pipeline.curves.draw_points`; bars are their 95 % intervals. A line of one point is drawn
     across the panel, dashed. A filled point differs significantly from the first line.
@@ -140,12 +140,11 @@ def data_curves(points: pd.DataFrame, axis: str, axes: Mapping[str, str], figure
             panel.minorticks_off()
         panels[0].set_ylabel("R@1 in percent")
         drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
-        svg = _svg(drawn)
-    return svg.replace(">", f"><style>{_OWN_THEME}</style>", 1)
+        return _svg(drawn)
 
 
 def training_curves(log: pa.Table, title: str) -> str:
-    """One training over its steps, as a file of its own: terms of the loss, learning rates, logit scale.
+    """One training over its steps: terms of the loss, learning rates, logit scale.
 
     `log` is the table of training.parquet; of a training that diverged at once it is empty.
     """
@@ -164,7 +163,11 @@ def training_curves(log: pa.Table, title: str) -> str:
             if panel.lines:
                 panel.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         panels[-1].set_xlabel("step")
-        svg = _svg(figure)
+        return _svg(figure)
+
+
+def as_file(svg: str) -> str:
+    """The same plot with colours of its own, light or dark as the reader's system is, for where no page gives them."""
     return svg.replace(">", f"><style>{_OWN_THEME}</style>", 1)
 
 

@@ -11,7 +11,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.comparisons import SAMPLES
 from pipeline.evaluation.metrics import PROTOCOLS
 from pipeline.files import write_atomically
-from pipeline.plots import data_curves
+from pipeline.plots import as_file, data_curves
 from pipeline.stages import run
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,8 @@ def main(argv: list[str]) -> None:
             raise PipelineError(f"line {line}: {len(files)} files; a pairs file and contributions a seed were expected")
         points.append((line, [Path(path) for path in files[::2]], [Path(path) for path in files[1::2]]))
     table = draw_points(points, args.against, args.protocol, seed=args.seed, samples=args.samples)
-    for path, content in ((args.csv, to_csv(table)), (args.svg, data_curves(table, args.against, AXES, SHOWN))):
+    svg = as_file(data_curves(table, args.against, AXES, SHOWN))
+    for path, content in ((args.csv, to_csv(table)), (args.svg, svg)):
         with write_atomically(path) as temporary:
             temporary.write_text(content, encoding="utf-8")
     logger.info("%d points on %d lines", len(points), table["line"].nunique())

@@ -12,6 +12,7 @@ import pandas as pd
 import soundfile
 
 from pipeline import plots
+from pipeline.curves import AXES, SHOWN, read_points
 from pipeline.errors import PipelineError
 from pipeline.evaluation.comparisons import Comparison, read_comparisons
 from pipeline.evaluation.metrics import FIGURES, PROTOCOLS
@@ -86,6 +87,12 @@ def difference_plots(path: Path) -> list[dict[str, str]]:
     ]
 
 
+def curve_plot(path: Path) -> dict[str, str]:
+    """R@1 against the amount of training data."""
+    points, axis = read_points(path)
+    return {"name": path.stem, "axis": AXES[axis], "svg": plots.data_curves(points, axis, AXES, SHOWN)}
+
+
 def recall_plots(
     targets: Mapping[str, Sequence[Evaluation]], protocol: str, colours: Mapping[str, str]
 ) -> list[dict[str, str]]:
@@ -108,6 +115,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--protocol", choices=PROTOCOLS, required=True)
     parser.add_argument("--tables", type=Path, nargs="+", required=True, help="CSV files of tabulate")
     parser.add_argument("--comparisons", type=Path, nargs="*", default=[], help="CSV files of compare")
+    parser.add_argument("--curves", type=Path, nargs="*", default=[], help="CSV files of draw_curves")
     parser.add_argument("--evaluations", type=Path, nargs="+", required=True, help="folders of embed and evaluate")
     parser.add_argument("--logs", type=Path, nargs="*", default=[], help="RUN/SEED/training.parquet of trained runs")
     parser.add_argument("--summaries", type=Path, nargs="+", required=True, help="manifest.json of every split used")
@@ -137,6 +145,7 @@ def main(argv: list[str]) -> None:
             "protocol": args.protocol,
             "tables": [read_rows(path) for path in args.tables],
             "differences": [plot for path in args.comparisons for plot in difference_plots(path)],
+            "curves": [curve_plot(path) for path in args.curves],
             "recall": recall_plots(targets, args.protocol, colours),
             "learning": plots.learning_curves(losses, colours) if losses else "",
             "accounts": accounts,

@@ -126,11 +126,12 @@ class Watch:
         if not self.processes.is_first:
             return
         self._open_writer().close()
-        from pipeline.plots import training_curves  # matplotlib takes a second, of which no training needs to wait
+        # Imported here: matplotlib takes a second, of which no training needs to wait.
+        from pipeline.plots import as_file, training_curves
 
         with write_atomically(self.folder / "learning_curves.svg") as temporary:
             title = f"{settings['objective']}, seed {settings['seed']}: {self.steps} steps of {self.batch_size} clips"
-            temporary.write_text(training_curves(log, title), encoding="utf-8")
+            temporary.write_text(as_file(training_curves(log, title)), encoding="utf-8")
         account = {**self._account(settings, belongs_to, data), "machine": dict(machine)}
         write_json(account, self.folder / "training.json")
 

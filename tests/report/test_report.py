@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
+from pipeline.curves import SHOWN, to_csv
 from pipeline.errors import PipelineError
 from pipeline.report.contents import Evaluation, by_target, read_evaluation, read_test_set, recall_at
 from pipeline.stages import compare, embed, evaluate, report, tabulate, train
+from pipeline.stages.report import curve_plot
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -115,6 +119,28 @@ def test_recall_curve_counts_the_ranks_within_k():
     assert recall_at(found, "t2a", "paper", 12)["a"].round(1).tolist() == [33.3] * 2 + [66.7] * 8 + [100.0] * 2
     assert recall_at(found, "a2t", "paper", 2)["a"].tolist() == [100, 100]
     assert recall_at(found, "a2t", "dcase", 2)["a"].tolist() == [0, 100]
+
+
+def test_page_shows_curves_where_the_study_draws_them(page, results, tiny_study, tmp_path):
+    points = [
+        {"line": line, "run": f"{line}_{clips}", "labeled_clips": clips, "figure": figure}
+        | {"value": 10.0, "low": 8.0, "high": 12.0, "sd": math.nan, "seeds": 1}
+        | {"difference": math.nan, "difference_low": math.nan, "difference_high": math.nan, "p": math.nan}
+        | {"p_holm": math.nan, "significant": "" if line == "finetune" else "yes"}
+        for line in ("finetune", "composed") for clips in (100, 200) for figure in SHOWN
+    ]  # fmt: skip
+    path = tmp_path / "labeled_pairs.csv"
+    path.write_text(to_csv(pd.DataFrame(points)))
+    report.main([*arguments(results, tiny_study, tmp_path / "report"), "--curves", str(path)])
+    html = (tmp_path / "report" / "index.html").read_text()
+    plot = re.search(r'id="amount".*?(<svg xmlns.*?</svg>).*?</section>', html, re.DOTALL)[1]
+    ElementTree.fromstring(plot)
+    assert all(word in plot for word in ("finetune", "composed", "labeled clips", ">100<", ">200<"))
+    assert "#amount" not in (page / "index.html").read_text()
+
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(PipelineError, match=r"labeled_pairs.csv: its columns are a, b; a file of draw_curves"):
+        curve_plot(path)
 
 
 def test_evaluations_of_other_clips_are_refused(results, tmp_path):

@@ -154,14 +154,19 @@ def test_the_whole_study_runs_at_a_tiny_size_and_a_second_run_has_nothing_to_do(
     page = ["report/index.html", "report/data.js"]
     page += [f"report/audio/{clip.name}" for clip in (project / "results" / "report" / "audio").iterdir()]
     assert len(page) > 2
-    shown = ["table1.csv", "table1.tex", "comparisons/table1.csv", *page, *trained]
+    shown = ["table1.csv", "table1.tex", "comparisons/table1.csv", "curves/audio.svg", *page, *trained]
     shown.append("pretrained/mini/learning_curves.svg")
     results = [project / "results" / name for name in shown]
     assert sorted(file for file in held if file[0] != "report.html") == sorted(
         (path.name, path.read_bytes()) for path in results
     )
     text = dict(held)["report.html"].decode()
-    for caption in ("A test.", "percent under the protocol", *(f"Training of the run <em>{run}</em>" for run in RUNS)):
+    for caption in (
+        "A test.",
+        "percent under the protocol",
+        "the amount of training data, target <em>clotho</em>",
+        *(f"Training of the run <em>{run}</em>" for run in RUNS),
+    ):
         assert caption in text, caption
 
     # An edit of a module deep below a stage reruns that stage and what follows, and nothing before.

@@ -3,6 +3,7 @@ rule report:
     input:
         tables=expand("results/{table}.csv", table=config["tables"]),
         comparisons=expand("results/comparisons/{table}.csv", table=config["tables"]),
+        curves=expand("results/curves/{curve}.csv", curve=config.get("curves", {})),
         metrics=study_metrics,
         logs=study_logs,
         summaries=study_summaries,
@@ -27,5 +28,6 @@ rule report:
         evaluations=parent_folders,
     shell:
         "python -m pipeline.stages.report --name {params.name:q} --note {params.note:q} --protocol {params.protocol}"
-        " --tables {input.tables:q} --comparisons {input.comparisons:q} --evaluations {params.evaluations:q} --logs {input.logs:q}"
+        " --tables {input.tables:q} --comparisons {input.comparisons:q}"
+        " --curves {input.curves:q} --evaluations {params.evaluations:q} --logs {input.logs:q}"
         " --summaries {input.summaries:q} --out {output.folder:q} 2> {log:q}"

@@ -65,7 +65,12 @@ rule draw_curves:
         code=code_of("draw_curves"),
     output:
         csv="results/curves/{curve}.csv",
-        svg="results/curves/{curve}.svg",
+        svg=report(
+            "results/curves/{curve}.svg",
+            caption="../report/curves.rst",
+            category="Amount of data",
+            labels={"curve": "{curve}"},
+        ),
     log:
         "logs/draw_curves/{curve}.log",
     params:
