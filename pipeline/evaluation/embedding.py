@@ -103,9 +103,10 @@ def embed_texts(model: ClapModel, captions: Sequence[str], batch_size: int) -> N
     encoded = []
     for first in tqdm(range(0, len(distinct), batch_size), desc="texts", unit="batch", disable=None):
         with _autocast(device):
-            encoded.append(model.encode_text(distinct[first : first + batch_size]).float().cpu())
+            encoded.append(model.encode_text(distinct[first : first + batch_size]).float())
     place = {caption: row for row, caption in enumerate(distinct)}
-    return torch.cat(encoded).numpy()[[place[caption] for caption in captions]]
+    # Copied once, at the end: a GPU would wait for every copy before the next batch is made ready.
+    return torch.cat(encoded).cpu().numpy()[[place[caption] for caption in captions]]
 
 
 def _autocast(device: torch.device) -> torch.autocast:
