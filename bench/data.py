@@ -49,6 +49,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from pipeline.audio import to_int16, wav_header
+from pipeline.leaks import leaked_path
 from pipeline.models.backbones import BACKBONES
 from pipeline.stages import pair_clips, shard_audio
 from pipeline.streaming import stream_clips
@@ -137,7 +138,7 @@ def make_pairs(folder: Path, size: str, *, batch_size: int, epochs: int) -> Path
             *("--labeled", str(shards / f"{size}_labeled" / "train" / "manifest.parquet")),
             *("--unlabeled", str(shards / f"{size}_unlabeled" / "train" / "manifest.parquet")),
             *("--backbone", BACKBONE, "--epochs", str(epochs), "--batch-size", str(batch_size)),
-            *("--seed", "0", "--pairs", str(pairs)),
+            *("--seed", "0", "--pairs", str(pairs), "--leaked", str(leaked_path(pairs))),
         ]
     )
     return pairs

@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader
 from pipeline.devices import add_device_argument, choose_device, device_name
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
+from pipeline.leaks import leaked_path
 from pipeline.models import msclap2023
 from pipeline.models.backbones import BACKBONES
 from pipeline.models.clap import ClapModel
@@ -151,7 +152,8 @@ def write_study(folder: Path, tokenizer: Tokenizer, *, clips: int, batch_size: i
     manifests = [folder / "shards" / dataset / "train" / "manifest.parquet" for dataset in ("labeled", "unlabeled")]
     plan = ["--backbone", "msclap-2023", "--epochs", epochs, "--batch-size", batch_size, "--seed", 0]
     pairs = folder / "pairs.parquet"
-    call(pair_clips.main, "--labeled", manifests[0], "--unlabeled", manifests[1], *plan, "--pairs", pairs)
+    files = ["--pairs", pairs, "--leaked", leaked_path(pairs)]
+    call(pair_clips.main, "--labeled", manifests[0], "--unlabeled", manifests[1], *plan, *files)
     return pairs, folder / "shards"
 
 

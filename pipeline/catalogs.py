@@ -36,6 +36,8 @@ REASONS: dict[str, tuple[str, str]] = {
     "undecodable": (FAILED, "cannot be decoded"),
     "truncated": (FAILED, "ends before its header says"),
     "not_finite": (FAILED, "holds samples that are NaN or infinite"),
+    # Known of a run, whose study says what is held out (stage pair_clips).
+    "leaked": (DROPPED, "is also in a validation or test split"),
 }
 """Status and wording of every reason for which a clip is not used."""
 

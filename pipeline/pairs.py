@@ -10,7 +10,7 @@ Every epoch is computed alone from a Philox generator keyed by (seed, epoch), so
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,16 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import PipelineError
 from pipeline.files import write_atomically
-from pipeline.leaks import IDENTITIES, HeldOut, Leaked
-from pipeline.shards import usable_batches
+from pipeline.leaks import LEAKED_SCHEMA, LOOKED_AT, HeldOut, leaks_of, settle
+from pipeline.shards import count_rows, usable_batches
 
 NO_CAPTION = -1
 """`partner_caption` of an unlabeled partner."""
 
+NO_PARTNER = -1
+
 MANY = 1_000_000  # clips
+ROWS_AT_ONCE = 1 << 18  # of epochs whose keys are looked up together
 
 SCHEMA = pa.schema(
     [
@@ -47,47 +50,59 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Clips:
-    """The clips of one or several splits, as far as pairing needs them."""
+    """The clips of one or several splits, as far as pairing needs them: keys are left in the manifests."""
 
-    keys: pa.Array
-    """Key of each clip."""
+    rows: np.ndarray
+    """Place of each clip among the usable rows of all the manifests, one after another; ascending, int32."""
     frames: np.ndarray
     """Length of each clip in samples, int64."""
     captions: np.ndarray
-    """Number of captions of each clip, int64."""
+    """Number of captions of each clip, int32."""
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.rows)
 
 
-def read_clips(manifests: Sequence[Path], held_out: HeldOut, leaks: str) -> tuple[Clips, dict[str, int]]:
+def read_clips(
+    manifests: Sequence[Path], held_out: HeldOut, *, leaks: str, role: str
+) -> tuple[Clips, list[tuple[Path, pa.Table]]]:
     """The usable clips of the splits whose `manifest.parquet` files are given, in that order, without held-out ones.
 
-    `leaks` says what becomes of held-out clips (`pipeline.leaks.Leaked.settle`). Beside the clips comes the number left
-    out of each split that lost any, by the split's folder. Manifests are read a batch of rows at a time: of a clip are
-    kept its key and 16 bytes.
+    Beside the clips comes what was left out of each manifest that lost any, as `pipeline.leaks.LEAKED_SCHEMA` with this
+    `role`; `leaks` says whether it may be (`pipeline.leaks.settle`). Manifests are read a batch of rows at a time: of a
+    clip are kept 16 bytes.
     """
-    keys, frames, captions, left_out = [], [], [], {}
+    most = sum(map(count_rows, manifests))
+    rows, frames, captions = np.empty(most, np.int32), np.empty(most, np.int64), np.empty(most, np.int32)
+    clips, left_out, first = 0, [], 0
     for path in manifests:
-        found = Leaked()
-        for batch in usable_batches(path, ["key", "frames", "captions", *IDENTITIES]):
-            kept = found.take_out(batch, held_out)
-            keys.append(kept["key"].cast(pa.large_string()))  # the keys of 50 million clips pass the 2 GB of a string
-            frames.append(kept["frames"].to_numpy())
-            captions.append(pc.list_value_length(kept["captions"]).to_numpy())
-        if found.clips == 0:
+        first_of_split, leaked = first, [LEAKED_SCHEMA.empty_table()]
+        for batch in usable_batches(path, ["frames", "captions", *LOOKED_AT]):
+            mask, found = leaks_of(batch, held_out, role)
+            leaked.append(found)
+            kept = np.flatnonzero(~mask.to_numpy(zero_copy_only=False))
+            here = slice(clips, clips + len(kept))
+            rows[here] = first + kept
+            frames[here] = batch["frames"].to_numpy()[kept]
+            captions[here] = pc.list_value_length(batch["captions"]).to_numpy()[kept]
+            clips, first = here.stop, first + batch.num_rows
+        if first == first_of_split:
             raise PipelineError(f"{path}: has no usable clip; `reason` in that file says what became of each row")
-        found.settle(path, leaks)
-        if found.leaked == found.clips:
-            raise PipelineError(f"{path}: every clip is also in a validation or test split; check datasets.*.splits")
-        if found.leaked:
-            left_out[str(path.parent)] = found.leaked
-    clips = Clips(
-        keys=pa.concat_arrays(keys),
-        frames=np.concatenate(frames, dtype=np.int64),
-        captions=np.concatenate(captions, dtype=np.int64),
-    )
-    return clips, left_out
+        if len(table := pa.concat_tables(leaked)):
+            settle(path, table, first - first_of_split, leaks)
+            left_out.append((path, table))
+    return Clips(rows=rows[:clips], frames=frames[:clips], captions=captions[:clips]), left_out
+
+
+def keys_in_order(manifests: Sequence[Path], rows: np.ndarray) -> Iterator[pa.Array]:
+    """The keys of rows (`Clips.rows`, ascending), a batch of them at a time; the manifests are read once through."""
+    first = 0
+    for path in manifests:
+        for batch in usable_batches(path, ["key"]):
+            end = first + batch.num_rows
+            here = rows[slice(*np.searchsorted(rows, [first, end]))]
+            yield batch["key"].take(pa.array(here - first))
+            first = end
 
 
 def epoch_order(generator: np.random.Generator, count: int, length: int) -> np.ndarray:
@@ -119,7 +134,8 @@ def pair_epoch(
     """The rows of one epoch: every labeled clip at most once, the incomplete last batch left out.
 
     The partner is drawn from `unlabeled`; with `mix_labeled` it is another labeled clip of the same epoch; with neither
-    there is none.
+    there is none. Clips stand there by their `Clips.rows`, `labeled_row` and `partner_row` (-1 for none), in place of
+    keys, which `with_keys` puts in.
     """
     generator = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
     steps = len(labeled) // batch_size
@@ -129,7 +145,7 @@ def pair_epoch(
         "epoch": np.full(length, epoch),
         "step": np.repeat(np.arange(steps), batch_size),
         "slot": np.tile(np.arange(batch_size), steps),
-        "labeled_key": labeled.keys.take(pa.array(order)),
+        "labeled_row": labeled.rows[order],
         "caption": generator.integers(0, labeled.captions[order]),
         "labeled_start": window_starts(generator, labeled.frames[order], window_frames),
     }
@@ -141,13 +157,51 @@ def pair_epoch(
         partners, clips = epoch_order(generator, len(unlabeled), length), unlabeled
         columns["partner_caption"] = np.full(length, NO_CAPTION)
     else:
-        columns["partner_key"] = pa.nulls(length, pa.string())
+        columns["partner_row"] = np.full(length, NO_PARTNER)
         columns["partner_caption"] = np.full(length, NO_CAPTION)
         columns["partner_start"] = np.zeros(length, np.int64)
-        return pa.table(columns).select(SCHEMA.names).cast(SCHEMA)
-    columns["partner_key"] = clips.keys.take(pa.array(partners))
+        return pa.table(columns)
+    columns["partner_row"] = clips.rows[partners]
     columns["partner_start"] = window_starts(generator, clips.frames[partners], window_frames)
-    return pa.table(columns).select(SCHEMA.names).cast(SCHEMA)
+    return pa.table(columns)
+
+
+def with_keys(epochs: Iterable[pa.Table], labeled: Sequence[Path], partners: Sequence[Path]) -> Iterator[pa.Table]:
+    """Tables of `pair_epoch` as they are written, with the keys of the manifests that clips were drawn from.
+
+    As many epochs as have `ROWS_AT_ONCE` rows are looked up together, at least one, because the manifests are read
+    through each time: memory is bounded by that and not by the number of clips.
+    """
+    for tables in _together(epochs):
+        table = pa.concat_tables(tables)
+        keys = {
+            "labeled_key": _keys_of(labeled, table["labeled_row"].to_numpy()),
+            "partner_key": _keys_of(partners, table["partner_row"].to_numpy()),
+        }
+        table = pa.table({**{name: table[name] for name in table.column_names}, **keys}).select(SCHEMA.names)
+        first = 0
+        for epoch in tables:
+            yield table.slice(first, len(epoch)).cast(SCHEMA)
+            first += len(epoch)
+
+
+def _together(epochs: Iterable[pa.Table]) -> Iterator[list[pa.Table]]:
+    tables: list[pa.Table] = []
+    for table in epochs:
+        if tables and sum(map(len, tables)) + len(table) > ROWS_AT_ONCE:
+            yield tables
+            tables = []
+        tables.append(table)
+    yield tables
+
+
+def _keys_of(manifests: Sequence[Path], rows: np.ndarray) -> pa.Array:
+    """The key of every row, null for `NO_PARTNER`."""
+    wanted, places = np.unique(rows[rows != NO_PARTNER], return_inverse=True)
+    found = np.full(len(rows), -1)
+    found[rows != NO_PARTNER] = places
+    keys = pa.concat_arrays([pa.array([], pa.string()), *keys_in_order(manifests, wanted)])
+    return keys.take(pa.array(found, mask=found < 0))
 
 
 def write_pairs(epochs: Iterator[pa.Table], path: Path, facts: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
@@ -60,6 +61,7 @@ SUMMARY_FACTS = {
 
 OPEN_TARS = 128  # a split, of the 1,024 files that a process may open by default
 BATCH_ROWS = 1 << 16  # of a manifest, read at a time
+_BUFFER_BYTES = 1 << 20  # a column of a row group is read in pieces of this size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -356,19 +358,33 @@ def read_summary(path: Path) -> dict[str, Any]:
     return summary
 
 
-def usable_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Some columns of the usable rows of a manifest, a batch of rows at a time."""
+@contextlib.contextmanager
+def _opened_manifest(path: Path) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
+        with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
             if file.schema_arrow.names != MANIFEST_SCHEMA.names:
                 raise PipelineError(f"{path}: is not a manifest of this pipeline; make it again with index_shards")
-            for batch in file.iter_batches(BATCH_ROWS, columns=list(dict.fromkeys([*columns, "status"]))):
-                yield batch.filter(pc.equal(batch["status"], OK))
+            yield file
     except FileNotFoundError:
         raise PipelineError(f"{path}: not found; make it with python -m pipeline.stages.index_shards") from None
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise PipelineError(f"{path}: cannot be read ({reason}); make it again with index_shards") from error
+
+
+def count_rows(path: Path) -> int:
+    """The rows of a manifest, unusable clips included."""
+    with _opened_manifest(path) as file:
+        return file.metadata.num_rows
+
+
+def usable_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of the usable rows of a manifest, a batch of rows at a time."""
+    asked = list(dict.fromkeys([*columns, "status"]))
+    with _opened_manifest(path) as file:
+        # use_threads: each thread would keep memory of its own
+        for batch in file.iter_batches(BATCH_ROWS, columns=asked, use_threads=False):
+            yield batch.filter(pc.equal(batch["status"], OK))
 
 
 def read_manifest(path: Path) -> pa.Table:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
-from pipeline.pairs import Clips
+from pipeline.pairs import Clips, keys_in_order
 
 
-def subset(clips: Clips, fraction: float, seed: int) -> Clips:
-    """The share `fraction` of the clips, at least one, in their order.
+def subset(clips: Clips, manifests: Sequence[Path], fraction: float, seed: int) -> Clips:
+    """The share `fraction` of the clips, at least one, in their order; `manifests` are those that they were read from.
 
     Clips are ranked by a hash of the seed and their key: parts of one seed are nested, and new clips in a split push
     out few of the old. All splits of a role are ranked together, so that each gives about the same share.
@@ -20,9 +20,8 @@ def subset(clips: Clips, fraction: float, seed: int) -> Clips:
     if fraction == 1:
         return clips
     seed_bytes = seed.to_bytes(8, "little")
-    digests = (hashlib.blake2b(key.as_py().encode(), digest_size=8, key=seed_bytes) for key in clips.keys)
+    keys = (key for batch in keys_in_order(manifests, clips.rows) for key in batch.to_pylist())
+    digests = (hashlib.blake2b(key.encode(), digest_size=8, key=seed_bytes) for key in keys)
     ranks = np.fromiter((int.from_bytes(digest.digest(), "little") for digest in digests), np.uint64, len(clips))
     chosen = np.sort(np.argsort(ranks, kind="stable")[: max(1, round(fraction * len(clips)))])
-    return replace(
-        clips, keys=clips.keys.take(pa.array(chosen)), frames=clips.frames[chosen], captions=clips.captions[chosen]
-    )
+    return Clips(rows=clips.rows[chosen], frames=clips.frames[chosen], captions=clips.captions[chosen])

@@ -12,6 +12,7 @@ import soundfile
 import torch
 
 from pipeline.assignment import read_assignment
+from pipeline.leaks import leaked_path
 from pipeline.models import mini, save_model
 from pipeline.stages import index_audio, index_shards, pair_clips, shard_audio
 
@@ -47,7 +48,7 @@ class TinyStudy:
         }
         arguments = ["--labeled", str(self.manifest("labeled")), *partners[objective], "--backbone", "mini"]
         plan = ["--epochs", str(epochs), "--batch-size", str(batch_size), "--seed", str(seed)]
-        pair_clips.main([*arguments, *plan, "--pairs", str(path)])
+        pair_clips.main([*arguments, *plan, "--pairs", str(path), "--leaked", str(leaked_path(path))])
         return path
 
 

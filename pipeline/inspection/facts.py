@@ -29,6 +29,7 @@ from pipeline.inspection.targets import (
     Target,
     batches,
     check_manifest,
+    leaked_of,
     read_pairs_facts,
     read_schema,
     splits_of,
@@ -42,7 +43,7 @@ FULL_SCALE_DBFS = -0.001  # both 32767 and -32768
 
 def facts_of(target: Target, *, shards: Path | None, samples: int) -> dict[str, Any]:
     """The facts of whatever it is, by section: names and values, `counts` of values, tables (a list or a dict of rows),
-    and `samples`."""
+    and rows one by one (`leaked`, `samples`)."""
     if target.kind == "shards":
         facts = shards_facts(target.path, samples)
     elif target.kind == "catalog":
@@ -270,6 +271,8 @@ def pairs_facts(path: Path, shards: Path | None, samples: int) -> dict[str, Any]
         names = [split.name for split in splits if split.role == role]
         if names and clips.keys() >= set(names):
             plan[f"{role}_clips_never_used"] = sum(clips[name] for name in names) - len(used)
+    state, leaked = leaked_of(path, facts)
+    plan |= {"clips_left_out_as_leaked": sum(facts.get("left_out_as_leaked", {}).values()), "list_of_leaked": state}
     return {
         "plan": plan,
         "splits": [
@@ -281,9 +284,18 @@ def pairs_facts(path: Path, shards: Path | None, samples: int) -> dict[str, Any]
             }
             for split in splits
         ],
+        "left_out": left_out_counts(leaked),
+        "leaked": leaked.slice(0, samples).to_pylist(),
         "distributions": distributions(uses),
         "samples": pair_samples(path, splits, facts["sample_rate_hz"], samples),
     }
+
+
+def left_out_counts(leaked: pa.Table) -> list[dict[str, Any]]:
+    """How many clips of which split were left out, by what they share with which held-out split."""
+    names = ["role", "dataset", "split", "reason", "shared", "held_out_dataset", "held_out_split"]
+    counted = leaked.group_by(names).aggregate([([], "count_all")]).sort_by([(name, "ascending") for name in names])
+    return counted.rename_columns([*names, "clips"]).to_pylist()
 
 
 def clips_of(split: PairedSplit) -> int:

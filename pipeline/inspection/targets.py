@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.catalogs import CATALOG_SCHEMA, OK
 from pipeline.errors import PipelineError
 from pipeline.files import read_json, sha256_of
+from pipeline.leaks import LEAKED_SCHEMA, leaked_path, read_leaked
 from pipeline.pairs import SCHEMA as PAIRS_SCHEMA
 from pipeline.pairs import read_facts
 from pipeline.shards import FACTS_KEY, MANIFEST_SCHEMA
@@ -104,6 +105,8 @@ def _parquet_target(path: Path) -> Target:
         return Target("shards", path)
     if schema.names == CATALOG_SCHEMA.names:
         return Target("catalog", path)
+    if schema.names == LEAKED_SCHEMA.names:
+        raise PipelineError(f"{path}: the clips that a run leaves out; give the pairs file beside it, which shows them")
     if set(schema.names) >= TRAINING_COLUMNS:
         return Target("run", path.parent)
     raise PipelineError(f"{path}: a Parquet file with the columns {', '.join(schema.names)}; {ACCEPTED}")
@@ -137,6 +140,18 @@ def splits_of(pairs: Path, facts: Mapping[str, Any], shards: Path | None) -> lis
             folder = next((folder for folder in folders if (folder / "manifest.parquet").is_file()), None)
             splits.append(PairedSplit(role=role, name=name, manifest_sha256=checksum, folder=folder))
     return splits
+
+
+def leaked_of(pairs: Path, facts: Mapping[str, Any]) -> tuple[str, pa.Table]:
+    """Whether the list of a run's leaked clips agrees with its pairs, and the list; an empty one where it is missing.
+
+    Pairs that leave none out need no list.
+    """
+    path, told = leaked_path(pairs), sum(facts.get("left_out_as_leaked", {}).values())
+    if not path.is_file():
+        return "missing" if told else "agrees", LEAKED_SCHEMA.empty_table()
+    leaked = read_leaked(path)
+    return "agrees" if len(leaked) == told else "is of other pairs", leaked
 
 
 # --- columns ---------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def render(facts: Mapping[str, Any]) -> str:
         lines += ["", name.replace("_", " ")]
         if name == "counts":
             lines += _table(_shares(section), ["", "", "rows", "share"])
-        elif name == "samples":
+        elif name in ("leaked", "samples"):
             for number, row in enumerate(section):
                 lines += [""] * bool(number) + _fields(row)
         elif isinstance(section, list):

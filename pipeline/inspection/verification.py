@@ -30,9 +30,11 @@ from pipeline.inspection.targets import (
     Target,
     batches,
     check_manifest,
+    leaked_of,
     read_pairs_facts,
     splits_of,
 )
+from pipeline.leaks import leaked_path
 from pipeline.pairs import NO_CAPTION
 from pipeline.pairs import SCHEMA as PAIRS_SCHEMA
 from pipeline.shards import MANIFEST_SCHEMA, hashes_of, read_summary
@@ -321,6 +323,12 @@ def verify_pairs(path: Path, shards: Path | None, *, quick: bool) -> str:
     for epoch in range(epochs):
         if (found := metadata.row_group(epoch).num_rows) != rows_an_epoch:
             raise PipelineError(f"{path}: epoch {epoch} has {found:,} rows, its footer tells of {rows_an_epoch:,}")
+    state, leaked = leaked_of(path, facts)
+    if state != "agrees":
+        raise PipelineError(
+            f"{leaked_path(path)}: {state}; {len(leaked)} clips are listed, the footer of the pairs says "
+            f"{_short(facts['left_out_as_leaked'])}; make both again with pair_clips"
+        )
     shape = f"{epochs} epochs of {facts['steps_per_epoch']} steps of {facts['batch_size']} pairs"
     names = ", ".join(split.name for split in splits)
     if quick:

@@ -6,11 +6,13 @@ import argparse
 import logging
 from pathlib import Path
 
+import pyarrow as pa
+
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_of
-from pipeline.leaks import read_held_out
+from pipeline.files import sha256_of, write_parquet
+from pipeline.leaks import LEAKED_SCHEMA, read_held_out
 from pipeline.models.backbones import BACKBONES
-from pipeline.pairs import Clips, pair_epoch, read_clips, write_pairs
+from pipeline.pairs import Clips, pair_epoch, read_clips, with_keys, write_pairs
 from pipeline.shards import read_summary
 from pipeline.stages import run
 from pipeline.subsets import subset
@@ -90,6 +92,7 @@ def main(argv: list[str]) -> None:
         "--unlabeled-fraction", type=float, default=1.0, help="share of the unlabeled clips (default: %(default)s)"
     )
     parser.add_argument("--pairs", type=Path, required=True, help="Parquet file to write")
+    parser.add_argument("--leaked", type=Path, required=True, help="Parquet file to write of the clips left out")
     args = parser.parse_args(argv)
     check_fraction(parser, "--labeled-fraction", args.labeled_fraction)
     check_fraction(parser, "--unlabeled-fraction", args.unlabeled_fraction)
@@ -97,13 +100,13 @@ def main(argv: list[str]) -> None:
     backbone = BACKBONES[args.backbone]
     check_shards([*args.labeled, *args.unlabeled, *args.held_out], backbone.sample_rate_hz)
     held_out = read_held_out(args.held_out)
-    all_labeled, left_out = read_clips(args.labeled, held_out, args.leaks)
-    labeled = subset(all_labeled, args.labeled_fraction, args.seed)
+    all_labeled, left_out = read_clips(args.labeled, held_out, leaks=args.leaks, role="labeled")
+    labeled = subset(all_labeled, args.labeled, args.labeled_fraction, args.seed)
     unlabeled = None
     if args.unlabeled:
-        all_unlabeled, also_left_out = read_clips(args.unlabeled, held_out, args.leaks)
-        unlabeled = subset(all_unlabeled, args.unlabeled_fraction, args.seed)
-        left_out |= also_left_out
+        all_unlabeled, also_left_out = read_clips(args.unlabeled, held_out, leaks=args.leaks, role="unlabeled")
+        unlabeled = subset(all_unlabeled, args.unlabeled, args.unlabeled_fraction, args.seed)
+        left_out += also_left_out
     check_batch(labeled, args.batch_size, args.labeled, args.labeled_fraction)
     epochs = passes(args.epochs, len(labeled), len(all_labeled), args.batch_size)
     facts = {
@@ -116,7 +119,7 @@ def main(argv: list[str]) -> None:
         "labeled": {str(path.parent): sha256_of(path) for path in args.labeled},
         "unlabeled": {str(path.parent): sha256_of(path) for path in args.unlabeled},
         "held_out": {str(path.parent): sha256_of(path) for path in args.held_out},
-        "left_out_as_leaked": left_out,
+        "left_out_as_leaked": {str(path.parent): len(leaked) for path, leaked in left_out},
         "labeled_clips": len(labeled),
         "labeled_captions": int(labeled.captions.sum()),
         "labeled_s": float(labeled.frames.sum() / backbone.sample_rate_hz),
@@ -125,7 +128,7 @@ def main(argv: list[str]) -> None:
         "unlabeled_s": float(unlabeled.frames.sum() / backbone.sample_rate_hz) if unlabeled else 0.0,
         "unlabeled_fraction": args.unlabeled_fraction,
     }
-    tables = (
+    drawn = (
         pair_epoch(
             seed=args.seed,
             epoch=epoch,
@@ -137,7 +140,9 @@ def main(argv: list[str]) -> None:
         )
         for epoch in range(epochs)
     )
-    write_pairs(tables, args.pairs, facts)
+    leaked = pa.concat_tables([LEAKED_SCHEMA.empty_table(), *(table for _, table in left_out)])
+    write_parquet(leaked, args.leaked)
+    write_pairs(with_keys(drawn, args.labeled, args.labeled if args.mix_labeled else args.unlabeled), args.pairs, facts)
     logger.info(
         "%d epochs of %d steps of %d pairs from %d labeled and %d unlabeled clips",
         epochs, facts["steps_per_epoch"], args.batch_size, len(labeled), len(unlabeled) if unlabeled else 0,

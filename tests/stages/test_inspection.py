@@ -23,10 +23,11 @@ from audio_files import index_arguments, make_catalog, make_shards, write_folder
 
 from pipeline.__main__ import main
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_of, write_json
+from pipeline.files import sha256_of, write_json, write_parquet
+from pipeline.leaks import leaked_path, read_leaked
 from pipeline.pairs import read_epoch
 from pipeline.shards import open_shards, read_manifest
-from pipeline.stages import index_shards, train
+from pipeline.stages import index_shards, pair_clips, train
 
 
 def inspected(capsys: pytest.CaptureFixture[str], path: Path, *arguments: str) -> dict[str, Any]:
@@ -190,6 +191,58 @@ def test_pairs_are_told_with_their_plan_use_and_captions(tiny_study, capsys, obj
         assert sample.get("partner_key") == row["partner_key"]
         if objective == "concatenate":
             assert sample["partner_caption"] == reader.captions(row["partner_key"])[row["partner_caption"]]
+
+
+@pytest.fixture
+def leaky(tiny_study, split: Path, tmp_path: Path) -> Path:
+    """Pairs of a split of which two clips have the source of a held-out one, and a third its audio."""
+    held_out = Path(shutil.copytree(tiny_study.shards / "unlabeled" / "train", tmp_path / "shards" / "held" / "test"))
+    sounds = read_manifest(held_out / "manifest.parquet")["sha256"].to_pylist()
+    change_manifest(held_out, 4, source_id="-aVideoId_0")
+    for row, identity in {
+        3: {"source_id": "-aVideoId_0"},
+        8: {"source_id": "-aVideoId_0"},
+        9: {"sha256": sounds[7]},
+    }.items():
+        change_manifest(split, row, **identity)
+    path = tmp_path / "pairs" / "seed0.parquet"
+    manifests = ["--labeled", str(split / "manifest.parquet"), "--held-out", str(held_out / "manifest.parquet")]
+    plan = ["--backbone", "mini", "--epochs", "1", "--batch-size", "7", "--seed", "0", "--leaks", "drop"]
+    pair_clips.main([*manifests, *plan, "--pairs", str(path), "--leaked", str(leaked_path(path))])
+    return path
+
+
+def test_clips_left_out_as_leaked_are_told_one_by_one_with_what_they_overlap(
+    tiny_study, leaky: Path, split: Path, capsys
+) -> None:
+    keys = read_manifest(split / "manifest.parquet")["key"].to_pylist()
+    others = read_manifest(tiny_study.manifest("unlabeled"))["key"].to_pylist()
+    facts = inspected(capsys, leaky)
+    assert (facts["plan"]["clips_left_out_as_leaked"], facts["plan"]["list_of_leaked"]) == (3, "agrees")
+    assert [(row["key"], row["shared"], row["held_out_key"]) for row in facts["leaked"]] == [
+        (keys[3], "source_id", others[4]),
+        (keys[8], "source_id", others[4]),
+        (keys[9], "sha256", others[7]),
+    ]
+    assert [(row["split"], row["reason"], row["shared"], row["clips"]) for row in facts["left_out"]] == [
+        ("train", "leaked", "sha256", 1),
+        ("train", "leaked", "source_id", 2),
+    ]
+    main(["inspect", str(leaky), "--samples", "1"])
+    text = capsys.readouterr().out
+    assert re.search(rf"^leaked\n.*\n.*\n.*\n  key +{keys[3]}\n", text, re.MULTILINE) and keys[8] not in text
+    assert verified(capsys, leaky).startswith(f"{leaky}: ok: ")
+    assert "give the pairs file beside it" in refused("inspect", leaked_path(leaky))
+
+
+def test_a_list_of_leaked_clips_that_is_missing_or_of_other_pairs_is_refused(leaky: Path, capsys) -> None:
+    leaked = leaked_path(leaky)
+    write_parquet(read_leaked(leaked).slice(1), leaked)
+    assert inspected(capsys, leaky)["plan"]["list_of_leaked"] == "is of other pairs"
+    assert f"{leaked}: is of other pairs; " in refused("verify", leaky, "--quick")
+    leaked.unlink()
+    assert inspected(capsys, leaky)["plan"]["list_of_leaked"] == "missing"
+    assert f"{leaked}: missing; " in refused("verify", leaky)
 
 
 def test_pairs_are_inspected_without_shards(tiny_study, capsys, tmp_path: Path) -> None:
@@ -618,12 +671,10 @@ def test_captions_cannot_break_the_page(tiny_study, split: Path, tmp_path: Path,
     caption = '<script>alert(1)</script> & "rain" \x1b[2J'
     for row in range(24):
         change_manifest(split, row, captions=[caption, caption])
-    from pipeline.stages import pair_clips
-
     path = tmp_path / "pairs" / "pairs.parquet"
     pair_clips.main(
         ["--labeled", str(split / "manifest.parquet"), "--backbone", "mini", "--epochs", "1", "--batch-size", "8"]
-        + ["--seed", "0", "--pairs", str(path)]
+        + ["--seed", "0", "--pairs", str(path), "--leaked", str(leaked_path(path))]
     )
     main(["listen", str(path), "--out", str(tmp_path / "out")])
     page = (tmp_path / "out" / "index.html").read_text()

@@ -9,19 +9,33 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import pairs
+from pipeline.catalogs import OK
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_of
+from pipeline.files import sha256_of, write_parquet
 from pipeline.inspection.verification import verify_pairs
-from pipeline.leaks import read_held_out
-from pipeline.pairs import NO_CAPTION, Clips, epoch_order, pair_epoch, read_clips, read_epoch, read_facts
+from pipeline.leaks import LOOKED_AT, HeldOut, leaked_path, leaks_of, read_held_out, read_leaked
+from pipeline.pairs import (
+    NO_CAPTION,
+    NO_PARTNER,
+    Clips,
+    epoch_order,
+    keys_in_order,
+    pair_epoch,
+    read_clips,
+    read_epoch,
+    read_facts,
+    with_keys,
+)
+from pipeline.shards import rows_table
 from pipeline.stages import pair_clips
 from pipeline.subsets import subset
 
 
-def clips(prefix, count, seed=0):
+def clips(count, seed=0):
     generator = np.random.default_rng(seed)
     return Clips(
-        keys=pa.array([f"{prefix}_{index}" for index in range(count)]),
+        rows=np.arange(count, dtype=np.int32),
         frames=generator.integers(1_000, 90_000, count),
         captions=generator.integers(1, 6, count),
     )
@@ -29,7 +43,7 @@ def clips(prefix, count, seed=0):
 
 def epoch(number=0, *, labeled=None, unlabeled=None, seed=0, mix_labeled=False):
     return pair_epoch(
-        seed=seed, epoch=number, batch_size=8, window_frames=40_960, labeled=labeled or clips("l", 50),
+        seed=seed, epoch=number, batch_size=8, window_frames=40_960, labeled=labeled or clips(50),
         unlabeled=unlabeled, mix_labeled=mix_labeled,
     )  # fmt: skip
 
@@ -42,30 +56,29 @@ def test_same_seed_gives_the_same_bytes(tiny_study):
 
 
 def test_an_epoch_does_not_depend_on_the_others():
-    assert epoch(5, unlabeled=clips("u", 30)).equals(epoch(5, unlabeled=clips("u", 30)))
+    assert epoch(5, unlabeled=clips(30)).equals(epoch(5, unlabeled=clips(30)))
 
 
 def test_seeds_and_epochs_give_different_pairs():
-    orders = [tuple(epoch(number, seed=seed)["labeled_key"].to_pylist()) for number in (0, 1) for seed in (0, 1)]
+    orders = [tuple(epoch(number, seed=seed)["labeled_row"].to_pylist()) for number in (0, 1) for seed in (0, 1)]
     assert len(set(orders)) == 4
 
 
 def test_every_labeled_clip_appears_at_most_once_an_epoch_and_batches_are_full():
     table = epoch()
-    keys = table["labeled_key"].to_pylist()
-    assert len(keys) == len(set(keys)) == 48
+    rows = table["labeled_row"].to_pylist()
+    assert len(rows) == len(set(rows)) == 48
     assert table["step"].to_pylist() == sorted([*range(6)] * 8)
     assert table["slot"].to_pylist() == [*range(8)] * 6
 
 
 def test_the_clips_left_out_change_from_epoch_to_epoch():
-    every = {f"l_{index}" for index in range(50)}
-    left_out = [frozenset(every - set(epoch(number)["labeled_key"].to_pylist())) for number in range(6)]
+    left_out = [frozenset(set(range(50)) - set(epoch(number)["labeled_row"].to_pylist())) for number in range(6)]
     assert len(set(left_out)) > 1
 
 
 def test_every_unlabeled_clip_is_used_before_one_is_used_again():
-    counts = epoch(unlabeled=clips("u", 20))["partner_key"].value_counts().to_pylist()
+    counts = epoch(unlabeled=clips(20))["partner_row"].value_counts().to_pylist()
     assert len(counts) == 20
     assert {count["counts"] for count in counts} == {2, 3}
 
@@ -83,16 +96,15 @@ def test_few_of_millions_are_drawn_evenly_and_once_without_shuffling_all():
 
 
 def test_windows_stay_inside_their_clips_and_short_clips_start_at_zero():
-    labeled = clips("l", 50)
-    frames = dict(zip(labeled.keys.to_pylist(), labeled.frames.tolist(), strict=True))
+    labeled = clips(50)
     for number in range(20):
         table = epoch(number, labeled=labeled)
-        for key, start in zip(table["labeled_key"].to_pylist(), table["labeled_start"].to_pylist(), strict=True):
-            assert 0 <= start <= max(0, frames[key] - 40_960)
+        for row, start in zip(table["labeled_row"].to_pylist(), table["labeled_start"].to_pylist(), strict=True):
+            assert 0 <= start <= max(0, labeled.frames[row] - 40_960)
 
 
 def test_captions_exist_and_all_are_drawn():
-    labeled = Clips(keys=pa.array([f"l_{i}" for i in range(8)]), frames=np.full(8, 9), captions=np.full(8, 5))
+    labeled = Clips(rows=np.arange(8, dtype=np.int32), frames=np.full(8, 9), captions=np.full(8, 5))
     drawn = [caption for number in range(20) for caption in epoch(number, labeled=labeled)["caption"].to_pylist()]
     assert set(drawn) == {0, 1, 2, 3, 4}
 
@@ -101,13 +113,13 @@ def test_concatenate_never_mixes_a_clip_with_itself_and_draws_the_partner_a_capt
     for number in range(50):
         table = epoch(number, mix_labeled=True)
         rows = table.to_pylist()
-        assert all(row["labeled_key"] != row["partner_key"] for row in rows)
+        assert all(row["labeled_row"] != row["partner_row"] for row in rows)
         assert all(row["partner_caption"] >= 0 for row in rows)
 
 
 def test_unlabeled_partners_have_no_caption_and_finetune_has_no_partner():
-    assert set(epoch(unlabeled=clips("u", 9))["partner_caption"].to_pylist()) == {NO_CAPTION}
-    assert epoch()["partner_key"].null_count == 48
+    assert set(epoch(unlabeled=clips(9))["partner_caption"].to_pylist()) == {NO_CAPTION}
+    assert set(epoch()["partner_row"].to_pylist()) == {NO_PARTNER}
 
 
 def test_the_file_says_what_it_was_made_of(tiny_study):
@@ -132,7 +144,7 @@ def test_shards_of_another_rate_are_refused(tiny_study, tmp_path):
     with pytest.raises(PipelineError, match="at 16000 Hz, the backbone hears 44100 Hz"):
         pair_clips.main(
             ["--labeled", manifest, "--backbone", "msclap-2023", "--epochs", "1", "--batch-size", "2", "--seed", "0"]
-            + ["--pairs", str(tmp_path / "pairs.parquet")]
+            + ["--pairs", str(tmp_path / "pairs.parquet"), "--leaked", str(tmp_path / "leaked.parquet")]
         )
 
 
@@ -140,7 +152,7 @@ def test_a_split_without_usable_clips_is_refused(tiny_study, tmp_path):
     table = pq.read_table(tiny_study.manifest("labeled")).slice(0, 0)
     pq.write_table(table, tmp_path / "manifest.parquet")
     with pytest.raises(PipelineError, match="no usable clip"):
-        read_clips([tmp_path / "manifest.parquet"], read_held_out([]), "fail")
+        read_clips([tmp_path / "manifest.parquet"], read_held_out([]), leaks="fail", role="labeled")
 
 
 def test_a_file_that_is_no_pairs_file_is_refused(tiny_study):
@@ -174,30 +186,80 @@ def write_manifest(study, folder, table, columns):
 def pair_with(held_out, folder, policy, labeled):
     manifests = ["--labeled", str(labeled), "--held-out", str(held_out), "--leaks", policy]
     plan = ["--backbone", "mini", "--epochs", "1", "--batch-size", "23", "--seed", "0"]
-    pair_clips.main([*manifests, *plan, "--pairs", str(folder / "pairs.parquet")])
-    return folder / "pairs.parquet"
+    path = folder / "pairs.parquet"
+    pair_clips.main([*manifests, *plan, "--pairs", str(path), "--leaked", str(leaked_path(path))])
+    return path
 
 
-def test_a_clip_whose_audio_is_held_out_is_left_out_and_counted(tiny_study, tmp_path):
+def test_a_clip_whose_audio_is_held_out_is_left_out_and_accounted_for(tiny_study, tmp_path):
     row = pq.read_table(tiny_study.manifest("labeled")).slice(3, 1).to_pylist()[0]
     held_out = held_out_split(tiny_study, tmp_path, sha256=row["sha256"])
     path = pair_with(held_out, tmp_path, "drop", tiny_study.manifest("labeled"))
     assert row["key"] not in read_epoch(path, 0)["labeled_key"].to_pylist()
     assert list(read_facts(path)["left_out_as_leaked"].values()) == [1]
+    (leaked,) = read_leaked(leaked_path(path)).to_pylist()
+    assert leaked == {
+        **{"role": "labeled", "status": "dropped", "reason": "leaked", "shared": "sha256", "value": row["sha256"]},
+        **{name: row[name] for name in ("dataset", "split", "key", "source_name")},
+        **{"held_out_dataset": "labeled", "held_out_split": "train", "held_out_key": "other_test_0"},
+    }
 
 
-def test_a_clip_whose_source_is_held_out_is_left_out(tiny_study, tmp_path):
+def test_a_clip_whose_source_is_held_out_is_left_out_and_accounted_for(tiny_study, tmp_path):
     labeled = with_source_id(tiny_study, tmp_path / "train", "-aVideoId_0")
     path = pair_with(held_out_split(tiny_study, tmp_path, source_id="-aVideoId_0"), tmp_path, "drop", labeled)
-    assert pq.read_table(labeled)["key"][3].as_py() not in read_epoch(path, 0)["labeled_key"].to_pylist()
+    key = pq.read_table(labeled)["key"][3].as_py()
+    assert key not in read_epoch(path, 0)["labeled_key"].to_pylist()
+    (leaked,) = read_leaked(leaked_path(path)).to_pylist()
+    told = [leaked[name] for name in ("key", "shared", "value", "held_out_key")]
+    assert told == [key, "source_id", "-aVideoId_0", "other_test_0"]
 
 
-def test_a_leak_fails_with_the_clip_and_its_source_when_asked_to(tiny_study, tmp_path):
+def test_of_several_held_out_clips_the_first_is_named_and_a_source_before_audio():
+    def batch(key, **columns):
+        rows = [{"key": key, "dataset": "d", "split": "s", "source_name": f"{key}.wav", "source_id": None} | columns]
+        return rows_table(rows).to_batches()[0].select(LOOKED_AT)
+
+    held_out = pa.Table.from_batches(
+        [batch("audio", sha256="a"), batch("source", source_id="id", sha256="b")]
+        + [batch("both", source_id="id", sha256="a"), batch("other", sha256="c")]
+    ).combine_chunks()
+    for columns, expected in {
+        (("source_id", "id"), ("sha256", "a")): ("source_id", "id", "source"),
+        (("source_id", None), ("sha256", "a")): ("sha256", "a", "audio"),
+        (("source_id", "another"), ("sha256", "c")): ("sha256", "c", "other"),
+    }.items():
+        mask, leaked = leaks_of(batch("clip", **dict(columns)), HeldOut(clips=held_out), "unlabeled")
+        (row,) = leaked.to_pylist()
+        assert mask.to_pylist() == [True] and (row["role"], row["key"]) == ("unlabeled", "clip")
+        assert (row["shared"], row["value"], row["held_out_key"]) == expected
+    mask, leaked = leaks_of(batch("clip", source_id="another", sha256="d"), HeldOut(clips=held_out), "unlabeled")
+    assert mask.to_pylist() == [False] and len(leaked) == 0
+
+
+def test_a_leak_fails_with_both_clips_and_what_they_share_when_asked_to(tiny_study, tmp_path):
     labeled = with_source_id(tiny_study, tmp_path / "train", "-aVideoId_0")
     held_out = held_out_split(tiny_study, tmp_path, source_id="-aVideoId_0")
-    with pytest.raises(PipelineError, match=r"1 of 24 clips are also in a validation or test split: .*\(-aVideoId_0\)"):
+    key = pq.read_table(labeled)["key"][3].as_py()
+    with pytest.raises(
+        PipelineError,
+        match=rf"1 of 24 clips are also in a validation or test split: {key} \(has source_id -aVideoId_0 of "
+        r"labeled/train, other_test_0\); .* set leaks to drop",
+    ):
         pair_with(held_out, tmp_path, "fail", labeled)
-    assert not (tmp_path / "pairs.parquet").exists()
+    assert not list(tmp_path.glob("pairs*"))
+
+
+def test_a_split_of_leaks_alone_is_refused_under_either_policy(tiny_study, tmp_path):
+    manifest = tiny_study.manifest("labeled")
+    for policy in ("drop", "fail"):
+        with pytest.raises(PipelineError, match=r"24 of 24 clips .*, \.\.\.; no other is left, check datasets"):
+            pair_with(manifest, tmp_path, policy, manifest)
+
+
+def test_the_list_of_leaks_is_there_when_none_was_found(tiny_study, tmp_path):
+    path = pair_with(held_out_split(tiny_study, tmp_path), tmp_path, "drop", tiny_study.manifest("labeled"))
+    assert len(read_leaked(leaked_path(path))) == 0
 
 
 def test_shards_of_two_formats_are_warned_of_because_their_checksums_differ(tiny_study, tmp_path, caplog):
@@ -218,33 +280,70 @@ def test_clips_without_a_source_id_are_not_taken_for_one_another(tiny_study, tmp
 def pair_part(study, path, *flags, labeled=("labeled",), seed=0, batch_size=4, epochs=3):
     manifests = ["--labeled", *(str(study.manifest(name)) for name in labeled)]
     plan = ["--backbone", "mini", "--epochs", str(epochs), "--batch-size", str(batch_size), "--seed", str(seed)]
-    pair_clips.main([*manifests, *flags, *plan, "--pairs", str(path)])
+    pair_clips.main([*manifests, *flags, *plan, "--pairs", str(path), "--leaked", str(leaked_path(path))])
     return pq.read_table(path), read_facts(path)
 
 
-def test_smaller_parts_lie_within_larger_ones_and_every_seed_has_its_own():
-    all_clips = clips("l", 1000)
-    parts = [set(subset(all_clips, share, 3).keys.to_pylist()) for share in (0.001, 0.1, 0.25, 0.9)]
-    assert [len(part) for part in parts] == [1, 100, 250, 900]
+def split_of(folder, count):
+    """The manifest of a split of so many clips, every fifth row of which is not usable."""
+    clip = {"dataset": "d", "split": "s", "source_name": "x", "shard": "00000", "sample_rate_hz": 16_000}
+    rows = [
+        clip | {"key": f"l_{row:06d}", "frames": 1_000 + row, "captions": ["x"] * (1 + row % 7), "sha256": f"{row}"}
+        for row in range(count)
+    ]
+    rows = [row | {"status": OK} for row in rows]
+    for row in rows[4::5]:
+        row |= {"status": "failed", "reason": "undecodable"}
+    folder.mkdir()
+    write_parquet(rows_table(rows), folder / "manifest.parquet", row_group_size=300)
+    return folder / "manifest.parquet"
+
+
+def part_of(manifest, share, seed):
+    """A part of a split's clips and their keys."""
+    all_clips, _ = read_clips([manifest], read_held_out([]), leaks="fail", role="labeled")
+    part = subset(all_clips, [manifest], share, seed)
+    return part, [key for batch in keys_in_order([manifest], part.rows) for key in batch.to_pylist()]
+
+
+def test_smaller_parts_lie_within_larger_ones_and_every_seed_has_its_own(tmp_path):
+    manifest = split_of(tmp_path / "split", 1250)
+    parts = [set(part_of(manifest, share, 3)[1]) for share in (0.001, 0.1, 0.25, 0.9, 1)]
+    assert [len(part) for part in parts] == [1, 100, 250, 900, 1000]
     assert all(small < large for small, large in itertools.pairwise(parts))
-    assert subset(all_clips, 1, 3) is all_clips
-    others = set(subset(all_clips, 0.1, 4).keys.to_pylist())
+    others = set(part_of(manifest, 0.1, 4)[1])
     assert len(others & parts[1]) < 30, "100 of 1,000 drawn twice have about 10 in common"
 
 
-def test_a_part_keeps_each_clips_own_length_and_captions_in_order():
-    all_clips = clips("l", 200)
-    rows = dict(zip(all_clips.keys.to_pylist(), zip(all_clips.frames, all_clips.captions, strict=True), strict=True))
-    part = subset(all_clips, 0.3, 0)
-    keys = part.keys.to_pylist()
-    assert [rows[key] for key in keys] == list(zip(part.frames, part.captions, strict=True))
-    assert keys == [key for key in all_clips.keys.to_pylist() if key in set(keys)]
+def test_a_part_keeps_each_clips_own_length_and_captions_in_order(tmp_path):
+    part, keys = part_of(split_of(tmp_path / "split", 250), 0.3, 0)
+    rows = [int(key.removeprefix("l_")) for key in keys]
+    assert len(rows) == 60 and rows == sorted(rows)
+    assert part.frames.tolist() == [1_000 + row for row in rows]
+    assert part.captions.tolist() == [1 + row % 7 for row in rows]
 
 
-def test_new_clips_in_a_split_push_out_few_of_the_old():
-    before, after = clips("l", 1000), clips("l", 1050)
-    lost = set(subset(before, 0.2, 0).keys.to_pylist()) - set(subset(after, 0.2, 0).keys.to_pylist())
-    assert len(lost) < 20
+def test_new_clips_in_a_split_push_out_few_of_the_old(tmp_path):
+    before, after = (set(part_of(split_of(tmp_path / str(count), count), 0.2, 0)[1]) for count in (1250, 1310))
+    assert len(before - after) < 20
+
+
+def test_keys_are_those_of_the_rows_however_many_epochs_are_looked_up_together(tmp_path, monkeypatch):
+    """Of two splits with unusable rows, and a clip left out of each as leaked."""
+    manifests = [split_of(tmp_path / name, count) for name, count in (("one", 20), ("two", 900))]
+    usable = [f"l_{row:06d}" for count in (20, 900) for row in range(count) if row % 5 != 4]
+    held_out = HeldOut(clips=rows_table([{"key": "h", "dataset": "d", "split": "t", "sha256": "7"}]))
+    drawn, left_out = read_clips(manifests, held_out, leaks="drop", role="unlabeled")
+    assert [table["key"].to_pylist() for _, table in left_out] == [["l_000007"], ["l_000007"]]
+    assert drawn.rows.tolist() == [row for row, key in enumerate(usable) if key != "l_000007"]
+    epochs = [epoch(number, labeled=drawn, mix_labeled=True) for number in range(5)]
+    tables = list(with_keys(epochs, manifests, manifests))
+    for rows, table in zip(epochs, tables, strict=True):
+        for role in ("labeled", "partner"):
+            assert table[f"{role}_key"].to_pylist() == [usable[row] for row in rows[f"{role}_row"].to_pylist()]
+    for together in (1, 2 * len(epochs[0])):
+        monkeypatch.setattr(pairs, "ROWS_AT_ONCE", together)
+        assert list(with_keys(epochs, manifests, manifests)) == tables
 
 
 def test_a_part_of_the_labeled_clips_is_trained_on_in_as_many_steps_as_all(tiny_study, tmp_path):

@@ -24,6 +24,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_json, write_parquet
 from pipeline.inspection.targets import find_target
 from pipeline.inspection.verification import verify
+from pipeline.leaks import leaked_path
 from pipeline.pairs import read_epoch, read_facts
 from pipeline.shards import MANIFEST_SCHEMA, ShardFacts, read_manifest
 from pipeline.stages import index_audio, index_shards, pair_clips, shard_audio
@@ -115,6 +116,7 @@ def manifests(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 def pair(manifests: dict[str, Path], path: Path, policy: str) -> Path:
     held_out = [str(manifests[split]) for split in ("val", "test")]
     plan = ["--backbone", "msclap-2023", "--epochs", "1", "--batch-size", "256", "--seed", "0", "--pairs", str(path)]
+    plan += ["--leaked", str(leaked_path(path))]
     splits = ["--labeled", str(manifests["train"]), "--unlabeled", str(manifests["balanced_train"])]
     pair_clips.main([*splits, "--held-out", *held_out, "--leaks", policy, *plan])
     return path

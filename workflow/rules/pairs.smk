@@ -31,6 +31,7 @@ rule pair_clips:
         code=code_of("pair_clips"),
     output:
         pairs="results/pairs/{run}/seed{seed}.parquet",
+        leaked="results/pairs/{run}/seed{seed}.leaked.parquet",
     log:
         "logs/pair_clips/{run}/seed{seed}.log",
     params:
@@ -46,4 +47,5 @@ rule pair_clips:
         "python -m pipeline.stages.pair_clips --labeled {params.labeled:q} {params.partners:q}"
         " --held-out {params.held_out:q} --leaks {params.leaks}"
         " --backbone {params.backbone} --epochs {params.epochs} --batch-size {params.batch_size}"
-        " --seed {wildcards.seed} {params.fractions} --pairs {output.pairs:q} 2> {log:q}"
+        " --seed {wildcards.seed} {params.fractions} --pairs {output.pairs:q}"
+        " --leaked {output.leaked:q} 2> {log:q}"
