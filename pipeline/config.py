@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Iterable, Mapping
@@ -12,12 +13,15 @@ import jsonschema
 import yaml
 
 from pipeline.errors import PipelineError
-from pipeline.training.settings import TrainingSettings
+from pipeline.training.settings import PairingSettings, TrainingSettings
 
 GENERATED = "results/raw/"
 """Roots below this folder are mixed by the study itself."""
 
-BATCH_PLAN = ("epochs", "batch_size")
+PAIRING = tuple(item.name for item in dataclasses.fields(PairingSettings))
+"""Keys of the training that say how its pairs are drawn."""
+
+BATCH_PLAN = ("epochs", "batch_size", *PAIRING)
 """Keys of the training that the pairs file carries, not the training command."""
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -153,13 +157,16 @@ def broken_run(name: str, run: Mapping[str, Any], datasets: Mapping[str, Any]) -
 
 def training_flags(settings: Mapping[str, Any]) -> list[str]:
     """The settings of a training as flags of `pipeline.stages.train`: `--learning-rate=0.001 --no-detach-unlabeled`."""
-    flags = []
-    for key, value in settings.items():
-        if key in BATCH_PLAN or key in PRETRAIN_ONLY:
-            continue
-        name = key.replace("_", "-")
-        if isinstance(value, bool):
-            flags.append(f"--{name}" if value else f"--no-{name}")
-        else:
-            flags.append(f"--{name}={value}")
-    return flags
+    return [_flag(key, value) for key, value in settings.items() if key not in (*BATCH_PLAN, *PRETRAIN_ONLY)]
+
+
+def pairing_flags(settings: Mapping[str, Any]) -> list[str]:
+    """The settings of a training that its pairs depend on as flags of `pipeline.stages.pair_clips`."""
+    return [_flag(key, value) for key, value in settings.items() if key in PAIRING]
+
+
+def _flag(key: str, value: Any) -> str:
+    name = key.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={value}"

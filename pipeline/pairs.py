@@ -2,7 +2,8 @@
 
 A pairs file holds one row a slot of a global batch: the labeled clip with the caption drawn for it, the clip it is
 mixed with (an unlabeled one, or for `concatenate` a second labeled one with its caption), and where both windows start.
-Training reads exactly these rows, so that the global batches are the same on any number of processes.
+Training reads exactly these rows, so that the global batches are the same on any number of processes. The order of the
+labeled clips is drawn anew each epoch; how the rest is drawn, `PairingSettings` say.
 
 Every epoch is computed alone from a Philox generator keyed by (seed, epoch), so that memory does not grow with them.
 """
@@ -24,6 +25,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import write_atomically
 from pipeline.leaks import LEAKED_SCHEMA, LOOKED_AT, HeldOut, leaks_of, settle
 from pipeline.shards import count_rows, usable_batches
+from pipeline.training.settings import PairingSettings
 
 NO_CAPTION = -1
 """`partner_caption` of an unlabeled partner."""
@@ -32,6 +34,9 @@ NO_PARTNER = -1
 
 MANY = 1_000_000  # clips
 ROWS_AT_ONCE = 1 << 18  # of epochs whose keys are looked up together
+
+EVERY_EPOCH = 2**64 - 1
+"""In the place of the epoch, the key of what is drawn once for all of them."""
 
 SCHEMA = pa.schema(
     [
@@ -116,9 +121,26 @@ def epoch_order(generator: np.random.Generator, count: int, length: int) -> np.n
     return np.concatenate([generator.permutation(count) for _ in range(rounds)])[:length]
 
 
-def window_starts(generator: np.random.Generator, frames: np.ndarray, window_frames: int) -> np.ndarray:
-    """A random start of a window in each clip, 0 in clips that are no longer than the window."""
-    return generator.integers(0, np.maximum(frames - window_frames, 0) + 1)
+def generator_of(seed: int, epoch: int) -> np.random.Generator:
+    """The random numbers of an epoch."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
+
+
+def window_starts(
+    generator: np.random.Generator, frames: np.ndarray, window_frames: int, windows: str = "random"
+) -> np.ndarray:
+    """The start of a window in each clip: random, at its `first` frame or in its `center`; 0 where it is no longer.
+
+    Random numbers are drawn whatever the way, so that all else that an epoch draws is the same for each.
+    """
+    spare = np.maximum(frames - window_frames, 0)
+    starts = generator.integers(0, spare + 1)
+    return {"random": starts, "first": np.zeros_like(spare), "center": spare // 2}[windows]
+
+
+def slots_an_epoch(labeled: Clips, captions_per_clip: str) -> int:
+    """How many slots the labeled clips fill in an epoch, the incomplete last batch included."""
+    return len(labeled) if captions_per_clip == "one" else int(labeled.captions.sum())
 
 
 def pair_epoch(
@@ -130,39 +152,44 @@ def pair_epoch(
     labeled: Clips,
     unlabeled: Clips | None,
     mix_labeled: bool,
+    settings: PairingSettings,
 ) -> pa.Table:
-    """The rows of one epoch: every labeled clip at most once, the incomplete last batch left out.
+    """The rows of one epoch: every labeled clip, or every caption, at most once, the incomplete last batch left out.
 
-    The partner is drawn from `unlabeled`; with `mix_labeled` it is another labeled clip of the same epoch; with neither
-    there is none. Clips stand there by their `Clips.rows`, `labeled_row` and `partner_row` (-1 for none), in place of
-    keys, which `with_keys` puts in.
+    The partner is drawn from `unlabeled`; with `mix_labeled` it is another labeled clip, one of the same epoch unless
+    partners are fixed; with neither there is none. Clips stand there by their `Clips.rows`, `labeled_row` and
+    `partner_row` (-1 for none), in place of keys, which `with_keys` puts in. Raises PipelineError where one clip has so
+    many of all captions that not every one of them can have another clip as its partner.
     """
-    generator = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
-    steps = len(labeled) // batch_size
-    length = steps * batch_size
-    order = generator.permutation(len(labeled))[:length]
+    generator = generator_of(seed, epoch)
+    order, captions = draw_slots(generator, labeled, batch_size, settings.captions_per_clip)
+    length, steps = len(order), len(order) // batch_size
     columns: dict[str, Any] = {
         "epoch": np.full(length, epoch),
         "step": np.repeat(np.arange(steps), batch_size),
         "slot": np.tile(np.arange(batch_size), steps),
         "labeled_row": labeled.rows[order],
-        "caption": generator.integers(0, labeled.captions[order]),
-        "labeled_start": window_starts(generator, labeled.frames[order], window_frames),
+        "caption": captions,
+        "labeled_start": window_starts(generator, labeled.frames[order], window_frames, settings.windows),
     }
-    if mix_labeled:
-        # A rotation by a random distance within the epoch's order: every clip is once a partner and never its own.
-        partners, clips = np.roll(order, generator.integers(1, length)), labeled
-        columns["partner_caption"] = generator.integers(0, labeled.captions[partners])
-    elif unlabeled is not None:
-        partners, clips = epoch_order(generator, len(unlabeled), length), unlabeled
-        columns["partner_caption"] = np.full(length, NO_CAPTION)
-    else:
+    clips = labeled if mix_labeled else unlabeled
+    if clips is None:
         columns["partner_row"] = np.full(length, NO_PARTNER)
         columns["partner_caption"] = np.full(length, NO_CAPTION)
         columns["partner_start"] = np.zeros(length, np.int64)
         return pa.table(columns)
+    if settings.partners == "fixed":
+        partners = fixed_partners(seed, labeled, unlabeled)[order]
+    elif mix_labeled:
+        partners = other_clips(generator, order)
+    else:
+        partners = epoch_order(generator, len(clips), length)
+    if mix_labeled:
+        columns["partner_caption"] = generator.integers(0, labeled.captions[partners])
+    else:
+        columns["partner_caption"] = np.full(length, NO_CAPTION)
     columns["partner_row"] = clips.rows[partners]
-    columns["partner_start"] = window_starts(generator, clips.frames[partners], window_frames)
+    columns["partner_start"] = window_starts(generator, clips.frames[partners], window_frames, settings.windows)
     return pa.table(columns)
 
 
@@ -202,6 +229,50 @@ def _keys_of(manifests: Sequence[Path], rows: np.ndarray) -> pa.Array:
     found[rows != NO_PARTNER] = places
     keys = pa.concat_arrays([pa.array([], pa.string()), *keys_in_order(manifests, wanted)])
     return keys.take(pa.array(found, mask=found < 0))
+
+
+def draw_slots(
+    generator: np.random.Generator, labeled: Clips, batch_size: int, captions_per_clip: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The labeled clip and the caption of every slot of an epoch, in random order, by their numbers."""
+    length = slots_an_epoch(labeled, captions_per_clip) // batch_size * batch_size
+    if captions_per_clip == "one":
+        order = generator.permutation(len(labeled))[:length]
+        return order, generator.integers(0, labeled.captions[order])
+    clip_of = np.repeat(np.arange(len(labeled)), labeled.captions)
+    first_of = np.cumsum(labeled.captions) - labeled.captions
+    order = generator.permutation(len(clip_of))[:length]
+    return clip_of[order], order - first_of[clip_of[order]]
+
+
+def other_clips(generator: np.random.Generator, order: np.ndarray) -> np.ndarray:
+    """The same clips in another order, in which none stands at a place of its own.
+
+    A rotation by a random distance, in which a clip that occurs more than once may meet itself: such places change with
+    random others until there is none.
+    """
+    most = int(np.bincount(order).max())
+    if 2 * most > len(order):
+        raise PipelineError(
+            f"one labeled clip fills {most} of the {len(order)} slots of an epoch, so that not every one of them can "
+            "be mixed with another clip; add labeled clips, or set captions_per_clip to one"
+        )
+    partners = np.roll(order, generator.integers(1, len(order)))
+    while len(own := np.flatnonzero(partners == order)):
+        for place, other in zip(own, generator.integers(0, len(order), len(own)), strict=True):
+            partners[[place, other]] = partners[[other, place]]
+    return partners
+
+
+def fixed_partners(seed: int, labeled: Clips, unlabeled: Clips | None) -> np.ndarray:
+    """The partner of every labeled clip in all epochs: an unlabeled clip, or without those another labeled one."""
+    generator = generator_of(seed, EVERY_EPOCH)
+    if unlabeled is not None:
+        return epoch_order(generator, len(unlabeled), len(labeled))
+    order = generator.permutation(len(labeled))
+    partners = np.empty_like(order)
+    partners[order] = other_clips(generator, order)
+    return partners
 
 
 def write_pairs(epochs: Iterator[pa.Table], path: Path, facts: dict[str, Any]) -> None:

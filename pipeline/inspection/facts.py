@@ -6,6 +6,7 @@ ten million clips fits in memory; texts are compared by 64-bit hashes.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import struct
@@ -36,6 +37,7 @@ from pipeline.inspection.targets import (
 )
 from pipeline.pairs import SCHEMA as PAIRS_SCHEMA
 from pipeline.shards import hashes_of, read_summary
+from pipeline.training.settings import PairingSettings
 
 QUANTILES = {"min": 0, "p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1}
 FULL_SCALE_DBFS = -0.001  # both 32767 and -32768
@@ -275,6 +277,7 @@ def pairs_facts(path: Path, shards: Path | None, samples: int) -> dict[str, Any]
     plan |= {"clips_left_out_as_leaked": sum(facts.get("left_out_as_leaked", {}).values()), "list_of_leaked": state}
     return {
         "plan": plan,
+        "drawing": dataclasses.asdict(PairingSettings.of(facts)),
         "splits": [
             {
                 "split": split.name,

@@ -38,6 +38,7 @@ from pipeline.leaks import leaked_path
 from pipeline.pairs import NO_CAPTION
 from pipeline.pairs import SCHEMA as PAIRS_SCHEMA
 from pipeline.shards import MANIFEST_SCHEMA, hashes_of, read_summary
+from pipeline.training.settings import PairingSettings
 
 _CHUNK_BYTES = 1 << 20
 _PLACE = ("data_offset", "data_size", "frames", "sample_rate_hz", "sha256")  # without which a clip cannot be read
@@ -338,9 +339,10 @@ def verify_pairs(path: Path, shards: Path | None, *, quick: bool) -> str:
         _Clips.read([split.folder for split in splits if split.role == role and split.folder is not None])
         for role in ("labeled", "unlabeled")
     )
+    captions_per_clip = PairingSettings.of(facts).captions_per_clip
     first, wrong = "", 0
     for epoch in tqdm(range(epochs), unit="epoch", disable=None, leave=False):
-        used = np.zeros(len(labeled), bool)
+        used = np.zeros(len(labeled) if captions_per_clip == "one" else int(labeled.captions.sum()), bool)
         row = 0
         for batch in batches(path, PAIRS_SCHEMA.names, [epoch]):
             expected = {
@@ -396,7 +398,10 @@ def row_problems(
     used: np.ndarray,
     facts: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
-    """Which rows of a batch have which problem. `used` marks the labeled clips of the epoch so far, and is updated."""
+    """Which rows of a batch have which problem.
+
+    `used` marks the labeled clips of the epoch so far, or all their captions where each has a slot, and is updated.
+    """
     values = {
         field.name: pc.fill_null(batch[field.name], -2).to_numpy()  # -2 is right nowhere
         for field in PAIRS_SCHEMA
@@ -411,16 +416,22 @@ def row_problems(
         return (places >= 0) & ((captions < 0) | (captions >= clips.captions[places]))
 
     places = labeled.find(batch["labeled_key"])
-    again = np.ones(len(places), bool)
-    again[np.unique(places, return_index=True)[1]] = False
-    again = (again | used[places]) & (places >= 0)
-    used[places[places >= 0]] = True
+    miscaptioned = uncaptioned(labeled, places, values["caption"])
+    told, slots = "labeled_key {labeled_key}", places
+    if PairingSettings.of(facts).captions_per_clip == "all":
+        told = "caption {caption} of labeled_key {labeled_key}"
+        slots = (np.cumsum(labeled.captions) - labeled.captions)[places] + values["caption"]
+        slots = np.where((places < 0) | miscaptioned, -1, slots)
+    again = np.ones(len(slots), bool)
+    again[np.unique(slots, return_index=True)[1]] = False
+    again = (again | used[slots]) & (slots >= 0)
+    used[slots[slots >= 0]] = True
     misplaced = np.any([values[name] != numbers for name, numbers in expected.items()], axis=0)
     problems = {
         "is in the file as epoch {epoch}, step {step}, slot {slot}": misplaced,
         "labeled_key {labeled_key} is no usable clip of the labeled splits": places < 0,
-        "labeled_key {labeled_key} is in this epoch before": again,
-        "labeled_key {labeled_key} has no caption {caption}": uncaptioned(labeled, places, values["caption"]),
+        f"{told} is in this epoch before": again,
+        "labeled_key {labeled_key} has no caption {caption}": miscaptioned,
         "labeled_start {labeled_start} is outside {labeled_key}": outside(labeled, places, values["labeled_start"]),
     }
     partner_is_null = batch["partner_key"].is_null().to_numpy(zero_copy_only=False)
@@ -428,14 +439,14 @@ def row_problems(
         role, clips = ("unlabeled", unlabeled) if facts["unlabeled"] else ("labeled", labeled)
         partners = clips.find(batch["partner_key"])
         if facts["unlabeled"]:
-            miscaptioned = values["partner_caption"] != NO_CAPTION
+            partner_miscaptioned = values["partner_caption"] != NO_CAPTION
         else:
-            miscaptioned = uncaptioned(clips, partners, values["partner_caption"])
+            partner_miscaptioned = uncaptioned(clips, partners, values["partner_caption"])
             same = pc.fill_null(pc.equal(batch["labeled_key"], batch["partner_key"]), False)
             problems["{labeled_key} is its own partner"] = same.to_numpy(zero_copy_only=False)
         problems |= {
             f"partner_key {{partner_key}} is no usable clip of the {role} splits": partners < 0,
-            "partner_key {partner_key} has no caption {partner_caption}": miscaptioned,
+            "partner_key {partner_key} has no caption {partner_caption}": partner_miscaptioned,
             "partner_start {partner_start} is outside {partner_key}": outside(clips, partners, values["partner_start"]),
         }
     return problems

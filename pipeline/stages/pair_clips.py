@@ -12,31 +12,36 @@ from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_parquet
 from pipeline.leaks import LEAKED_SCHEMA, read_held_out
 from pipeline.models.backbones import BACKBONES
-from pipeline.pairs import Clips, pair_epoch, read_clips, with_keys, write_pairs
+from pipeline.pairs import pair_epoch, read_clips, slots_an_epoch, with_keys, write_pairs
 from pipeline.shards import read_summary
 from pipeline.stages import run
 from pipeline.subsets import subset
+from pipeline.training.settings import PairingSettings, add_settings_arguments, settings_from_arguments
 
 logger = logging.getLogger(__name__)
 
 
-def check_batch(labeled: Clips, batch_size: int, manifests: list[Path], fraction: float) -> None:
-    """Raise when not one global batch can be filled without repeating a clip."""
-    if batch_size > len(labeled):
+def check_batch(slots: int, of: str, batch_size: int, manifests: list[Path], fraction: float) -> None:
+    """Raise when not one global batch can be filled without repeating a clip, or with all captions a caption.
+
+    slots: what an epoch has to fill batches with; of: what they are.
+    """
+    if batch_size > slots:
         names = ", ".join(str(path) for path in manifests)
         part = "" if fraction == 1 else f" after labeled_fraction {fraction:g}"
         raise PipelineError(
-            f"batch_size is {batch_size}, but the labeled set holds {len(labeled)} clips ({names}){part}; "
-            f"set a batch_size of at most {len(labeled)} or add labeled clips"
+            f"batch_size is {batch_size}, but the labeled set holds {slots} {of} ({names}){part}; "
+            f"set a batch_size of at most {slots} or add labeled clips"
         )
 
 
-def passes(epochs: int, clips: int, of_clips: int, batch_size: int) -> int:
+def passes(epochs: int, slots: int, of_slots: int, batch_size: int) -> int:
     """Passes over a part of the labeled clips that take as many steps as `epochs` over all, to the nearest pass.
 
-    A part is trained on as long as the whole, so that a curve over parts is one of data, not of steps.
+    slots, of_slots: what the part and the whole fill in an epoch. A part is trained on as long as the whole, so that a
+    curve over parts is one of data, not of steps.
     """
-    return round(epochs * (of_clips // batch_size) / (clips // batch_size))
+    return round(epochs * (of_slots // batch_size) / (slots // batch_size))
 
 
 def check_fraction(parser: argparse.ArgumentParser, flag: str, fraction: float) -> None:
@@ -93,10 +98,12 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--pairs", type=Path, required=True, help="Parquet file to write")
     parser.add_argument("--leaked", type=Path, required=True, help="Parquet file to write of the clips left out")
+    add_settings_arguments(parser, PairingSettings)
     args = parser.parse_args(argv)
     check_fraction(parser, "--labeled-fraction", args.labeled_fraction)
     check_fraction(parser, "--unlabeled-fraction", args.unlabeled_fraction)
 
+    settings = settings_from_arguments(args, PairingSettings)
     backbone = BACKBONES[args.backbone]
     check_shards([*args.labeled, *args.unlabeled, *args.held_out], backbone.sample_rate_hz)
     held_out = read_held_out(args.held_out)
@@ -107,12 +114,14 @@ def main(argv: list[str]) -> None:
         all_unlabeled, also_left_out = read_clips(args.unlabeled, held_out, leaks=args.leaks, role="unlabeled")
         unlabeled = subset(all_unlabeled, args.unlabeled, args.unlabeled_fraction, args.seed)
         left_out += also_left_out
-    check_batch(labeled, args.batch_size, args.labeled, args.labeled_fraction)
-    epochs = passes(args.epochs, len(labeled), len(all_labeled), args.batch_size)
+    slots, all_slots = (slots_an_epoch(clips, settings.captions_per_clip) for clips in (labeled, all_labeled))
+    of = "clips" if settings.captions_per_clip == "one" else "captions"
+    check_batch(slots, of, args.batch_size, args.labeled, args.labeled_fraction)
+    epochs = passes(args.epochs, slots, all_slots, args.batch_size)
     facts = {
         "seed": args.seed,
         "epochs": epochs,
-        "steps_per_epoch": len(labeled) // args.batch_size,
+        "steps_per_epoch": slots // args.batch_size,
         "batch_size": args.batch_size,
         "window_frames": backbone.window_frames,
         "sample_rate_hz": backbone.sample_rate_hz,
@@ -127,6 +136,7 @@ def main(argv: list[str]) -> None:
         "unlabeled_clips": len(unlabeled) if unlabeled else 0,
         "unlabeled_s": float(unlabeled.frames.sum() / backbone.sample_rate_hz) if unlabeled else 0.0,
         "unlabeled_fraction": args.unlabeled_fraction,
+        **settings.differing(),
     }
     drawn = (
         pair_epoch(
@@ -137,6 +147,7 @@ def main(argv: list[str]) -> None:
             labeled=labeled,
             unlabeled=unlabeled,
             mix_labeled=args.mix_labeled,
+            settings=settings,
         )
         for epoch in range(epochs)
     )

@@ -17,7 +17,7 @@ from pipeline.shards import open_shards
 from pipeline.stages import run
 from pipeline.training.distributed import Processes
 from pipeline.training.loop import Machine, remove_checkpoints, train
-from pipeline.training.settings import add_settings_arguments, settings_from_arguments
+from pipeline.training.settings import TrainingSettings, add_settings_arguments, settings_from_arguments
 
 
 def read_captions(pairs: Path, shards: Path) -> list[str]:
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write model and training.parquet to")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     add_device_argument(parser)
-    add_settings_arguments(parser)
+    add_settings_arguments(parser, TrainingSettings)
     args = parser.parse_args(argv)
 
     torch.set_num_threads(args.threads)
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
         model,
         pairs=args.pairs,
         shards=args.shards,
-        settings=settings_from_arguments(args),
+        settings=settings_from_arguments(args, TrainingSettings),
         seed=args.seed,
         start="random",
         checkpoints=args.out / "checkpoints",

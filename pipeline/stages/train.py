@@ -17,7 +17,7 @@ from pipeline.models import load_model, save_model
 from pipeline.stages import run
 from pipeline.training.distributed import join_processes
 from pipeline.training.loop import Machine, remove_checkpoints, train
-from pipeline.training.settings import add_settings_arguments, settings_from_arguments
+from pipeline.training.settings import TrainingSettings, add_settings_arguments, settings_from_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +60,9 @@ def main(argv: list[str]) -> None:
         help="file to write `finished` to, or how the training diverged; without it a training that diverges fails",
     )
     add_device_argument(parser)
-    add_settings_arguments(parser)
+    add_settings_arguments(parser, TrainingSettings)
     args = parser.parse_args(argv)
-    settings = settings_from_arguments(args)
+    settings = settings_from_arguments(args, TrainingSettings)
 
     torch.set_num_threads(args.threads)
     with join_processes(choose_device(args.device)) as processes:

@@ -1,11 +1,15 @@
-"""What defines a training, apart from its data: each open question of the paper is a field and a key of the config."""
+"""What defines a training, apart from its data: each open question of the paper is a field and a key of the config.
+
+`PairingSettings` say how the pairs are drawn, before the training; `TrainingSettings` are those of the training itself.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from pipeline.errors import PipelineError
 
@@ -14,6 +18,34 @@ Objective = Literal["finetune", "composed", "concatenate"]
 
 def _documented(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairingSettings:
+    """How a pairs file draws from the clips; `python -m pipeline.stages.pair_clips --help` prints every field."""
+
+    captions_per_clip: Literal["one", "all"] = _documented(
+        "one", "captions of a labeled clip in an epoch: one, drawn anew each epoch, or all, each in a slot of its own"
+    )
+    partners: Literal["each_epoch", "fixed"] = _documented(
+        "each_epoch", "when a labeled clip's partner is drawn: anew each epoch, or once for the whole training"
+    )
+    windows: Literal["random", "first", "center"] = _documented(
+        "random", "window of a clip that is longer than one: drawn anew each time, its beginning, or its middle"
+    )
+
+    def differing(self) -> dict[str, str]:
+        """What is not the default: the entries of a pairs file's footer, which says nothing of the others."""
+        return {
+            item.name: getattr(self, item.name)
+            for item in dataclasses.fields(self)
+            if getattr(self, item.name) != item.default
+        }
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Self:
+        """Those of a pairs file, by its footer."""
+        return cls(**{item.name: facts.get(item.name, item.default) for item in dataclasses.fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,25 +119,28 @@ class TrainingSettings:
         return self.objective == "composed" and not {"a2t", "composed"}.isdisjoint(self.term_weights)
 
 
-def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
+def add_settings_arguments(parser: argparse.ArgumentParser, kind: type[PairingSettings | TrainingSettings]) -> None:
     """One command-line option a field: `--learning-rate 1e-4`, `--detach-unlabeled`/`--no-detach-unlabeled`."""
     group = parser.add_argument_group("settings of the training")
-    types = get_type_hints(TrainingSettings)
-    for item in dataclasses.fields(TrainingSettings):
-        name, text, kind = (
+    types = get_type_hints(kind)
+    for item in dataclasses.fields(kind):
+        name, text, type_of = (
             "--" + item.name.replace("_", "-"),
             item.metadata["help"].replace("%", "%%"),
             types[item.name],
         )
         text += " (default: %(default)r)"
-        if kind is bool:
+        if type_of is bool:
             group.add_argument(name, action=argparse.BooleanOptionalAction, default=item.default, help=text)
-        elif get_origin(kind) is Literal:
-            group.add_argument(name, choices=get_args(kind), default=item.default, help=text)
+        elif get_origin(type_of) is Literal:
+            group.add_argument(name, choices=get_args(type_of), default=item.default, help=text)
         else:
-            group.add_argument(name, type=kind, default=item.default, help=text)
+            group.add_argument(name, type=type_of, default=item.default, help=text)
 
 
-def settings_from_arguments(args: argparse.Namespace) -> TrainingSettings:
+Settings = TypeVar("Settings", PairingSettings, TrainingSettings)
+
+
+def settings_from_arguments(args: argparse.Namespace, kind: type[Settings]) -> Settings:
     """The settings in what a parser with `add_settings_arguments` has parsed."""
-    return TrainingSettings(**{item.name: getattr(args, item.name) for item in dataclasses.fields(TrainingSettings)})
+    return kind(**{item.name: getattr(args, item.name) for item in dataclasses.fields(kind)})

@@ -1,5 +1,6 @@
 """The configuration: what is shipped is right, what is wrong is named, and schema, settings and studies agree."""
 
+import argparse
 import copy
 import dataclasses
 import re
@@ -9,10 +10,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import BATCH_PLAN, check_config, training_flags
+from pipeline.config import BATCH_PLAN, check_config, pairing_flags, training_flags
 from pipeline.errors import PipelineError
 from pipeline.models.backbones import BACKBONES
-from pipeline.training.settings import TrainingSettings
+from pipeline.training.settings import (
+    PairingSettings,
+    TrainingSettings,
+    add_settings_arguments,
+    settings_from_arguments,
+)
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
@@ -116,7 +122,7 @@ def test_every_key_of_the_schema_is_described():
 
 def test_every_setting_of_a_training_is_described_with_its_default_and_a_reason(config):
     properties = yaml.safe_load(SCHEMA.read_text())["$defs"]["settings"]["properties"]
-    for name in properties.keys() - set(BATCH_PLAN):
+    for name in properties.keys() - {"epochs", "batch_size"}:
         default = config["training"][name]
         shown = "a space" if default == " " else str(default).lower() if isinstance(default, bool) else str(default)
         assert re.search(rf"Default {re.escape(shown)}(,|:) \w", properties[name]["description"]), name
@@ -193,13 +199,25 @@ def test_references_to_nothing_are_named(config, path, value, message):
     assert message in problem(config)
 
 
-def test_settings_become_flags_that_the_stage_parses():
-    import argparse
-
-    from pipeline.training.settings import add_settings_arguments, settings_from_arguments
-
-    settings = TrainingSettings(objective="composed", learning_rate=3e-4, detach_unlabeled=True, conjunction=" and ")
+@pytest.mark.parametrize(
+    ("settings", "flags_of"),
+    [
+        (
+            TrainingSettings(objective="composed", learning_rate=3e-4, detach_unlabeled=True, conjunction=" and "),
+            training_flags,
+        ),
+        (PairingSettings(captions_per_clip="all", partners="fixed", windows="center"), pairing_flags),
+    ],
+)
+def test_settings_become_flags_that_the_stage_parses(settings, flags_of):
     parser = argparse.ArgumentParser()
-    add_settings_arguments(parser)
-    flags = training_flags({**dataclasses.asdict(settings), "epochs": 3, "batch_size": 4})
-    assert settings_from_arguments(parser.parse_args(flags)) == settings
+    add_settings_arguments(parser, type(settings))
+    others = PairingSettings() if isinstance(settings, TrainingSettings) else TrainingSettings()
+    flags = flags_of({**dataclasses.asdict(others), **dataclasses.asdict(settings), "epochs": 3, "batch_size": 4})
+    assert settings_from_arguments(parser.parse_args(flags), type(settings)) == settings
+
+
+def test_settings_of_studies_and_stages_have_the_same_defaults(config):
+    """What a key of config.yaml leaves out is what the stage does without its flag."""
+    for item in dataclasses.fields(PairingSettings):
+        assert config["training"][item.name] == item.default, item.name

@@ -1,6 +1,7 @@
 """The pairs file: complete, reproducible, fair, and refused when it cannot be right."""
 
 import collections
+import hashlib
 import itertools
 import tracemalloc
 
@@ -12,12 +13,14 @@ import pytest
 from pipeline import pairs
 from pipeline.catalogs import OK
 from pipeline.errors import PipelineError
+from pipeline.evaluation.windows import window_starts as evaluation_starts
 from pipeline.files import sha256_of, write_parquet
 from pipeline.inspection.verification import verify_pairs
 from pipeline.leaks import LOOKED_AT, HeldOut, leaked_path, leaks_of, read_held_out, read_leaked
 from pipeline.pairs import (
     NO_CAPTION,
     NO_PARTNER,
+    SCHEMA,
     Clips,
     epoch_order,
     keys_in_order,
@@ -26,10 +29,12 @@ from pipeline.pairs import (
     read_epoch,
     read_facts,
     with_keys,
+    write_pairs,
 )
 from pipeline.shards import rows_table
 from pipeline.stages import pair_clips
 from pipeline.subsets import subset
+from pipeline.training.settings import PairingSettings
 
 
 def clips(count, seed=0):
@@ -41,10 +46,10 @@ def clips(count, seed=0):
     )
 
 
-def epoch(number=0, *, labeled=None, unlabeled=None, seed=0, mix_labeled=False):
+def epoch(number=0, *, labeled=None, unlabeled=None, seed=0, mix_labeled=False, **settings):
     return pair_epoch(
         seed=seed, epoch=number, batch_size=8, window_frames=40_960, labeled=labeled or clips(50),
-        unlabeled=unlabeled, mix_labeled=mix_labeled,
+        unlabeled=unlabeled, mix_labeled=mix_labeled, settings=PairingSettings(**settings),
     )  # fmt: skip
 
 
@@ -388,3 +393,132 @@ def test_a_part_smaller_than_a_batch_is_refused_with_the_share(tiny_study, tmp_p
         PipelineError, match=r"batch_size is 4, but the labeled set holds 2 clips .* labeled_fraction 0.1"
     ):
         pair_part(tiny_study, tmp_path / "pairs.parquet", "--labeled-fraction=0.1")
+
+
+# --- how the pairs are drawn -----------------------------------------------------------------------------------------
+
+
+def rows_of(column, table):
+    return table[column].to_pylist()
+
+
+def test_the_default_draws_what_it_always_has():
+    """Of a version without settings of the drawing: a study's pairs do not change with the software."""
+
+    def digest(table, partners):
+        keys = {
+            "labeled_key": [f"l_{row}" for row in rows_of("labeled_row", table)],
+            "partner_key": [
+                None if row == NO_PARTNER else f"{partners}_{row}" for row in rows_of("partner_row", table)
+            ],
+        }
+        table = pa.table({**{name: table[name] for name in table.column_names}, **keys}).select(SCHEMA.names)
+        return hashlib.sha256(repr(table.cast(SCHEMA).to_pylist()).encode()).hexdigest()[:16]
+
+    found = {
+        "finetune": digest(epoch(3), ""),
+        "composed": digest(epoch(3, unlabeled=clips(20)), "u"),
+        "concatenate": digest(epoch(3, mix_labeled=True), "l"),
+    }
+    assert found == {
+        "finetune": "cb9be8adf335480e",
+        "composed": "ca37faa8c04ad208",
+        "concatenate": "e8f0eb62be89d49f",
+    }
+
+
+def test_what_is_not_asked_otherwise_is_not_in_the_footer(tiny_study):
+    assert not {"captions_per_clip", "partners", "windows"} & read_facts(tiny_study.pairs("composed")).keys()
+
+
+@pytest.mark.parametrize("partners", [{}, {"unlabeled": clips(20)}, {"mix_labeled": True}])
+def test_all_captions_fill_a_slot_each_once_an_epoch(partners):
+    labeled = clips(50)
+    every = {(clip, number) for clip, count in enumerate(labeled.captions) for number in range(count)}
+    drawn = []
+    for number in range(6):
+        table = epoch(number, labeled=labeled, captions_per_clip="all", **partners)
+        rows = list(zip(rows_of("labeled_row", table), rows_of("caption", table), strict=True))
+        assert len(rows) == len(set(rows)) == len(every) // 8 * 8 and set(rows) <= every
+        assert rows_of("step", table) == sorted([*range(len(every) // 8)] * 8)
+        drawn.append(rows)
+    assert set().union(*map(set, drawn)) == every and drawn[0] != drawn[1]
+
+
+def test_a_clip_with_all_its_captions_is_never_its_own_partner():
+    labeled = Clips(rows=np.arange(3, dtype=np.int32), frames=np.full(3, 9), captions=np.array([12, 8, 4]))
+    met = collections.Counter()
+    for number in range(30):
+        table = epoch(number, labeled=labeled, mix_labeled=True, captions_per_clip="all")
+        pairs = list(zip(rows_of("labeled_row", table), rows_of("partner_row", table), strict=True))
+        assert all(first != second for first, second in pairs)
+        assert sorted(first for first, _ in pairs) == sorted(second for _, second in pairs), "each as often a partner"
+        met.update(pairs)
+    assert set(met) == {(0, 1), (1, 0), (0, 2), (2, 0)}, "half of all are of the first clip"
+    with pytest.raises(PipelineError, match=r"one labeled clip fills 13 of the 24 slots .* captions_per_clip to one"):
+        crowded = Clips(rows=labeled.rows, frames=labeled.frames, captions=np.array([13, 8, 3]))
+        epoch(labeled=crowded, mix_labeled=True, captions_per_clip="all")
+
+
+@pytest.mark.parametrize("captions_per_clip", ["one", "all"])
+@pytest.mark.parametrize("mix_labeled", [False, True])
+def test_fixed_partners_are_the_same_in_every_epoch_and_others_of_another_seed(mix_labeled, captions_per_clip):
+    def partners(seed):
+        drawing = {"partners": "fixed", "captions_per_clip": captions_per_clip, "mix_labeled": mix_labeled}
+        unlabeled = None if mix_labeled else clips(20)
+        tables = [epoch(number, seed=seed, unlabeled=unlabeled, **drawing) for number in range(8)]
+        met = collections.defaultdict(set)
+        for table in tables:
+            for own, partner in zip(rows_of("labeled_row", table), rows_of("partner_row", table), strict=True):
+                assert not mix_labeled or own != partner
+                met[own].add(partner)
+        assert len({tuple(rows_of("labeled_row", table)) for table in tables}) == 8, "the order is drawn each epoch"
+        assert len({tuple(rows_of("partner_start", table)) for table in tables}) == 8, "and so are the windows"
+        return met
+
+    found = partners(0)
+    assert len(found) == 50 and all(len(met) == 1 for met in found.values())
+    uses = collections.Counter(partner for met in found.values() for partner in met)
+    assert set(uses.values()) == ({1} if mix_labeled else {2, 3}), "partners are shared out evenly"
+    assert found != partners(1)
+
+
+def test_windows_of_long_clips_are_at_the_place_asked_and_nothing_else_changes():
+    labeled, unlabeled = clips(50), clips(20)
+    ways = ("random", "first", "center")
+    tables = {name: epoch(2, labeled=labeled, unlabeled=unlabeled, windows=name) for name in ways}
+    for role, clips_of_role in (("labeled", labeled), ("partner", unlabeled)):
+        for name in ("first", "center"):
+            table = tables[name]
+            for row, start in zip(rows_of(f"{role}_row", table), rows_of(f"{role}_start", table), strict=True):
+                assert [start] == evaluation_starts(int(clips_of_role.frames[row]), 40_960, name)
+    others = ["labeled_row", "caption", "partner_row", "partner_caption"]
+    assert tables["first"].select(others).equals(tables["random"].select(others))
+    assert tables["center"].select(others).equals(tables["random"].select(others))
+
+
+def test_a_part_of_the_clips_with_all_captions_takes_as_many_steps_as_all_of_them(tiny_study, tmp_path):
+    """24 clips of two captions: 12 steps of 4 an epoch instead of 6."""
+    flags = ["--captions-per-clip=all"]
+    whole, facts = pair_part(tiny_study, tmp_path / "whole.parquet", *flags)
+    assert (facts["steps_per_epoch"], facts["captions_per_clip"], len(whole)) == (12, "all", 3 * 48)
+    part, facts = pair_part(tiny_study, tmp_path / "part.parquet", *flags, "--labeled-fraction=0.25")
+    assert (facts["steps_per_epoch"], facts["epochs"], len(part)) == (3, 12, 3 * 48)
+    with pytest.raises(PipelineError, match="batch_size is 49, but the labeled set holds 48 captions"):
+        pair_part(tiny_study, tmp_path / "large.parquet", *flags, batch_size=49)
+    pair_part(tiny_study, tmp_path / "large.parquet", *flags, batch_size=48)
+
+
+def test_pairs_of_all_captions_are_verified_caption_by_caption(tiny_study, tmp_path):
+    path = tmp_path / "pairs.parquet"
+    flags = ["--captions-per-clip=all", "--partners=fixed", "--windows=first", "--mix-labeled"]
+    table, facts = pair_part(tiny_study, path, *flags)
+    assert "144 rows; their keys" in verify_pairs(path, tiny_study.shards, quick=False)
+    first, again = table.slice(0, 1).to_pylist()[0], table.slice(5, 1).to_pylist()[0]
+    rows = table.to_pylist()
+    rows[5] = {**again, **{name: first[name] for name in ("labeled_key", "caption", "labeled_start", "partner_key")}}
+    epochs = [pa.Table.from_pylist(rows[48 * number : 48 * (number + 1)], SCHEMA) for number in range(3)]
+    write_pairs(iter(epochs), path, facts)
+    told = f"caption {first['caption']} of labeled_key {first['labeled_key']} is in this epoch before"
+    with pytest.raises(PipelineError, match=f"1 of 144 rows are wrong; the first: epoch 0, step 1, slot 1: {told}"):
+        verify_pairs(path, tiny_study.shards, quick=False)

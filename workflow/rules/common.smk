@@ -8,7 +8,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from pipeline.assignment import read_assignment
-from pipeline.config import GENERATED, check_config, training_flags
+from pipeline.config import GENERATED, check_config, pairing_flags, training_flags
 from pipeline.errors import PipelineError
 from pipeline.models.backbones import BACKBONES, PUBLISHED
 
@@ -204,6 +204,11 @@ def fraction_flags(wildcards):
     given = run_config(wildcards.run)
     names = [name for name in ("labeled_fraction", "unlabeled_fraction") if name in given]
     return [f"--{name.replace('_', '-')}={given[name]}" for name in names]
+
+
+def drawing_flags(wildcards):
+    """How the captions, partners and windows of a run are drawn, where the configuration says it."""
+    return pairing_flags(run_settings(wildcards.run))
 
 
 def held_out_summaries(wildcards):

@@ -43,9 +43,10 @@ rule pair_clips:
         epochs=run_epochs,
         batch_size=run_batch_size,
         fractions=fraction_flags,
+        drawing=drawing_flags,
     shell:
         "python -m pipeline.stages.pair_clips --labeled {params.labeled:q} {params.partners:q}"
         " --held-out {params.held_out:q} --leaks {params.leaks}"
         " --backbone {params.backbone} --epochs {params.epochs} --batch-size {params.batch_size}"
-        " --seed {wildcards.seed} {params.fractions} --pairs {output.pairs:q}"
+        " --seed {wildcards.seed} {params.fractions} {params.drawing} --pairs {output.pairs:q}"
         " --leaked {output.leaked:q} 2> {log:q}"
