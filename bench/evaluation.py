@@ -191,7 +191,7 @@ def embedding(model_folder: Path, shards_folder: Path, threads: int) -> str:
     shards = open_shards(shards_folder)
     captions, _ = captions_of(shards)
     windows = [
-        shards.read_window(key, start, model.window_frames)
+        shards.read_window(key, start, model.window_frames, model.short_clips)
         for key in shards.keys
         for start in window_starts(shards.frames(key), model.window_frames, "mean")
     ]

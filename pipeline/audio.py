@@ -11,6 +11,7 @@ import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -24,6 +25,8 @@ FULL_SCALE = 32768
 BYTES_PER_FRAME = 2
 SILENT_BELOW_DBFS = -80.0  # a peak of 3 steps of 16 bits: dither and DC offsets of dead recordings
 TRUNCATED_BY_S = 0.1  # headers are off by a few frames in files that are whole
+SHORT_CLIPS = ("repeat", "pad")
+"""What fills the window of a clip that is shorter than it; `fit_window` says what each does."""
 _BLOCK_SAMPLES = 1 << 19  # 2 MB of float32: a three-hour file needs no more memory for decoding than a short one
 _EXACT_SAMPLES = 1 << 22  # squares of 16 bits are at most 2 ** 30, float64 counts to 2 ** 53
 _UNKNOWN_BYTES = 0x7FFFF000  # what encoders that write to a pipe put as the length
@@ -164,6 +167,19 @@ def announced_frames(log: str, decoded: int) -> int:
     if match is None or int(match[1]) >= _UNKNOWN_BYTES or int(match[2]) == 0:
         return decoded
     return round(decoded * int(match[1]) / int(match[2]))
+
+
+def fit_window(samples_S: NDArray[Any], frames: int, short_clips: str) -> NDArray[Any]:
+    """The window (frames,) that begins with these samples; of fewer samples `short_clips` says what follows them.
+
+    `repeat` begins again with the first, as often as it takes, as ms-clap does; `pad` adds silence. What a model was
+    trained with is its `short_clips`. Raises ValueError for any other way.
+    """
+    if short_clips not in SHORT_CLIPS:
+        raise ValueError(f"short_clips {short_clips!r}; one of {', '.join(SHORT_CLIPS)} was expected")
+    if short_clips == "repeat" or len(samples_S) >= frames:
+        return np.resize(samples_S, frames)
+    return np.pad(samples_S, (0, frames - len(samples_S)))
 
 
 def to_int16(samples_S: NDArray[np.float32]) -> NDArray[np.int16]:

@@ -19,6 +19,7 @@ MODEL_FILES = ("model.safetensors", "model.json", "tokenizer.json")
 RECORDS = ("training.json", "learning_curves.svg")
 MSCLAP = "msclap-"
 """How the names of ms-clap's backbones begin; the rest is the version that msclap's wrapper is asked for."""
+SHORT_CLIPS = {"repeat": "again and again", "pad": "with silence behind it"}
 SMALL_STUDY = "soundscapes of the small study, in this dataset's layout"
 
 PAPER = (
@@ -126,6 +127,7 @@ def source_of(run: Path, split: Sequence[str]) -> str:
 def model_card(run: Path, description: dict[str, Any], account: dict[str, Any], figures: list[dict[str, Any]]) -> str:
     """README.md with the front matter of the Hugging Face hub."""
     settings, data, backbone = account["settings"], account["data"], description["backbone"]
+    short_clips = description.get("short_clips", "repeat")
     splits = {role: [Path(folder).parts[-2:] for folder in data[role]] for role in ("labeled", "unlabeled")}
     sources = {split: source_of(run, split) for role in splits.values() for split in role}
     soundscapes = backbone == "mini" or SMALL_STUDY in sources.values()
@@ -137,10 +139,11 @@ def model_card(run: Path, description: dict[str, Any], account: dict[str, Any], 
             "",
             f"An audio-text model with one joint space for sounds and captions, fine-tuned from `{backbone}`"
             + (", the small backbone that the study makes itself." if backbone == "mini" else "."),
-            f"It hears {description['window_s']} s of mono audio at {description['sample_rate_hz']:,} Hz; its "
-            f"embeddings have {description['embedding_dim']} values and are not normalised.",
+            f"It hears {description['window_s']} s of mono audio at {description['sample_rate_hz']:,} Hz, a shorter "
+            f"sound {SHORT_CLIPS[short_clips]}; its embeddings have {description['embedding_dim']} values and are not "
+            "normalised.",
             "",
-            *usage(backbone),
+            *usage(backbone, short_clips),
             "## Training",
             "",
             METHODS[settings["objective"]],
@@ -181,7 +184,7 @@ def front_matter(soundscapes: bool) -> Iterator[str]:
     yield from ("tags:", "- audio-text-retrieval", "- contrastive-learning", "- clap", "---", "")
 
 
-def usage(backbone: str) -> Iterator[str]:
+def usage(backbone: str, short_clips: str) -> Iterator[str]:
     """How to load the folder."""
     yield from ("## Use", "", "With the software audio-composed-text, from its folder:", "", "```python")
     yield "import soundfile, torch"
@@ -199,6 +202,8 @@ def usage(backbone: str) -> Iterator[str]:
         yield f'clap = CLAP(model_fp="path/to/this/folder/{msclap_file(backbone)}", version="{version}")'
         yield 'print(clap.get_text_embeddings(["a dog barks"]))'
         yield from ("```", "")
+        if short_clips == "pad":
+            yield from ("msclap repeats short sounds, which this model was trained not to expect.", "")
 
 
 def data_table(splits: dict[str, list[tuple[str, ...]]], sources: dict[tuple[str, ...], str]) -> Iterator[str]:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 WINDOWS = "mean"
 """How the windows of long clips are taken, in the index and of the sound that is searched with."""
-MODEL_FILES = ("model.safetensors", "tokenizer.json")
+MODEL_FILES = ("model.safetensors", "tokenizer.json", "model.json")
 
 
 def search(query: str | Path, run: Path, split: Path, *, captions: bool = False, top: int = 10) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ import soundfile
 from numpy.typing import DTypeLike, NDArray
 
 from pipeline.addresses import check_sizes, read_range
-from pipeline.audio import BYTES_PER_FRAME, WAV_HEADER_BYTES
+from pipeline.audio import BYTES_PER_FRAME, WAV_HEADER_BYTES, fit_window
 from pipeline.catalogs import OK, read_table
 from pipeline.errors import PipelineError
 from pipeline.files import read_json, sha256_of
@@ -260,20 +260,22 @@ class ShardReader:
             raise PipelineError(f"{self.folder}: {self.keys[row]} has no caption {number}; make the pairs again")
         return self._texts.take(pa.array(places)).to_pylist()
 
-    def read_window(self, key: str, start: int, frames: int) -> NDArray[np.int16]:
-        """`frames` samples of a clip from `start` on; a clip shorter than that is repeated.
+    def read_window(self, key: str, start: int, frames: int, short_clips: str = "repeat") -> NDArray[np.int16]:
+        """`frames` samples of a clip from `start` on; a clip shorter than that is repeated or padded (`fit_window`).
 
         Raises PipelineError for a window that reaches beyond a longer clip, and for a tar that has become shorter.
         """
         window = np.empty(frames, "<i2")
-        self.read_into(self._row(key), start, window)
+        self.read_into(self._row(key), start, window, short_clips)
         return window
 
-    def read_into(self, row: int, start: int, window: NDArray[np.int16]) -> None:
+    def read_into(self, row: int, start: int, window: NDArray[np.int16], short_clips: str = "repeat") -> None:
         """Fill an array with the samples of a row from `start` on, as `read_window` does."""
         frames, length = len(window), int(self._frames[row])
         if length < frames:
-            window[:] = np.resize(np.roll(self.read_clip(row), -start), frames)
+            clip = self.read_clip(row)
+            from_start = np.roll(clip, -start) if short_clips == "repeat" else clip[start:]
+            window[:] = fit_window(from_start, frames, short_clips)
         elif start < 0 or start + frames > length:
             raise PipelineError(
                 f"{self.folder}: {self.keys[row]} has {length} frames, asked for {start} to {start + frames}; "

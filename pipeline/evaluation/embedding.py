@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipeline.audio import FULL_SCALE, UnusableAudio, read_recording
+from pipeline.audio import FULL_SCALE, UnusableAudio, fit_window, read_recording
 from pipeline.errors import PipelineError
 from pipeline.evaluation.windows import window_starts
 from pipeline.models.clap import ClapModel
@@ -38,7 +38,7 @@ def embed_audio(model: ClapModel, shards: ShardReader, windows: str, batch_size:
         )
     clips = (
         [
-            shards.read_window(key, start, model.window_frames)
+            shards.read_window(key, start, model.window_frames, model.short_clips)
             for start in window_starts(shards.frames(key), model.window_frames, windows)
         ]
         for key in shards.keys
@@ -58,8 +58,8 @@ def embed_files(model: ClapModel, paths: Sequence[Path], windows: str, batch_siz
                 samples_S = read_recording(path, sample_rate_hz=model.sample_rate_hz, min_duration_s=0).samples_S
             except UnusableAudio as error:
                 raise PipelineError(f"{path}: {error.reason.replace('_', ' ')} ({error})") from error
-            if len(samples_S) < model.window_frames:  # repeated, as the reader of shards does
-                samples_S = np.resize(samples_S, model.window_frames)
+            if len(samples_S) < model.window_frames:
+                samples_S = fit_window(samples_S, model.window_frames, model.short_clips)
             starts = window_starts(len(samples_S), model.window_frames, windows)
             yield [samples_S[start : start + model.window_frames] for start in starts]
 

@@ -13,7 +13,7 @@ def window_starts(frames: int, window_frames: int, windows: str) -> list[int]:
 
     `first` takes the clip's beginning and `center` its middle. `mean` covers all of it: as few windows as reach from
     the first frame to the last, evenly spaced, so neighbours overlap where the clip is no multiple of the window.
-    A clip no longer than a window has the one window that starts at 0, whatever the way; the reader repeats it.
+    A clip no longer than a window has the one window that starts at 0, whatever the way; `fit_window` fills it.
     """
     if windows not in WINDOWS:
         raise ValueError(f"windows {windows!r}; one of {', '.join(WINDOWS)} was expected")

@@ -21,6 +21,7 @@ from pipeline.inspection.targets import batches, read_pairs_facts, splits_of
 from pipeline.inspection.verification import check_splits
 from pipeline.pairs import SCHEMA as PAIRS_SCHEMA
 from pipeline.shards import ShardReader, open_shards
+from pipeline.training.settings import PairingSettings
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -84,7 +85,7 @@ def read_slot(pairs: Path, shards: Path | None, *, epoch: int, step: int, slot: 
         reader = _reader_of(readers, key)
         return Sound(
             name=name,
-            samples_S=reader.read_window(key, start, facts["window_frames"]),
+            samples_S=reader.read_window(key, start, facts["window_frames"], PairingSettings.of(facts).short_clips),
             origin=f"{key} from {start / reader.sample_rate_hz:.2f} s",
             text=f'"{reader.captions(key)[caption]}"' if caption >= 0 else "pseudo-token of the partner",
         )

@@ -36,6 +36,8 @@ class ClapModel(nn.Module):
     audio_encoder: a module from windows (B, S) to embeddings (B, D).
     architecture: what `build` of the backbone's module needs besides the tokenizer to make the model again.
 
+    `short_clips` is what filled the windows of short clips in training (`pipeline.audio.fit_window`), and does wherever
+    the model hears a clip; the published backbones repeat them.
     `logit_scale` is the logarithm of what multiplies the cosines. `a2t` is None until `add_a2t`.
     `train()` leaves the encoders deterministic and BatchNorm fixed unless `set_training_mode` asked otherwise.
     """
@@ -55,6 +57,7 @@ class ClapModel(nn.Module):
         self.sample_rate_hz = BACKBONES[backbone].sample_rate_hz
         self.window_s = BACKBONES[backbone].window_s
         self.window_frames = BACKBONES[backbone].window_frames
+        self.short_clips = "repeat"
         self.token_dim = caption_encoder.token_dim
         self.embedding_dim = embedding_dim
         self.tokenizer = tokenizer

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, get_worker_info
 from pipeline.errors import PipelineError
 from pipeline.pairs import NO_CAPTION, read_epoch, read_facts
 from pipeline.shards import ShardReader, open_shards
+from pipeline.training.settings import PairingSettings
 
 
 @dataclass
@@ -60,12 +61,16 @@ class PairedBatches(Dataset[Batch]):
         self.pairs = pairs
         self._share, self._verify = slice(rank, None, processes), verify
         self.facts = read_facts(pairs)
+        self.drawing = PairingSettings.of(self.facts)
         batch_size = self.facts["batch_size"]
         if batch_size % processes:
             raise PipelineError(f"{pairs}: batches of {batch_size} cannot be shared by {processes} processes equally")
         self.slots = slice(rank * batch_size // processes, (rank + 1) * batch_size // processes)
         self.labeled, self.unlabeled = (
-            _Splits([self._open(shards, Path(folder), checksum) for folder, checksum in self.facts[role].items()])
+            _Splits(
+                [self._open(shards, Path(folder), checksum) for folder, checksum in self.facts[role].items()],
+                self.drawing.short_clips,
+            )
             for role in ("labeled", "unlabeled")
         )
         for epoch in range(self.facts["epochs"] if verify else 0):
@@ -170,12 +175,13 @@ class _Clips:
     row: np.ndarray
     start: np.ndarray
     caption: np.ndarray
+    short_clips: str
 
     def read(self, slots: slice, windows_BS: Tensor) -> Tensor:
         """The windows of some slots, each read to its place in a tensor, which comes back."""
         places = zip(self.reader[slots].tolist(), self.row[slots].tolist(), self.start[slots].tolist(), strict=True)
         for window_S, (reader, row, start) in zip(windows_BS.numpy(), places, strict=True):
-            self.readers[reader].read_into(row, start, window_S)
+            self.readers[reader].read_into(row, start, window_S, self.short_clips)
         return windows_BS
 
     def captions(self, slots: slice) -> list[str] | None:
@@ -207,6 +213,8 @@ class _Splits:
     """The splits that the clips of one role come from."""
 
     readers: list[ShardReader]
+    short_clips: str
+    """What fills their windows (`pipeline.audio.fit_window`)."""
 
     def find(self, table: pa.Table, key: str, start: str, caption: str) -> _Clips:
         """The clips that a column of a pairs file names."""
@@ -220,4 +228,11 @@ class _Splits:
             folders = ", ".join(str(split.folder) for split in self.readers)
             raise PipelineError(f"{keys[missing[0]]} is no usable clip of {folders}; make the pairs again")
         starts, captions = (table[name].to_numpy().astype(np.int64) for name in (start, caption))
-        return _Clips(readers=self.readers, reader=reader, row=row, start=starts, caption=captions)
+        return _Clips(
+            readers=self.readers,
+            reader=reader,
+            row=row,
+            start=starts,
+            caption=captions,
+            short_clips=self.short_clips,
+        )

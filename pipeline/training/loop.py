@@ -86,7 +86,7 @@ def fingerprint(pairs: Path, settings: TrainingSettings, seed: int, start: str) 
     `start` is the checksum of the weights that the training starts from.
     """
     package = Path(__file__).parents[1]
-    others = ("objectives.py", "pairs.py", "shards.py", "stages/train.py", "stages/pretrain.py")
+    others = ("audio.py", "objectives.py", "pairs.py", "shards.py", "stages/train.py", "stages/pretrain.py")
     sources = [*sorted(package.glob("models/*.py")), *sorted(package.glob("training/*.py"))]
     sources += [package / name for name in others]
     code = hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()
@@ -204,6 +204,8 @@ def train(
 ) -> str:
     """Train `model` in place on the batches of `pairs`; resume from `checkpoints` when there is one.
 
+    From here on the model takes short clips as the pairs do (`model.short_clips`).
+
     Comes back with `FINISHED`. A training that diverges raises, or, where it `may_diverge`, ends there and comes back
     with what happened; its weights are then of no use.
 
@@ -218,6 +220,7 @@ def train(
         )
     batches = PairedBatches(pairs, shards, processes.rank, processes.count, verify=machine.verify_shards)
     check_mixing(batches, settings, pairs)
+    model.short_clips = batches.drawing.short_clips
     if settings.batch_norm == "synchronized":
         synchronize_batch_norms(model.audio_encoder)
     model.to(processes.device).set_training_mode(

@@ -33,6 +33,9 @@ class PairingSettings:
     windows: Literal["random", "first", "center"] = _documented(
         "random", "window of a clip that is longer than one: drawn anew each time, its beginning, or its middle"
     )
+    short_clips: Literal["repeat", "pad"] = _documented(
+        "repeat", "what fills the window of a shorter clip: the clip again, or silence; kept in model.json"
+    )
 
     def differing(self) -> dict[str, str]:
         """What is not the default: the entries of a pairs file's footer, which says nothing of the others."""

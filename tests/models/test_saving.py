@@ -55,6 +55,18 @@ def test_f_a2t_saved_without_a_number_of_tokens_gives_one(small: ClapModel, tmp_
     assert loaded is not None and loaded.tokens == 1
 
 
+def test_what_fills_the_windows_of_short_clips_is_saved_and_known_without_an_entry(
+    small: ClapModel, tmp_path: Path
+) -> None:
+    small.short_clips = "pad"
+    save_model(small, tmp_path)
+    assert load_model(tmp_path).short_clips == "pad" and load_model("mini").short_clips == "repeat"
+    settings = json.loads((tmp_path / "model.json").read_text())
+    del settings["short_clips"]  # as older versions wrote it
+    (tmp_path / "model.json").write_text(json.dumps(settings))
+    assert load_model(tmp_path).short_clips == "repeat"
+
+
 def test_equal_models_give_equal_files(small: ClapModel, tmp_path: Path) -> None:
     save_model(small, tmp_path / "a")
     save_model(load_model(tmp_path / "a"), tmp_path / "b")
@@ -80,7 +92,8 @@ def test_file_cut_in_half_is_named(small: ClapModel, tmp_path: Path, name: str) 
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("format_version", 2), ("backbone", "laion"), ("a2t", {"width": 3}), ("a2t", [1])]
+    ("key", "value"),
+    [("format_version", 2), ("backbone", "laion"), ("a2t", {"width": 3}), ("a2t", [1]), ("short_clips", "zeros")],
 )
 def test_description_of_another_version_is_refused(small: ClapModel, tmp_path: Path, key: str, value: object) -> None:
     save_model(small, tmp_path)

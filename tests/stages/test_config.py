@@ -6,10 +6,12 @@ import dataclasses
 import re
 import shutil
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
 
+from pipeline.audio import SHORT_CLIPS
 from pipeline.config import BATCH_PLAN, check_config, pairing_flags, training_flags
 from pipeline.errors import PipelineError
 from pipeline.models.backbones import BACKBONES
@@ -206,7 +208,10 @@ def test_references_to_nothing_are_named(config, path, value, message):
             TrainingSettings(objective="composed", learning_rate=3e-4, detach_unlabeled=True, conjunction=" and "),
             training_flags,
         ),
-        (PairingSettings(captions_per_clip="all", partners="fixed", windows="center"), pairing_flags),
+        (
+            PairingSettings(captions_per_clip="all", partners="fixed", windows="center", short_clips="pad"),
+            pairing_flags,
+        ),
     ],
 )
 def test_settings_become_flags_that_the_stage_parses(settings, flags_of):
@@ -221,3 +226,14 @@ def test_settings_of_studies_and_stages_have_the_same_defaults(config):
     """What a key of config.yaml leaves out is what the stage does without its flag."""
     for item in dataclasses.fields(PairingSettings):
         assert config["training"][item.name] == item.default, item.name
+
+
+@pytest.mark.parametrize("kind", [PairingSettings, TrainingSettings])
+def test_the_schema_lists_the_values_that_a_stage_takes(kind):
+    properties = yaml.safe_load(SCHEMA.read_text())["$defs"]["settings"]["properties"]
+    types = get_type_hints(kind)
+    listed = {name: properties[name]["enum"] for name in types if name in properties and "enum" in properties[name]}
+    taken = {name: list(get_args(of)) for name, of in types.items() if get_args(of) and name != "objective"}
+    assert listed == taken
+    if kind is PairingSettings:
+        assert taken["short_clips"] == list(SHORT_CLIPS)

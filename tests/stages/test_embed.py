@@ -14,7 +14,7 @@ import torch
 from pipeline.errors import PipelineError
 from pipeline.evaluation.embedding import captions_of, embed_audio, embed_files, embed_texts
 from pipeline.files import sha256_of, write_parquet
-from pipeline.models import load_model
+from pipeline.models import load_model, save_model
 from pipeline.shards import ShardReader, open_shards, read_manifest
 from pipeline.stages import embed, evaluate, index_shards, shard_audio, tabulate
 
@@ -124,6 +124,26 @@ def test_files_give_the_embeddings_of_shards(tmp_path, tiny_study, model):
     folder = tiny_study.folder / "raw" / "labeled" / "train"
     files = [folder / Path(name).name for name in rows["source_name"]]
     np.testing.assert_array_equal(embed_files(model, files, "mean", 5), found["audio"])
+
+
+def test_a_model_trained_with_padding_pads_short_clips_of_shards_and_files(tmp_path, tiny_study, raw_audio):
+    model = load_model(tiny_study.pretrained)
+    model.short_clips = "pad"
+    save_model(model, tmp_path / "model")
+    shards = tiny_study.shards / "labeled" / "train"
+    embed.main(
+        ["--model", str(tmp_path / "model"), "--shards", str(shards), "--embeddings", str(tmp_path / "e.npz")]
+        + ["--windows", "first", "--batch-size", "5"]
+    )
+    found = np.load(tmp_path / "e.npz")["audio"]
+    padded = [np.pad(samples, (0, max(0, WINDOW - len(samples))))[:WINDOW] for samples in raw_audio.values()]
+    np.testing.assert_allclose(found, np.array([embed_windows(model, [window]) for window in padded]), atol=1e-5)
+    names = pd.read_parquet(tiny_study.manifest("labeled"))["source_name"]
+    files = [tiny_study.folder / "raw" / "labeled" / "train" / Path(name).name for name in names]
+    np.testing.assert_array_equal(embed_files(load_model(tmp_path / "model"), files, "first", 5), found)
+    repeated = run_stage(tiny_study, tmp_path / "repeated.npz", "--windows", "first")["audio"]
+    is_short = np.array([len(samples) < WINDOW for samples in raw_audio.values()])
+    assert (np.abs(found - repeated).max(axis=1) > 1e-4).tolist() == is_short.tolist()
 
 
 def make_shards(tiny_study, folder: Path, *more: str) -> None:

@@ -86,6 +86,18 @@ def test_index_is_made_once_and_anew_for_other_weights(tiny_study, run_folder, m
     assert len(list(run_folder.glob("index/*/audio.npy"))) == 2
 
 
+def test_index_is_made_anew_for_another_way_with_short_clips(tiny_study, run_folder):
+    before = search("noise hisses", run_folder, split(tiny_study), top=24)
+    changed = load_model(run_folder)
+    changed.short_clips = "pad"
+    save_model(changed, run_folder)
+    after = search("noise hisses", run_folder, split(tiny_study), top=24)
+    scores = [{result["key"]: result["score"] for result in found} for found in (before, after)]
+    moved = [key for key in scores[0] if abs(scores[0][key] - scores[1][key]) > 1e-4]
+    frames = pd.read_parquet(tiny_study.manifest("labeled")).set_index("key")["frames"]
+    assert 0 < len(moved) < 24 and set(moved) <= set(frames.index[frames < changed.window_frames])
+
+
 def test_a_split_that_changes_is_indexed_anew(tiny_study, run_folder, tmp_path):
     folder = Path(shutil.copytree(split(tiny_study), tmp_path / "shards"))
     search("noise hisses", run_folder, folder)

@@ -105,6 +105,19 @@ def test_a_short_clip_is_repeated(folder: Path) -> None:
     assert np.array_equal(reader.read_window(key, 5, length + 10), expected[5 : length + 15])
 
 
+def test_a_short_clip_is_padded_where_that_is_asked(folder: Path) -> None:
+    reader, clips = open_shards(folder), whole_clips(folder)
+    key = min(clips, key=lambda name: len(clips[name]))
+    silence = np.zeros(77, np.int16)
+    window = reader.read_window(key, 0, len(clips[key]) + 77, "pad")
+    assert np.array_equal(window, np.concatenate([clips[key], silence]))
+    reader.read_into(int(reader.rows_of(pa.array([key]))[0]), 0, window := np.full_like(window, 9), "pad")
+    assert np.array_equal(window[-77:], silence)
+    assert np.array_equal(reader.read_window(key, 3, 100, "pad"), clips[key][3:103]), "no shorter than the window"
+    with pytest.raises(ValueError, match="short_clips 'zeros'; one of repeat, pad was expected"):
+        reader.read_window(key, 0, len(clips[key]) + 1, "zeros")
+
+
 def test_facts_of_clips_and_split(folder: Path) -> None:
     reader, clips = open_shards(folder), whole_clips(folder)
     assert (reader.dataset, reader.split, reader.sample_rate_hz, len(reader)) == ("sounds", "train", RATE, CLIPS)

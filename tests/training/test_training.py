@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from pipeline.errors import PipelineError
 from pipeline.models import load_model, save_model
 from pipeline.objectives import info_nce
+from pipeline.pairs import read_facts
 from pipeline.shards import open_shards
-from pipeline.stages import train
+from pipeline.stages import pair_clips, train
 from pipeline.training import loop
 from pipeline.training.batches import PairedBatches
 from pipeline.training.composition import PCM_SCALE, CompositionLoss
@@ -142,6 +143,33 @@ def test_batches_are_the_same_on_one_process_and_on_four(tiny_study):
         assert [key for batch in batches for key in batch.keys] == whole[step].keys
         assert torch.equal(torch.cat([batch.labeled_BS for batch in batches]), whole[step].labeled_BS)
         assert torch.equal(torch.cat([batch.partner_BS for batch in batches]), whole[step].partner_BS)
+
+
+def test_a_training_pads_short_clips_where_its_pairs_say_so_and_its_model_keeps_it(tiny_study, unbroken, tmp_path):
+    pairs, default = tmp_path / "pairs.parquet", tiny_study.pairs("composed")
+    manifests = ["--labeled", str(tiny_study.manifest("labeled")), "--unlabeled", str(tiny_study.manifest("unlabeled"))]
+    plan = ["--backbone=mini", "--epochs=2", "--batch-size=8", "--seed=0", "--short-clips=pad"]
+    pair_clips.main([*manifests, *plan, "--pairs", str(pairs)])
+    assert pq.read_table(pairs).equals(pq.read_table(default)), "the same is drawn"
+    assert read_facts(pairs) == {**read_facts(default), "short_clips": "pad"}
+    padded, repeated = PairedBatches(pairs, tiny_study.shards)[0], PairedBatches(default, tiny_study.shards)[0]
+    frames = {key: reader.frames(key) for reader in readers(tiny_study) for key in reader.keys}
+    for keys, own, other in (
+        (padded.keys, padded.labeled_BS, repeated.labeled_BS),
+        (padded.partner_keys, padded.partner_BS, repeated.partner_BS),
+    ):
+        assert any(frames[key] < 40_960 for key in keys)
+        for slot, key in enumerate(keys):
+            heard = min(frames[key], 40_960)
+            assert torch.equal(own[slot, :heard], other[slot, :heard]) and not own[slot, heard:].any()
+    train.main(arguments(tiny_study, tmp_path / "run", "composed", pairs=pairs))
+    assert load_model(tmp_path / "run").short_clips == "pad" and load_model(unbroken).short_clips == "repeat"
+    losses = [pq.read_table(run / "training.parquet")["loss"][0].as_py() for run in (tmp_path / "run", unbroken)]
+    assert abs(losses[0] - losses[1]) > 1e-4
+
+
+def readers(study):
+    return [open_shards(study.shards / dataset / "train") for dataset in ("labeled", "unlabeled")]
 
 
 def test_batches_hold_what_the_pairs_and_the_shards_say(tiny_study):
