@@ -10,8 +10,9 @@ taken away then changes the shard it stands in, rarely its neighbours, and no ot
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.catalogs import read_catalog, read_catalog_rows, read_keys
+from pipeline.catalogs import CATALOG_SCHEMA, catalog_tables, read_catalog_rows, regrouped
 from pipeline.errors import PipelineError
 
 FIRST_SHARD = "00000"
@@ -56,31 +57,38 @@ def cuts(priorities: NDArray[np.uint64], most: int) -> list[int]:
     return sorted(found)
 
 
-def starts_of(keys: Sequence[str], clips_per_shard: int) -> list[int]:
-    """The first row of every shard of a catalog with these keys, ascending."""
-    hashes = b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
-    return cuts(np.frombuffer(hashes, "<u8"), clips_per_shard)
+def boundaries_of(keys: Iterable[str], clips_per_shard: int) -> list[int]:
+    """The first row of every shard of a catalog with these keys, ascending, and the number of rows."""
+    hashes = bytearray()
+    for key in keys:
+        hashes += hashlib.blake2b(key.encode(), digest_size=8).digest()
+    priorities = np.frombuffer(hashes, "<u8")
+    return [*cuts(priorities, clips_per_shard), len(priorities)]
 
 
 def assign(catalog: pa.Table, clips_per_shard: int) -> list[Assignment]:
     """The shards of a catalog, in the order of their keys."""
-    keys = catalog["key"].to_pylist()
-    starts = starts_of(keys, clips_per_shard)
-    table = catalog.combine_chunks()
-    return [
-        Assignment(
-            shard=keys[first] if first else FIRST_SHARD,
-            first_row=first,
-            rows=end - first,
-            digest=digest_of(table.slice(first, end - first)),
-        )
-        for first, end in zip(starts, [*starts[1:], len(keys)], strict=True)
-    ]
+    return _assignments([catalog], boundaries_of(catalog["key"].to_pylist(), clips_per_shard))
 
 
 def read_assignment(catalog: Path, clips_per_shard: int) -> list[Assignment]:
-    """The shards of the catalog in a file."""
-    return assign(read_catalog(catalog), clips_per_shard)
+    """The shards of the catalog in a file, which is read twice, a batch of rows at a time."""
+    keys = (key for table in catalog_tables(catalog, ["key"]) for key in table["key"].to_pylist())
+    boundaries = boundaries_of(keys, clips_per_shard)
+    return _assignments(catalog_tables(catalog, CATALOG_SCHEMA.names), boundaries)
+
+
+def _assignments(tables: Iterable[pa.Table], boundaries: Sequence[int]) -> list[Assignment]:
+    sizes = [end - first for first, end in pairwise(boundaries)]
+    return [
+        Assignment(
+            shard=table["key"][0].as_py() if first else FIRST_SHARD,
+            first_row=first,
+            rows=len(table),
+            digest=digest_of(table),
+        )
+        for first, table in zip(boundaries, regrouped(tables, sizes), strict=False)
+    ]
 
 
 def read_shard(catalog: Path, shard: str, *, clips_per_shard: int, clips: int | None = None) -> pa.Table:
@@ -89,9 +97,9 @@ def read_shard(catalog: Path, shard: str, *, clips_per_shard: int, clips: int | 
     clips: how many they are, where that is known. Then no others are read, otherwise the keys of all.
     """
     if clips is None:
-        keys = read_keys(catalog)
-        starts = starts_of(keys, clips_per_shard)
-        names = [FIRST_SHARD, *(keys[start] for start in starts[1:])]
+        keys = [key for table in catalog_tables(catalog, ["key"]) for key in table["key"].to_pylist()]
+        boundaries = boundaries_of(keys, clips_per_shard)
+        names = [FIRST_SHARD, *(keys[first] for first in boundaries[1:-1])]
         if shard not in names:
             more = f", ... ({len(names)} in all)" if len(names) > 3 else ""
             raise PipelineError(
@@ -99,7 +107,7 @@ def read_shard(catalog: Path, shard: str, *, clips_per_shard: int, clips: int | 
                 f"{', '.join(names[:3])}{more}"
             )
         number = names.index(shard)
-        clips = [*starts[1:], len(keys)][number] - starts[number]
+        clips = boundaries[number + 1] - boundaries[number]
     return read_catalog_rows(catalog, None if shard == FIRST_SHARD else shard, clips)
 
 

@@ -150,22 +150,26 @@ def catalog_of(rows: Iterable[SourceRow], *, dataset: str, split: str, labeled: 
     return pa.Table.from_pylist([records[key] for key in sorted(records)], schema=CATALOG_SCHEMA), losses
 
 
-def check_losses(losses: Sequence[Loss], clips: int, max_dropped_fraction: float, what: str) -> None:
+def check_losses(losses: Iterable[Loss], clips: int, max_dropped_fraction: float, what: str) -> None:
     """Raise PipelineError, naming the first clips of each reason, if more than the fraction is lost, or everything."""
-    if len(losses) <= max_dropped_fraction * clips and len(losses) < clips:
-        return
-    by_reason = defaultdict(list)
+    counts: Counter[str] = Counter()
+    first: dict[str, list[str]] = defaultdict(list)
     for loss in losses:
-        by_reason[loss.reason].append(loss.place)
+        counts[loss.reason] += 1
+        if counts[loss.reason] <= 3:
+            first[loss.reason].append(loss.place)
+    lost = counts.total()
+    if lost <= max_dropped_fraction * clips and lost < clips:
+        return
     parts = []
-    for reason, places in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0])):
-        more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-        parts.append(f"{len(places)} {reason} ({'; '.join(places[:3])}{more})")
-    limit = f"{len(losses) / clips:.1%} where {max_dropped_fraction:.1%} are allowed"
+    for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        more = f" and {count - 3} more" if count > 3 else ""
+        parts.append(f"{count} {reason} ({'; '.join(first[reason])}{more})")
+    limit = f"{lost / clips:.1%} where {max_dropped_fraction:.1%} are allowed"
     advice = "mend them or raise the dataset's max_dropped_fraction"
-    if len(losses) == clips:
+    if lost == clips:
         limit, advice = "none is left", "check the dataset's root and split"
-    raise PipelineError(f"{what}: {len(losses)} of {clips} clips cannot be used, {limit}: {', '.join(parts)}; {advice}")
+    raise PipelineError(f"{what}: {lost} of {clips} clips cannot be used, {limit}: {', '.join(parts)}; {advice}")
 
 
 @contextlib.contextmanager
@@ -201,11 +205,29 @@ def read_catalog(path: Path) -> pa.Table:
     return read_table(path, CATALOG_SCHEMA, "index_audio")
 
 
-def read_keys(path: Path) -> list[str]:
-    """The keys of a catalog, in its order."""
+def catalog_tables(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Some columns of a catalog, a batch of rows at a time, in its order."""
     with _opened(path, "index_audio") as file:
         _check_columns(file, path, CATALOG_SCHEMA, "index_audio")
-        return file.read(["key"])["key"].to_pylist()
+        for batch in file.iter_batches(ROW_GROUP_ROWS, columns=list(columns), use_threads=False):
+            yield pa.Table.from_batches([batch])
+
+
+def regrouped(tables: Iterable[pa.Table], sizes: Iterable[int]) -> Iterator[pa.Table]:
+    """The rows of tables as other tables of these sizes, in memory for the largest of either; the last may be smaller.
+
+    There are as many tables as sizes, or fewer where the rows have come to their end.
+    """
+    tables, waiting = iter(tables), None
+    for size in sizes:
+        while waiting is None or len(waiting) < size:
+            if (table := next(tables, None)) is None:
+                break
+            waiting = table if waiting is None else pa.concat_tables([waiting, table])
+        if waiting is None or len(waiting) == 0:
+            return
+        yield waiting.slice(0, size).combine_chunks()
+        waiting = waiting.slice(size)
 
 
 def read_catalog_rows(path: Path, first_key: str | None, rows: int) -> pa.Table:

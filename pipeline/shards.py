@@ -380,13 +380,17 @@ def count_rows(path: Path) -> int:
         return file.metadata.num_rows
 
 
-def usable_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Some columns of the usable rows of a manifest, a batch of rows at a time."""
-    asked = list(dict.fromkeys([*columns, "status"]))
+def manifest_batches(path: Path, columns: Iterable[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of a manifest, a batch of rows at a time, unusable clips included."""
     with _opened_manifest(path) as file:
         # use_threads: each thread would keep memory of its own
-        for batch in file.iter_batches(BATCH_ROWS, columns=asked, use_threads=False):
-            yield batch.filter(pc.equal(batch["status"], OK))
+        yield from file.iter_batches(BATCH_ROWS, columns=list(columns), use_threads=False)
+
+
+def usable_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of the usable rows of a manifest, a batch of rows at a time."""
+    for batch in manifest_batches(path, dict.fromkeys([*columns, "status"])):
+        yield batch.filter(pc.equal(batch["status"], OK))
 
 
 def read_manifest(path: Path) -> pa.Table:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline.assignment import Assignment, read_assignment
-from pipeline.catalogs import OK, Loss, check_losses
+from pipeline.catalogs import OK, Loss, check_losses, regrouped
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_of, write_json, write_parquet
-from pipeline.shards import MANIFEST_SCHEMA, ShardFacts, check_tar, read_rows
+from pipeline.files import sha256_of, write_atomically, write_json
+from pipeline.shards import MANIFEST_SCHEMA, ShardFacts, check_tar, manifest_batches, read_rows
 from pipeline.stages import run
 
 logger = logging.getLogger(__name__)
+
+ROW_GROUP_ROWS = 1 << 16
+"""Of a manifest: what is in memory when it is written, some 20 MB."""
 
 
 def check_shard(path: Path, facts: ShardFacts, reference: ShardFacts, assignment: Assignment) -> None:
@@ -51,21 +56,46 @@ def warn_of_strangers(folder: Path, shards: Sequence[Assignment]) -> None:
         )  # fmt: skip
 
 
-def summarize(manifest: pa.Table, facts: Sequence[ShardFacts], manifest_sha256: str) -> dict[str, Any]:
+def joined(paths: Sequence[Path], shards: Sequence[Assignment], facts: list[ShardFacts]) -> Iterator[pa.Table]:
+    """The rows of every shard, each checked, one shard after another; what their footers tell is added to `facts`."""
+    for path, assignment in zip(paths, shards, strict=True):
+        table, fact = read_rows(path)
+        facts.append(fact)
+        check_shard(path, fact, facts[0], assignment)
+        yield table.replace_schema_metadata(None).cast(MANIFEST_SCHEMA)
+
+
+def write_manifest(tables: Iterable[pa.Table], path: Path) -> None:
+    """Write tables as one, a row group of `ROW_GROUP_ROWS` at a time; the same rows give the same bytes."""
+    with pq.ParquetWriter(path, MANIFEST_SCHEMA, compression="zstd") as writer:
+        for group in regrouped(tables, itertools.repeat(ROW_GROUP_ROWS)):
+            writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
+
+
+def summarize(manifest: Path, facts: Sequence[ShardFacts]) -> dict[str, Any]:
     """What other stages need to know of a split before they open its manifest."""
-    usable = manifest.filter(pc.equal(manifest["status"], OK))
     rate = facts[0].sample_rate_hz
+    statuses: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    names: set[tuple[str, str]] = set()
+    frames = 0
+    for batch in manifest_batches(manifest, ["dataset", "split", "status", "reason", "frames"]):
+        statuses.update(batch["status"].to_pylist())
+        reasons.update(batch["reason"].drop_null().to_pylist())
+        frames += pc.sum(batch["frames"]).as_py() or 0  # null in rows that are not usable
+        names.add((batch["dataset"][0].as_py(), batch["split"][0].as_py()))
+    dataset, split = names.pop()
     return {
-        "dataset": manifest["dataset"][0].as_py(),
-        "split": manifest["split"][0].as_py(),
+        "dataset": dataset,
+        "split": split,
         "sample_rate_hz": rate,
         "format": facts[0].format,
-        "rows": len(manifest),
-        "clips": len(usable),
-        "duration_s": round((pc.sum(usable["frames"]).as_py() or 0) / rate, 3),
-        "status": dict(Counter(manifest["status"].to_pylist())),
-        "reason": dict(Counter(reason for reason in manifest["reason"].to_pylist() if reason is not None)),
-        "manifest_sha256": manifest_sha256,
+        "rows": statuses.total(),
+        "clips": statuses[OK],
+        "duration_s": round(frames / rate, 3),
+        "status": dict(statuses),
+        "reason": dict(reasons),
+        "manifest_sha256": sha256_of(manifest),
         "shards": [
             {
                 "shard": fact.shard,
@@ -79,11 +109,11 @@ def summarize(manifest: pa.Table, facts: Sequence[ShardFacts], manifest_sha256: 
     }
 
 
-def losses_of(manifest: pa.Table) -> list[Loss]:
+def losses_of(manifest: Path) -> Iterator[Loss]:
     """The clips that are not used, named by their source and key."""
-    lost = manifest.filter(pc.not_equal(manifest["status"], OK))
-    columns = (lost[name].to_pylist() for name in ("reason", "source_name", "key"))
-    return [Loss(reason, f'"{name}" ({key})') for reason, name, key in zip(*columns, strict=True)]
+    for batch in manifest_batches(manifest, ["status", "reason", "source_name", "key"]):
+        for row in batch.filter(pc.not_equal(batch["status"], OK)).to_pylist():
+            yield Loss(row["reason"], f'"{row["source_name"]}" ({row["key"]})')
 
 
 def main(argv: list[str]) -> None:
@@ -98,14 +128,13 @@ def main(argv: list[str]) -> None:
 
     shards = read_assignment(args.catalog, args.clips_per_shard)
     paths = [args.shards / f"{assignment.shard}.parquet" for assignment in shards]
-    tables, facts = zip(*(read_rows(path) for path in paths), strict=True)
-    for path, fact, assignment in zip(paths, facts, shards, strict=True):
-        check_shard(path, fact, facts[0], assignment)
     warn_of_strangers(args.shards, shards)
-    manifest = pa.concat_tables(table.replace_schema_metadata(None) for table in tables).cast(MANIFEST_SCHEMA)
-    check_losses(losses_of(manifest), len(manifest), args.max_dropped_fraction, str(args.manifest.parent))
-    write_parquet(manifest.combine_chunks(), args.manifest)
-    summary = summarize(manifest, facts, sha256_of(args.manifest))
+    facts: list[ShardFacts] = []
+    with write_atomically(args.manifest) as temporary:
+        write_manifest(joined(paths, shards, facts), temporary)
+        rows = sum(assignment.rows for assignment in shards)
+        check_losses(losses_of(temporary), rows, args.max_dropped_fraction, str(args.manifest.parent))
+    summary = summarize(args.manifest, facts)
     write_json(summary, args.summary)
     logger.info(
         "%s: %d of %d clips, %.1f h, %s", args.manifest, summary["clips"], summary["rows"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.assignment import FIRST_SHARD, LEAST_SHARE, Assignment, assign, digest_of
-from pipeline.catalogs import CATALOG_SCHEMA, catalog_of
+from pipeline import catalogs
+from pipeline.assignment import FIRST_SHARD, LEAST_SHARE, Assignment, assign, digest_of, read_assignment
+from pipeline.catalogs import CATALOG_SCHEMA, catalog_of, read_catalog, regrouped
 from pipeline.datasets.sources import SourceRow
+from pipeline.files import write_parquet
 
 
 def catalog(names: list[str], **changes: str) -> pa.Table:
@@ -49,6 +52,24 @@ def test_every_row_stands_in_one_shard_of_bounded_size(names: set[str], most: in
     assert all(shard.rows <= most for shard in shards)
     assert len(shards) == 1 or all(shard.rows >= max(1, most // LEAST_SHARE) for shard in shards)
     assert [shard.shard for shard in shards[1:]] == [table["key"][shard.first_row].as_py() for shard in shards[1:]]
+
+
+def test_a_catalog_is_assigned_from_its_file_as_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_parquet(catalog(scattered(500)), tmp_path / "catalog.parquet", row_group_size=70)
+    whole = assign(read_catalog(tmp_path / "catalog.parquet"), 20)
+    for rows in (1, 33, 1000):  # read at a time
+        monkeypatch.setattr(catalogs, "ROW_GROUP_ROWS", rows)
+        assert read_assignment(tmp_path / "catalog.parquet", 20) == whole
+
+
+@given(lengths=st.lists(st.integers(0, 5), max_size=8), sizes=st.lists(st.integers(1, 7), max_size=8))
+def test_regrouped_rows_are_the_same_in_tables_of_the_sizes_asked(lengths: list[int], sizes: list[int]) -> None:
+    rows = list(range(sum(lengths)))
+    ends = np.cumsum([0, *lengths]).tolist()
+    tables = [pa.table({"row": pa.array(rows[first:end], pa.int64())}) for first, end in pairwise(ends)]
+    found = [table["row"].to_pylist() for table in regrouped(tables, sizes)]
+    ends = np.cumsum([0, *sizes]).tolist()
+    assert found == [rows[first:end] for first, end in pairwise(ends) if rows[first:end]]
 
 
 @given(seed=st.integers(0, 99))

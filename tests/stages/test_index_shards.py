@@ -21,11 +21,11 @@ from audio_files import (
 )
 
 from pipeline.assignment import read_assignment
-from pipeline.catalogs import read_catalog
+from pipeline.catalogs import read_catalog, regrouped
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of
 from pipeline.inspection.verification import verify_shards
-from pipeline.shards import MANIFEST_SCHEMA, open_shards, read_manifest
+from pipeline.shards import MANIFEST_SCHEMA, ShardFacts, open_shards, read_manifest
 from pipeline.stages import index_shards, shard_audio
 
 
@@ -92,6 +92,34 @@ def test_the_same_shards_give_the_same_bytes(tmp_path: Path, catalog: Path) -> N
         path.unlink()
     make_shards(catalog, folder, 2)
     assert [(folder / f"manifest.{kind}").read_bytes() for kind in ("parquet", "json")] == before
+
+
+def test_a_split_of_many_row_groups_is_the_same_manifest(
+    tmp_path: Path, catalog: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_shards(catalog, tmp_path / "out", 2)
+    whole, summary = read_manifest(folder / "manifest.parquet"), json.loads((folder / "manifest.json").read_text())
+    assert pq.read_metadata(folder / "manifest.parquet").num_row_groups == 1
+    monkeypatch.setattr(index_shards, "ROW_GROUP_ROWS", 2)
+    index_shards.main(index_arguments(catalog, folder, 2))
+    metadata = pq.read_metadata(folder / "manifest.parquet")
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [2, 2, 1]
+    assert read_manifest(folder / "manifest.parquet").equals(whole)
+    expected = summary | {"manifest_sha256": sha256_of(folder / "manifest.parquet")}
+    assert json.loads((folder / "manifest.json").read_text()) == expected
+
+
+def test_no_more_shards_are_read_than_a_row_group_needs(tmp_path: Path, catalog: Path) -> None:
+    folder = make_shards(catalog, tmp_path / "out", 2)
+    shards = read_assignment(catalog, 2)
+    facts: list[ShardFacts] = []
+    paths = [folder / f"{shard.shard}.parquet" for shard in shards]
+    groups = regrouped(index_shards.joined(paths, shards, facts), [1, 1, 3])
+    assert len(facts) == 0
+    for group, rows in zip(groups, (1, 2, 5), strict=True):
+        read = [sum(shard.rows for shard in shards[:count]) for count in (len(facts) - 1, len(facts))]
+        assert read[0] < rows <= read[1], "the last shard read was needed"
+        assert group["key"].to_pylist() == read_catalog(catalog)["key"].to_pylist()[rows - len(group) : rows]
 
 
 def test_too_many_losses_are_named_and_leave_no_manifest(tmp_path: Path, catalog: Path) -> None:

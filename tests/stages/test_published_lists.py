@@ -102,7 +102,7 @@ def make_manifest(catalog: Path, folder: Path) -> Path:
     tar = ShardFacts(
         shard="00000", format="wav", sample_rate_hz=44_100, clips=len(table), bytes=0, sha256="", rows_digest=""
     )
-    write_json(index_shards.summarize(read_manifest(path), [tar], sha256_of(path)), path.with_suffix(".json"))
+    write_json(index_shards.summarize(path, [tar]), path.with_suffix(".json"))
     return path
 
 
