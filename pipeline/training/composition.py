@@ -24,12 +24,16 @@ PCM_SCALE = 1 / 32768
 
 
 class CompositionLoss(nn.Module):
-    """The objective of a training as a module over the model, so that DDP sees one forward pass a step."""
+    """The objective of a training as a module over the model, so that DDP sees one forward pass a step.
+
+    The model's temperature requires a gradient from here on where the settings have it learned, and else none.
+    """
 
     def __init__(self, model: ClapModel, settings: TrainingSettings) -> None:
         super().__init__()
         self.model = model
         self.settings = settings
+        model.logit_scale.requires_grad_(settings.learn_temperature)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss over the global batch and their weighted sum `loss`, as scalars."""

@@ -178,7 +178,7 @@ def leave_sigterm_to_the_training(worker: int) -> None:
 
 
 def parameter_groups(model: ClapModel, settings: TrainingSettings) -> list[dict[str, Any]]:
-    """Adam's groups: the encoders, and the a2t module with a learning rate of its own."""
+    """Adam's groups: the encoders, with the temperature if it is learned, and the a2t module with a rate of its own."""
     a2t = set() if model.a2t is None else set(model.a2t.parameters())
     encoders = [value for value in model.parameters() if value.requires_grad and value not in a2t]
     groups = [{"params": encoders, "lr": settings.learning_rate}]
@@ -230,6 +230,7 @@ def train(
     if machine.compiled:
         compile_audio_encoder(model)
     steps = len(batches)
+    objective = CompositionLoss(model, settings)  # before the optimizer: it says whether the temperature is learned
     optimizer = torch.optim.Adam(parameter_groups(model, settings), weight_decay=settings.weight_decay, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, steps, settings.warmup_steps)
@@ -269,7 +270,6 @@ def train(
         if processes.count > 1:
             dist.barrier()
 
-    objective = CompositionLoss(model, settings)
     backward = backward_pass(objective, settings, processes, machine)
     loader = DataLoader(
         batches,
@@ -441,8 +441,9 @@ def take_step(
     optimizer.zero_grad(set_to_none=True)
     losses = backward(batch)
     optimizer.step()
-    with torch.no_grad():
-        model.logit_scale.clamp_(max=math.log(settings.max_logit_scale))
+    if settings.learn_temperature:
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=math.log(settings.max_logit_scale))
     return {name: value.detach() for name, value in losses.items()}
 
 

@@ -86,6 +86,9 @@ class TrainingSettings:
         "leave rows of the batch that say the same (equal captions, or the same clips) out of each other's negatives; "
         "the sums of Eqs. (3) and (4) keep them",
     )
+    learn_temperature: bool = _documented(
+        True, "learn the temperature, from the checkpoint's on; else it stays at the checkpoint's, whatever the bound"
+    )
     max_logit_scale: float = _documented(100.0, "upper bound of 1/tau, as CLIP's")
     encoder_regularisation: bool = _documented(
         False, "ms-clap's own SpecAugment, DropPath and projection dropout during training"

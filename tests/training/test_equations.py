@@ -144,7 +144,9 @@ def losses_by_the_paper(model, settings):
 ABLATIONS = [
     {"objective": "finetune"},
     {"objective": "finetune", "mask_false_negatives": True},
+    {"objective": "finetune", "learn_temperature": False},
     {"objective": "composed"},
+    {"objective": "composed", "learn_temperature": False},
     {"objective": "composed", "info_nce_weight": 0.0},
     {"objective": "composed", "a2t_weight": 0.0},
     {"objective": "composed", "composed_weight": 0.0},
@@ -173,6 +175,7 @@ def test_losses_and_gradients_are_those_of_the_equations(varied):
     found = CompositionLoss(model, settings)(batch(settings.objective))
     found["loss"].backward()
     gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    assert ("logit_scale" in gradients) is settings.learn_temperature
     model.zero_grad()
     expected = losses_by_the_paper(model, settings)
     expected["loss"].backward()

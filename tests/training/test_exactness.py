@@ -33,6 +33,7 @@ CASES = {
     "no_a2t_term": {"objective": "composed", "a2t_weight": 0.0},
     "no_composed_term": {"objective": "composed", "composed_weight": 0.0},
     "first_term_alone": {"objective": "composed", "a2t_weight": 0.0, "composed_weight": 0.0},
+    "fixed_temperature": {"objective": "composed", "learn_temperature": False},
     "masked": {"objective": "composed", "mask_false_negatives": True},
     "masked_concatenate": {"objective": "concatenate", "mask_false_negatives": True},
     **{f"{objective}_synchronized": {"objective": objective, "batch_norm": "synchronized"} for objective in OBJECTIVES},
@@ -40,7 +41,7 @@ CASES = {
 PLAIN = {f"{objective}_plain": {"objective": objective, "batch_norm": "batch"} for objective in OBJECTIVES}
 """BatchNorm with the statistics of each process's share, which is no function of the whole batch."""
 ON_FOUR = ["finetune", "composed", "concatenate", "masked_concatenate", "composed_synchronized"]
-IN_MICRO_BATCHES = ["finetune", "composed", "detached", "masked_concatenate"]
+IN_MICRO_BATCHES = ["finetune", "composed", "detached", "fixed_temperature", "masked_concatenate"]
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
 
 

@@ -168,6 +168,40 @@ def test_a_training_pads_short_clips_where_its_pairs_say_so_and_its_model_keeps_
     assert abs(losses[0] - losses[1]) > 1e-4
 
 
+@pytest.mark.parametrize("flags", [(), ("--micro-batch=3",)])
+def test_a_fixed_temperature_stays_the_checkpoints_to_the_bit_and_costs_the_optimizer_nothing(
+    tiny_study, unbroken, tmp_path, monkeypatch, flags
+):
+    """Also against weight decay and a bound below it, and in a training that goes on."""
+    kept = "--no-learn-temperature", "--weight-decay=0.5", "--max-logit-scale=2", *flags
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "settle", stop_after(loop.settle, 3))
+        with pytest.raises(SystemExit):
+            train.main(arguments(tiny_study, tmp_path, "composed", *kept))
+    state = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
+    learnable = [name for name, value in load_model(unbroken).named_parameters() if value.requires_grad]
+    assert len(state["optimizer"]["state"]) == len(learnable) - 1
+    train.main(arguments(tiny_study, tmp_path, "composed", *kept))
+    own, start, learned = (
+        load_file(folder / "model.safetensors")["logit_scale"] for folder in (tmp_path, tiny_study.pretrained, unbroken)
+    )
+    assert torch.equal(own, start) and not torch.equal(learned, start)
+    assert set(pq.read_table(tmp_path / "training.parquet")["logit_scale"].to_pylist()) == {start.exp().item()}
+
+
+def stop_after(settle, steps):
+    """The loop's `settle`, which asks the training to stop once it has seen so many steps."""
+    seen = []
+
+    def stopping(pending, *rest):
+        seen.extend(pending)
+        if len(seen) == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return settle(pending, *rest)
+
+    return stopping
+
+
 def readers(study):
     return [open_shards(study.shards / dataset / "train") for dataset in ("labeled", "unlabeled")]
 
