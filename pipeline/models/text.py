@@ -57,5 +57,6 @@ class TextEncoder(nn.Module):
             rows_B = torch.arange(len(lengths_B), device=lengths_B.device)
             return self.projection(states_BLE[rows_B, lengths_B - 1])
         is_token_BL = torch.arange(embeds_BLE.shape[1], device=lengths_B.device) < lengths_B[:, None]
-        output = self.base(inputs_embeds=embeds_BLE, attention_mask=is_token_BL.long())
+        # With a dimension for the queries: of (B, L) transformers asks whether it is all ones, which waits for the GPU.
+        output = self.base(inputs_embeds=embeds_BLE, attention_mask=is_token_BL[:, None].long())
         return self.projection(output.pooler_output if self.pooled_at == "pooler" else output.last_hidden_state[:, 0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 from pathlib import Path
@@ -110,12 +111,9 @@ def test_more_pseudo_tokens_than_positions_are_refused(model: ClapModel) -> None
         assert model.encode_text(["a dog barks and then " * 40], full).isfinite().all()
 
 
-@POSITIONS
-def test_composed_objective_reaches_every_trainable_parameter(model: ClapModel, position: Any) -> None:
-    model = copy.deepcopy(model)
-    model.set_training_mode(batch_norm="batch")
+def composed_batch(model: ClapModel) -> Batch:
     labeled_BS, partner_BS = (((noise(model, 2)) * 32767).to(torch.int16) for _ in range(2))
-    batch = Batch(
+    return Batch(
         labeled_BS=labeled_BS,
         partner_BS=partner_BS,
         captions=["a dog barks", "rain falls on a tin roof"],
@@ -123,7 +121,14 @@ def test_composed_objective_reaches_every_trainable_parameter(model: ClapModel, 
         partner_keys=["c", "d"],
         keys=["a", "b"],
     )
-    losses = CompositionLoss(model, TrainingSettings(objective="composed", pseudo_position=position))(batch)
+
+
+@POSITIONS
+def test_composed_objective_reaches_every_trainable_parameter(model: ClapModel, position: Any) -> None:
+    model = copy.deepcopy(model)
+    model.set_training_mode(batch_norm="batch")
+    settings = TrainingSettings(objective="composed", pseudo_position=position)
+    losses = CompositionLoss(model, settings)(composed_batch(model))
     losses["loss"].backward()
     assert losses["loss"].isfinite()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
@@ -131,6 +136,18 @@ def test_composed_objective_reaches_every_trainable_parameter(model: ClapModel, 
     for part in (model.a2t, model.audio_encoder, model.caption_encoder):
         reached = [p.grad is not None and bool(p.grad.any()) for p in part.parameters() if p.requires_grad]
         assert sum(reached) > 0.9 * len(reached)
+
+
+def test_a_step_never_waits_to_see_a_value_of_the_device(model: ClapModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device, whose tensors have no values to see."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # it does not know this device
+    model = copy.deepcopy(model)
+    batch = composed_batch(model)
+    model.set_training_mode(encoder_regularisation=True)
+    model.to("meta")
+    losses = CompositionLoss(model, TrainingSettings(objective="composed"))(batch)
+    losses["loss"].backward()
+    assert all(value.is_meta for value in losses.values())
 
 
 def test_model_can_be_copied_and_pickled(model: ClapModel) -> None:
