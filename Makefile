@@ -8,7 +8,7 @@ table1: .venv/locked  ## The small study, end to end: results/table1.csv and res
 	snakemake --cores all results/table1.tex
 
 test: .venv/locked  ## Every test that needs no GPU
-	python -m pytest -q -n auto --maxprocesses=4 --dist=loadfile
+	python -m pytest -q -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 test-slurm: .venv/locked  ## The workflow on a SLURM cluster of its own; needs root and Debian
 	python -m pytest -q -rs -m slurm tests/slurm

@@ -21,6 +21,15 @@ torch.set_num_threads(1)
 CAPTIONS = ["a low tone hums", "a high tone whistles", "noise hisses", "a tone beeps while noise hisses"]
 
 
+LONG = ("workflow", "training", "models")
+"""Folders whose tests take longest, longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: begun last, one of them would run alone while the other processes have nothing left to do."""
+    items.sort(key=lambda item: LONG.index(name) if (name := item.path.parent.name) in LONG else len(LONG))
+
+
 @dataclass(frozen=True)
 class TinyStudy:
     """Two sharded splits of synthetic audio, `labeled/train` (24 clips) and `unlabeled/train` (20), and a model."""
