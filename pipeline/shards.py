@@ -107,20 +107,20 @@ class _OpenTar:
     """A file descriptor that is closed with its last reference, so that no thread loses one that it is reading from."""
 
     def __init__(self, path: str) -> None:
-        try:
-            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise PipelineError(f"{path}: cannot be opened any more ({error.strerror})") from error
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.path = path
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill the buffer with the bytes from `offset` on; PipelineError if the file has become shorter."""
-        found = os.preadv(self.descriptor, [buffer], offset)
-        if found != len(buffer):
-            raise PipelineError(
-                f"{self.path}: asked for {len(buffer)} bytes at {offset}, found {found}; the file was cut after "
-                "opening, make the shard again"
-            )
+        found = 0
+        while found < len(buffer):  # a network's file system may give less than is there
+            more = os.preadv(self.descriptor, [buffer[found:]], offset + found)
+            if more == 0:
+                raise PipelineError(
+                    f"{self.path}: asked for {len(buffer)} bytes at {offset}, found {found}; the file was cut after "
+                    "opening, make the shard again"
+                )
+            found += more
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -257,13 +257,14 @@ class ShardReader:
         places = first[rows] + numbers
         if len(missing := np.flatnonzero((numbers < 0) | (places >= first[rows + 1]))):
             row, number = rows[missing[0]], numbers[missing[0]]
-            raise PipelineError(f"{self.folder}: {self.keys[row]} has no caption {number}; make the pairs again")
+            raise PipelineError(f"{self.folder}: {self._name_of(row)} has no caption {number}; make the pairs again")
         return self._texts.take(pa.array(places)).to_pylist()
 
     def read_window(self, key: str, start: int, frames: int, short_clips: str = "repeat") -> NDArray[np.int16]:
         """`frames` samples of a clip from `start` on; a clip shorter than that is repeated or padded (`fit_window`).
 
-        Raises PipelineError for a window that reaches beyond a longer clip, and for a tar that has become shorter.
+        Raises PipelineError, which names tar and clip, for a window that reaches beyond a longer clip, for a tar that
+        has become shorter or cannot be read any more, and for FLAC that cannot be decoded.
         """
         window = np.empty(frames, "<i2")
         self.read_into(self._row(key), start, window, short_clips)
@@ -278,7 +279,7 @@ class ShardReader:
             window[:] = fit_window(from_start, frames, short_clips)
         elif start < 0 or start + frames > length:
             raise PipelineError(
-                f"{self.folder}: {self.keys[row]} has {length} frames, asked for {start} to {start + frames}; "
+                f"{self.folder}: {self._name_of(row)} has {length} frames, asked for {start} to {start + frames}; "
                 "the pairs belong to other shards, make them again"
             )
         else:
@@ -291,7 +292,24 @@ class ShardReader:
         return clip
 
     def _read(self, row: int, start: int, samples: NDArray[np.int16]) -> None:
-        tar = self._open(f"{self._place}/{self._shards[self._tar_of[row]]}.tar")
+        path = f"{self._place}/{self._shards[self._tar_of[row]]}.tar"
+        try:
+            self._read_from(self._open(path), row, start, samples)
+        except OSError as error:  # the disk, or the network that it lies behind
+            raise PipelineError(
+                f"{path}: cannot be read any more ({error.strerror}), asked for {self._name_of(row)}; see that its "
+                "disk is there and well, and that python -m pipeline verify finds the tar whole, then give the same "
+                "command again: a training goes on from its checkpoint"
+            ) from error
+        except soundfile.SoundFileError as error:
+            raise PipelineError(
+                f"{path}: {self._name_of(row)} cannot be decoded ({error}); python -m pipeline verify names every "
+                "damaged clip, make their shards again"
+            ) from error
+        except PipelineError as error:
+            raise PipelineError(f"{error} (asked for {self._name_of(row)})") from error
+
+    def _read_from(self, tar: _OpenTar | _RemoteTar, row: int, start: int, samples: NDArray[np.int16]) -> None:
         offset = int(self._offset[row])
         if self.format == "wav":
             tar.read_into(samples.data.cast("B"), offset + start * BYTES_PER_FRAME)
@@ -300,7 +318,20 @@ class ShardReader:
         tar.read_into(memoryview(data), offset)
         with soundfile.SoundFile(io.BytesIO(data)) as source:
             source.seek(start)
-            source.read(out=samples)
+            if (found := len(source.read(out=samples))) < len(samples):
+                raise soundfile.SoundFileError(f"{found} of {len(samples)} frames from {start} on")
+
+    def _name_of(self, row: int) -> str:
+        """The key of a row, for messages: of the manifest only this key is kept."""
+        first = 0
+        try:
+            for batch in usable_batches(self.folder / "manifest.parquet", ["key"]):
+                if row < first + batch.num_rows:
+                    return batch["key"][row - first].as_py()
+                first += batch.num_rows
+        except PipelineError:  # it may lie on the disk that failed
+            pass
+        return f"clip {row}"
 
 
 def _joined(parts: list[NDArray], dtype: DTypeLike) -> NDArray:

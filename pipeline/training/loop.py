@@ -177,6 +177,17 @@ def leave_sigterm_to_the_training(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+def in_one_line(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """The batches of a loader; what a loader process stops at is told as the training process would tell it.
+
+    torch puts the traceback of the other process into the message of an exception of the same class.
+    """
+    try:
+        yield from loader
+    except PipelineError as error:
+        raise PipelineError(str(error).rsplit("PipelineError: ", 1)[-1].strip()) from None
+
+
 def parameter_groups(model: ClapModel, settings: TrainingSettings) -> list[dict[str, Any]]:
     """Adam's groups: the encoders, with the temperature if it is learned, and the a2t module with a rate of its own."""
     a2t = set() if model.a2t is None else set(model.a2t.parameters())
@@ -293,7 +304,7 @@ def train(
         desc=settings.objective,
         disable=not processes.is_first,
     )
-    for step, batch in enumerate(loader, start=first_step):
+    for step, batch in enumerate(in_one_line(loader), start=first_step):
         try:
             with watch.counting():
                 losses = take_step(backward, model, batch, optimizer, step, seed, settings, processes)

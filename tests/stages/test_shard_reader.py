@@ -7,6 +7,7 @@ import io
 import json
 import multiprocessing
 import pickle
+import shutil
 import tarfile
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -272,12 +273,53 @@ def test_a_tar_cut_or_deleted_while_in_use_is_named(own_folder: Path) -> None:
     reader.read_window(key, 0, 100)
     with tar.open("rb+") as file:
         file.truncate(500)
-    with pytest.raises(PipelineError, match=r"00000.tar: asked for 200 bytes at \d+, found 0"):
+    with pytest.raises(PipelineError, match=rf"00000.tar: asked for 200 bytes at \d+, found 0; .*\(asked for {key}\)"):
         reader.read_window(key, 0, 100)
     other = tars(own_folder)[-1]
     other.unlink()
-    with pytest.raises(PipelineError, match=rf"{other.name}: cannot be opened any more \(No such file"):
-        reader.read_window(reader.keys[-1], 0, 100)
+    key = reader.keys[-1]
+    with pytest.raises(
+        PipelineError, match=rf"{other.name}: cannot be read any more \(No such file or directory\), asked for {key};"
+    ):
+        reader.read_window(key, 0, 100)
+
+
+MEMORY = Path("/proc/self/mem")  # opens, and then fails to be read where nothing is mapped, as a failing disk does
+
+
+@pytest.mark.skipif(not MEMORY.exists(), reason="Linux has a file whose reading fails")
+def test_a_disk_that_fails_is_named_with_tar_clip_and_what_to_do(folder: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(folder, tmp_path / "shards"))
+    reader = open_shards(own)
+    key, tar = reader.keys[0], own / "00000.tar"
+    whole = tar.rename(tmp_path / "whole")
+    tar.symlink_to(MEMORY)
+    failure = rf"00000.tar: cannot be read any more \(Input/output error\), asked for {key}; see that its disk is there"
+    with pytest.raises(PipelineError, match=failure):
+        reader.read_window(key, 0, 100)
+    manifest = (own / "manifest.parquet").rename(tmp_path / "manifest")  # the same disk failing under both
+    with pytest.raises(PipelineError, match=r"00000.tar: cannot be read any more \(Input/out.*, asked for clip 0;"):
+        pickle.loads(pickle.dumps(reader)).read_into(0, 0, np.empty(100, np.int16))
+    manifest.rename(own / "manifest.parquet")
+    tar.unlink()
+    whole.rename(tar)
+    again = pickle.loads(pickle.dumps(reader))  # as another process opens it, which goes on from the checkpoint
+    assert np.array_equal(all_windows(again), all_windows(open_shards(folder)))
+
+
+def test_flac_that_decodes_no_more_is_named(folder: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(folder, tmp_path / "shards"))
+    reader = open_shards(own)
+    if reader.format == "wav":
+        pytest.skip("PCM decodes whatever it holds")
+    row = shards.read_manifest(own / "manifest.parquet").to_pylist()[0]
+    data = bytearray((own / "00000.tar").read_bytes())
+    middle = row["data_offset"] + row["data_size"] // 2
+    for damage in (slice(middle, row["data_offset"] + row["data_size"]), slice(row["data_offset"], middle)):
+        data[damage] = bytes(len(data[damage]))
+        (own / "00000.tar").write_bytes(data)
+        with pytest.raises(PipelineError, match=rf"00000.tar: {row['key']} cannot be decoded \(.*verify names"):
+            reader.read_clip(0)
 
 
 # --- scale -----------------------------------------------------------------------------------------------------------

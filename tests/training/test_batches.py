@@ -1,6 +1,7 @@
 """Batches: shards that are damaged are found before the first, and memory is used again."""
 
 import gc
+import re
 import shutil
 
 import pyarrow.parquet as pq
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader
 from pipeline.errors import PipelineError
 from pipeline.stages import train
 from pipeline.training.batches import PairedBatches
+from pipeline.training.loop import in_one_line
 
 
 @pytest.fixture
@@ -69,6 +71,17 @@ def test_a_loader_worker_reads_into_memory_that_both_processes_share(tiny_study)
     for step, batch in enumerate(DataLoader(batches, batch_size=None, num_workers=1)):
         assert batch.labeled_BS.is_shared() and batch.partner_BS.is_shared()
         assert batch.labeled_BS.equal(batches[step].labeled_BS) and batch.partner_BS.equal(batches[step].partner_BS)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_tar_that_vanishes_during_training_is_told_in_one_line(tiny_study, flipped, workers):
+    shards, tar = flipped
+    batches = PairedBatches(tiny_study.pairs("composed"), shards)
+    tar.unlink()
+    with pytest.raises(PipelineError) as caught:
+        list(in_one_line(DataLoader(batches, batch_size=None, num_workers=workers)))
+    told = rf"{tar}: cannot be read any more \(No such file or directory\), asked for labeled_train_clip_\w+; see .*"
+    assert re.fullmatch(told, str(caught.value))
 
 
 def test_pairs_damaged_in_the_last_epoch_are_found_before_the_first_step(tiny_study, tmp_path):
