@@ -385,6 +385,7 @@ def account_facts(path: Path) -> dict[str, Any]:
             "gflop_a_step": None if flops is None else flops / 1e9,
             "gflop_per_s": None if flops is None else account["flops_per_s"] / 1e9,
             "model_flops_utilization": account["model_flops_utilization"],
+            "hardware_flops_utilization": account.get("hardware_flops_utilization"),  # older accounts have none
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise PipelineError(f"{path}: not the account of a training ({error!r}); make the run again") from error

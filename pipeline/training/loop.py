@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -281,7 +282,7 @@ def train(
         if processes.count > 1:
             dist.barrier()
 
-    backward = backward_pass(objective, settings, processes, machine)
+    backward = backward_pass(objective, settings, processes, machine, watch.doing_twice)
     loader = DataLoader(
         batches,
         batch_size=None,
@@ -399,11 +400,19 @@ Backward = Callable[[Batch], dict[str, torch.Tensor]]
 
 
 def backward_pass(
-    objective: CompositionLoss, settings: TrainingSettings, processes: Processes, machine: Machine
+    objective: CompositionLoss,
+    settings: TrainingSettings,
+    processes: Processes,
+    machine: Machine,
+    first_pass: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Backward:
-    """The way to losses and gradients: in one piece, averaged over the processes by DDP, or by micro-batches."""
+    """The way to losses and gradients: in one piece, averaged over the processes by DDP, or by micro-batches.
+
+    first_pass: makes a context around what micro-batches encode a first time, to encode it again.
+    """
     if machine.micro_batch:
-        return partial(backward_in_micro_batches, objective, slots=machine.micro_batch, processes=processes)
+        slots = machine.micro_batch
+        return partial(backward_in_micro_batches, objective, slots=slots, processes=processes, first_pass=first_pass)
     whole: nn.Module = objective
     if processes.count > 1:
         whole = DistributedDataParallel(objective, broadcast_buffers=settings.batch_norm == "batch")

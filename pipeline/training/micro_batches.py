@@ -7,7 +7,8 @@ Setup). It is exact because every slot is encoded by itself; only BatchNorm with
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -26,7 +27,11 @@ def micro_batches(batch: Batch, slots: int) -> Iterator[Batch]:
 
 
 def backward_in_micro_batches(
-    objective: CompositionLoss, batch: Batch, slots: int, processes: Processes
+    objective: CompositionLoss,
+    batch: Batch,
+    slots: int,
+    processes: Processes,
+    first_pass: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, Tensor]:
     """The losses of the global batch, with their gradient in the parameters as after a plain step's backward pass.
 
@@ -34,9 +39,11 @@ def backward_in_micro_batches(
     twice: first for the loss and its gradient with respect to the embeddings, then, with the same random numbers, for
     that gradient to go on to the parameters. A slot's embeddings depend on each other (the pseudo-token on the audio),
     on those of other slots they do not, so that this is one backward pass a micro-batch.
+
+    first_pass: makes a context around the encoding that is done again.
     """
     parts, states, rows = list(micro_batches(batch, slots)), [], []
-    with torch.no_grad():
+    with torch.no_grad(), first_pass():
         for part in parts:
             states.append(_random_state(processes.device))
             rows.append(objective.embed(part))

@@ -53,12 +53,15 @@ class Watch:
         self.batch_size = batch_size
         self.processes = processes
         self.flops: int | None = None
+        self.hardware_flops: int | None = None
+        self._repeated_flops: int | None = None  # while step 0 is counted
         self._writer: SummaryWriter | None = None
         self._began = self._noted = self._reported = time.perf_counter()
         self._earlier: list[dict[str, float]] = []
         if first_step and self.notes.exists():
             noted = json.loads(self.notes.read_text(encoding="utf-8"))
-            self._earlier, self.flops = noted["parts"], noted["flops_a_step"]
+            self._earlier = noted["parts"]
+            self.flops, self.hardware_flops = noted["flops_a_step"], noted["hardware_flops_a_step"]
         elif processes.is_first:
             shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
 
@@ -72,10 +75,23 @@ class Watch:
         if self.first_step or self.flops is not None:
             yield
             return
+        self._repeated_flops = 0
         with torch.compiler.set_stance("force_eager"), flop_counter() as counter:
             yield
-        own = torch.tensor([counter.get_total_flops()], device=self.processes.device)
-        self.flops = int(gather_rows(own).sum())
+        done = counter.get_total_flops()
+        own = torch.tensor([[done - self._repeated_flops, done]], device=self.processes.device)
+        self.flops, self.hardware_flops = gather_rows(own).sum(dim=0).tolist()
+        self._repeated_flops = None
+
+    @contextlib.contextmanager
+    def doing_twice(self) -> Iterator[None]:
+        """Around arithmetic that the step does again: in step 0 it is counted as the hardware's, not as the model's."""
+        if self._repeated_flops is None:
+            yield
+            return
+        with flop_counter() as counter:
+            yield
+        self._repeated_flops += counter.get_total_flops()
 
     def report(self, rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
         """Take note of the steps in `rows`, the log's newest; comes back with what the progress line shows of them."""
@@ -106,7 +122,8 @@ class Watch:
     def note(self) -> None:
         """Keep the time spent so far for a next part, and write out what TensorBoard has not yet."""
         if self.processes.is_first:
-            write_json({"parts": self._parts(), "flops_a_step": self.flops}, self.notes)
+            flops = {"flops_a_step": self.flops, "hardware_flops_a_step": self.hardware_flops}
+            write_json({"parts": self._parts(), **flops}, self.notes)
             self._noted = time.perf_counter()
             self._open_writer().flush()
 
@@ -162,7 +179,9 @@ class Watch:
         gpus = [device_name(device)] * self.processes.count if device.type == "cuda" else []
         wall_s = sum(part["wall_s"] for part in parts)
         taken = sum(part["last_step"] - part["first_step"] + 1 for part in parts)
-        reached = None if self.flops is None else self.flops * taken / wall_s
+        reached, hardware_reached = (
+            None if flops is None else flops * taken / wall_s for flops in (self.flops, self.hardware_flops)
+        )
         return {
             "versions": {
                 "python": platform.python_version(),
@@ -192,9 +211,12 @@ class Watch:
             "clips_per_s": taken * self.batch_size / wall_s,
             "peak_memory_gb": self._memory_gb(),
             "flops_a_step": self.flops,
-            "flops_counted": "by torch.utils.flop_counter in step 0, of all processes, repeated encoding included",
+            "hardware_flops_a_step": self.hardware_flops,
+            "flops_counted": "by torch.utils.flop_counter in step 0, of all processes; a first encoding that "
+            "micro-batches do again is the hardware's alone",
             "flops_per_s": reached,
             "model_flops_utilization": None if reached is None else utilization(reached, gpus),
+            "hardware_flops_utilization": None if hardware_reached is None else utilization(hardware_reached, gpus),
         }
 
 

@@ -26,6 +26,7 @@ from pipeline.training.batches import PairedBatches
 from pipeline.training.composition import CompositionLoss
 from pipeline.training.distributed import Processes
 from pipeline.training.loop import take_step
+from pipeline.training.micro_batches import micro_batches
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.throughput import flop_counter, peak_flops, utilization
 from pipeline.training.watching import Watch, git_state
@@ -98,6 +99,40 @@ def test_operations_of_a_step_are_those_of_all_processes(tiny_study, trained, tm
     assert found["clips_per_s"] == pytest.approx(6 * 8 / found["wall_s"]) and found["hardware"]["processes"] == 2
 
 
+def test_what_micro_batches_encode_twice_is_the_hardwares_and_counts_once_as_the_models(tiny_study, trained, tmp_path):
+    model = load_model(trained)
+    model.set_training_mode()
+    objective = CompositionLoss(model, TrainingSettings(objective="composed"))
+    batch = PairedBatches(tiny_study.pairs("composed"), tiny_study.shards)[0]
+    with flop_counter() as once:
+        embeddings = torch.cat([objective.embed(part) for part in micro_batches(batch, 3)])
+        objective.compare(embeddings, batch)["loss"].backward()
+    with flop_counter() as again, torch.no_grad():
+        for part in micro_batches(batch, 3):
+            objective.embed(part)
+    train.main(arguments(tiny_study, tmp_path, "composed", "--micro-batch=3"))
+    found, whole = account(tmp_path), account(trained)
+    assert found["flops_a_step"] == once.get_total_flops()
+    assert (
+        found["hardware_flops_a_step"] - found["flops_a_step"] == again.get_total_flops() > 0.2 * found["flops_a_step"]
+    )
+    assert found["flops_per_s"] == pytest.approx(6 * found["flops_a_step"] / found["wall_s"])
+    assert whole["hardware_flops_a_step"] == whole["flops_a_step"]
+
+
+def test_operations_done_twice_are_told_apart_in_step_0_alone(tmp_path):
+    processes = Processes(rank=0, count=1, device=torch.device("cpu"))
+    watch = Watch(tmp_path, tmp_path, steps=1, first_step=0, batch_size=8, processes=processes)
+    first, second = torch.ones(2, 3), torch.ones(3, 5)
+    with watch.counting():
+        with watch.doing_twice():
+            first @ second
+        first @ second
+    with watch.doing_twice():
+        first @ second  # of a later step
+    assert (watch.flops, watch.hardware_flops) == (2 * 2 * 3 * 5, 2 * 2 * 2 * 3 * 5)
+
+
 def test_utilization_is_of_the_peak_of_all_gpus():
     assert utilization(989e12, ["NVIDIA H200"] * 2) == 0.5
     assert utilization(1e12, []) is None and utilization(1e12, ["NVIDIA GeForce RTX 3060"]) is None
@@ -121,7 +156,8 @@ def test_a_stopped_training_accounts_for_both_parts_and_shows_no_step_twice(tiny
     first, second = found["parts"]
     assert [first["first_step"], first["last_step"], second["first_step"], second["last_step"]] == [0, 3, 4, 5]
     assert found["wall_s"] == pytest.approx(first["wall_s"] + second["wall_s"]) and first["wall_s"] > 0
-    assert found["flops_a_step"] == account(trained)["flops_a_step"]
+    for name in ("flops_a_step", "hardware_flops_a_step"):
+        assert found[name] == account(trained)[name]
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
     assert [step for step, _ in scalars(tmp_path)["loss/loss"]] == list(range(6))
 
