@@ -19,7 +19,7 @@ from pipeline.inspection.facts import facts_of
 from pipeline.inspection.listening import read_slot, write_slot
 from pipeline.inspection.targets import find_target
 from pipeline.inspection.text import printable, render, to_json
-from pipeline.inspection.verification import verify
+from pipeline.inspection.verification import verify, verify_published
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,7 +51,12 @@ def build_parser() -> argparse.ArgumentParser:
         description="Recompute checksums, offsets and counts. If all is well, print one line and exit with 0; "
         "otherwise name the first damaged shard and member, or the first wrong row, and exit with 1.",
     )
-    check.add_argument("path", type=Path, metavar="PATH", help="a folder of shards or its manifest, or a pairs file")
+    check.add_argument(
+        "path",
+        metavar="PATH",
+        help="a folder of shards or its manifest, a pairs file, or the address of a split's shards (https://, s3://, "
+        "...), which are fetched one after another",
+    )
     check.add_argument(
         "--quick", action="store_true", help="manifests, sizes and numbers of rows alone, which takes seconds"
     )
@@ -164,6 +169,10 @@ def main(argv: list[str]) -> None:
             write_confusion(facts, counts, args.confusion)
         print(to_json(facts) if args.json else render(facts))
         return
+    if args.command == "verify" and "://" in args.path:
+        print(verify_published(args.path, quick=args.quick))
+        return
+    args.path = Path(args.path)
     target = find_target(args.path)
     if args.command == "inspect":
         with damage_named(args.path):

@@ -91,17 +91,22 @@ def check_ranges(address: str, size: int) -> None:
             ) from error
 
 
-def copy_file(address: str, path: Path, sha256: str) -> None:
-    """Copy a file beside others, whole or not at all; PipelineError unless it has that checksum."""
+def fetch(address: str, path: Path) -> str:
+    """Write a file's bytes to a path and return their hex SHA-256; PipelineError where it cannot be read to its end."""
     filesystem, remote = _found(address)
     digest = hashlib.sha256()
-    with write_atomically(path) as temporary, temporary.open("wb") as file:
-        with _named(address), filesystem.open(remote, "rb", block_size=0) as source:
-            while chunk := source.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                file.write(chunk)
-        if digest.hexdigest() != sha256:
+    with path.open("wb") as file, _named(address), filesystem.open(remote, "rb", block_size=0) as source:
+        while chunk := source.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            file.write(chunk)
+    return digest.hexdigest()
+
+
+def copy_file(address: str, path: Path, sha256: str) -> None:
+    """Copy a file beside others, whole or not at all; PipelineError unless it has that checksum."""
+    with write_atomically(path) as temporary:
+        if (digest := fetch(address, temporary)) != sha256:
             raise PipelineError(
-                f"{address}: SHA-256 {digest.hexdigest()}, its manifest says {sha256}; the copy at that address is "
+                f"{address}: SHA-256 {digest}, its manifest says {sha256}; the copy at that address is "
                 "damaged, or was published anew while it was read: try again, then ask its publisher"
             )

@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 import soundfile
 from numpy.typing import DTypeLike, NDArray
 
-from pipeline.addresses import check_sizes, read_range
+from pipeline.addresses import check_sizes, read_file, read_range
 from pipeline.audio import BYTES_PER_FRAME, WAV_HEADER_BYTES, fit_window
 from pipeline.catalogs import OK, read_table
 from pipeline.errors import PipelineError
@@ -382,12 +383,32 @@ def read_summary(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise PipelineError(f"{path}: not found; make it with python -m pipeline.stages.index_shards")
     summary = read_json(path)
+    if missing := _missing_facts(summary):
+        raise PipelineError(f"{path}: has no {', '.join(missing[:3])}; make it again with index_shards")
+    return summary
+
+
+def _missing_facts(summary: Mapping[str, Any]) -> list[str]:
+    """What a split's manifest.json lacks of what index_shards writes there."""
     missing = sorted(SUMMARY_FACTS - summary.keys())
     shards = summary.get("shards")
     for shard in shards if isinstance(shards, list) else [{}]:
         missing += [f"shards.{name}" for name in ("shard", "tar", "bytes", "sha256", "clips") if name not in shard]
-    if missing:
-        raise PipelineError(f"{path}: has no {', '.join(missing[:3])}; make it again with index_shards")
+    return missing
+
+
+def read_published_summary(address: str) -> dict[str, Any]:
+    """The manifest.json at an address; PipelineError if it is none or names files that are not beside it."""
+    path = f"{address}/manifest.json"
+    try:
+        summary = json.loads(read_file(path))
+    except ValueError as error:
+        raise PipelineError(f"{path}: is not JSON ({error}); give the address of one split's shards") from error
+    if missing := _missing_facts(summary if isinstance(summary, dict) else {}):
+        raise PipelineError(f"{path}: has no {', '.join(missing[:3])}; it is not what index_shards writes")
+    for shard in summary["shards"]:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", shard["shard"]) or shard["tar"] != f"{shard['shard']}.tar":
+            raise PipelineError(f"{path}: {shard['tar']!r} is not the name of a shard's tar")
     return summary
 
 

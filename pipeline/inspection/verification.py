@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
 import json
 import os
 import tarfile
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +23,11 @@ import pyarrow.parquet as pq
 import soundfile
 from tqdm import tqdm
 
+from pipeline.addresses import copy_file, fetch
 from pipeline.audio import BYTES_PER_FRAME, WAV_HEADER_BYTES, wav_header
 from pipeline.catalogs import OK
 from pipeline.errors import PipelineError
-from pipeline.files import read_json, sha256_of
+from pipeline.files import read_json, sha256_of, write_json
 from pipeline.inspection.targets import (
     PairedSplit,
     Target,
@@ -37,7 +40,7 @@ from pipeline.inspection.targets import (
 from pipeline.leaks import leaked_path
 from pipeline.pairs import NO_CAPTION
 from pipeline.pairs import SCHEMA as PAIRS_SCHEMA
-from pipeline.shards import MANIFEST_SCHEMA, hashes_of, read_summary
+from pipeline.shards import MANIFEST_SCHEMA, check_tars, hashes_of, read_published_summary, read_summary
 from pipeline.training.settings import PairingSettings
 
 _CHUNK_BYTES = 1 << 20
@@ -61,13 +64,16 @@ def verify(target: Target, *, shards: Path | None, quick: bool) -> str:
 def verify_shards(manifest: Path, *, quick: bool) -> str:
     """Check a split: its manifest against manifest.json, and every tar and member against both.
 
+    Tars at an address are fetched whole, one after another, to a temporary file.
+
     quick: of the tars only that they are there and how large they are.
     """
     folder = manifest.parent
     summary = check_summary(manifest)
     shards = summary["shards"]
-    if "address" in summary:
-        raise PipelineError(f"{folder}: its tars lie at {summary['address']}; copy them (tars: copy) to verify them")
+    if quick and "address" in summary:
+        check_tars(folder, summary)
+        return _sound(summary["address"], summary, quick=True)
     rows_of = itertools.groupby(
         (row for batch in batches(manifest, MANIFEST_SCHEMA.names) for row in batch.to_pylist()),
         key=lambda row: row["shard"],
@@ -75,7 +81,8 @@ def verify_shards(manifest: Path, *, quick: bool) -> str:
     first, damaged_shards, damaged_members = "", 0, 0
     for shard in tqdm(shards, unit="shard", disable=None, leave=False):
         rows = [] if quick else [row for row in next(rows_of)[1] if row["status"] == OK]
-        problems = list(damages_of(folder / shard["tar"], shard, rows, summary["format"], quick=quick))
+        with _at_hand(folder, summary, shard) as tar:
+            problems = list(damages_of(tar, shard, rows, summary["format"], quick=quick))
         damaged_shards += bool(problems)
         members = [f"{member}: {problem}" for member, problem in problems if member is not None]
         damaged_members += len(members)
@@ -84,17 +91,50 @@ def verify_shards(manifest: Path, *, quick: bool) -> str:
             first = f"{shard['tar']}: {'; '.join([*whole[:1], *members[:1]])}"
     if first:
         counted = "" if quick else f" and {damaged_members:,} of {2 * summary['clips']:,} members"
+        advice = "delete the damaged shards and make them again with shard_audio"
+        if "address" in summary:
+            advice = "what lies at that address was damaged or published anew, ask its publisher"
         raise PipelineError(
-            f"{folder}: {damaged_shards:,} of {len(shards):,} shards{counted} damaged; the first: {first}; "
-            "delete the damaged shards and make them again with shard_audio"
+            f"{summary.get('address', folder)}: {damaged_shards:,} of {len(shards):,} shards{counted} damaged; "
+            f"the first: {first}; {advice}"
         )
     if strangers := sorted({path.name for path in folder.glob("*.tar")} - {shard["tar"] for shard in shards}):
         raise PipelineError(f"{folder}: {strangers[0]} is not in manifest.json; readers of *.tar take it in, delete it")
+    return _sound(summary.get("address", folder), summary, quick=quick)
+
+
+def _sound(place: object, summary: Mapping[str, Any], *, quick: bool) -> str:
+    shards = summary["shards"]
     checked = "sizes alone" if quick else f"SHA-256 of all and of each of {summary['clips']:,} clips"
     return (
-        f"{folder}: ok: shards {len(shards):,}, {sum(shard['bytes'] for shard in shards):,} bytes ({checked}); "
+        f"{place}: ok: shards {len(shards):,}, {sum(shard['bytes'] for shard in shards):,} bytes ({checked}); "
         f"manifest {summary['rows']:,} rows, {summary['clips']:,} usable"
     )
+
+
+@contextlib.contextmanager
+def _at_hand(folder: Path, summary: Mapping[str, Any], shard: Mapping[str, Any]) -> Iterator[Path]:
+    """A tar of a split as a file of this machine, for as long as it is looked at."""
+    if "address" not in summary:
+        yield folder / shard["tar"]
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        fetch(f"{summary['address']}/{shard['tar']}", Path(temporary) / shard["tar"])
+        yield Path(temporary) / shard["tar"]
+
+
+def verify_published(address: str, *, quick: bool) -> str:
+    """Check a split of shards at an address, of which nothing has been copied, as `verify_shards` does."""
+    address = address.rstrip("/")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        summary = read_published_summary(address)
+        copy_file(f"{address}/manifest.parquet", folder / "manifest.parquet", summary["manifest_sha256"])
+        write_json({**summary, "address": address}, folder / "manifest.json")
+        try:
+            return verify_shards(folder / "manifest.parquet", quick=quick)
+        except PipelineError as error:
+            raise PipelineError(str(error).replace(temporary, address)) from error
 
 
 def check_summary(manifest: Path) -> dict[str, Any]:

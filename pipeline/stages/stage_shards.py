@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,31 +11,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.addresses import check_ranges, copy_file, read_file
-from pipeline.errors import PipelineError
+from pipeline.addresses import check_ranges, copy_file
 from pipeline.files import sha256_of, write_json
+from pipeline.shards import read_published_summary
 from pipeline.stages import run
 
 logger = logging.getLogger(__name__)
 
 CONNECTIONS = 4
-NEEDED = ("dataset", "split", "sample_rate_hz", "format", "clips", "manifest_sha256", "shards")
-
-
-def read_summary(address: str) -> dict[str, Any]:
-    """The manifest.json at an address; PipelineError if it is none or names files that are not beside it."""
-    path = f"{address}/manifest.json"
-    try:
-        summary = json.loads(read_file(path))
-    except ValueError as error:
-        raise PipelineError(f"{path}: is not JSON ({error}); give the address of one split's shards") from error
-    missing = [name for name in NEEDED if not isinstance(summary, dict) or name not in summary]
-    if missing:
-        raise PipelineError(f"{path}: has no {', '.join(missing)}; it is not what index_shards writes")
-    for shard in summary["shards"]:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", shard["shard"]) or shard["tar"] != f"{shard['shard']}.tar":
-            raise PipelineError(f"{path}: {shard['tar']!r} is not the name of a shard's tar")
-    return summary
 
 
 def stage_tar(address: str, folder: Path, shard: Mapping[str, Any]) -> bool:
@@ -60,7 +41,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
 
     address = args.address.rstrip("/")
-    summary = read_summary(address)
+    summary = read_published_summary(address)
     shards = summary["shards"]
     if args.tars == "remote":
         for shard in tqdm(shards, unit="shard", disable=None):

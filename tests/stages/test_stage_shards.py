@@ -6,6 +6,7 @@ import http.server
 import json
 import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -17,10 +18,11 @@ import pytest
 from audio_files import assert_refused, run_stage
 from torch.utils.data import DataLoader
 
+from pipeline.__main__ import main
 from pipeline.errors import PipelineError
 from pipeline.inspection.targets import find_target
 from pipeline.inspection.verification import verify
-from pipeline.shards import open_shards
+from pipeline.shards import open_shards, read_manifest
 from pipeline.stages import stage_shards
 from pipeline.streaming import stream_clips
 from pipeline.training.batches import PairedBatches
@@ -134,8 +136,6 @@ def test_training_batches_are_the_same_read_from_afar(tiny_study, server, tmp_pa
     for name in ("labeled", "unlabeled"):
         folder = stage(f"{address}/{name}/train", tmp_path / name / "train", "--tars", "remote")
         assert not list(folder.glob("*.tar"))
-        with pytest.raises(PipelineError, match=rf"its tars lie at {address}/{name}/train"):
-            verify(find_target(folder), shards=None, quick=False)
     asked.clear()
     here, there = (PairedBatches(tiny_study.pairs("composed"), shards) for shards in (tiny_study.shards, tmp_path))
     for workers in (0, 2):
@@ -176,6 +176,60 @@ def test_tars_that_changed_at_their_address_are_found_before_the_first_step(
     tar.unlink()
     with pytest.raises(PipelineError, match=rf"{address}/unlabeled/train/{tar.name}: not found"):
         PairedBatches(pairs, tmp_path)
+
+
+def verified(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    main(["verify", *map(str, arguments)])
+    return capsys.readouterr().out
+
+
+def test_tars_at_an_address_are_verified_there_to_the_byte(
+    server, published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, asked = server
+    place = f"{address}/labeled/train"
+    folder = stage(place, tmp_path / "train", "--tars", "remote")
+    (scratch := tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    for path in (folder, place, f"{place}/"):
+        asked.clear()
+        assert re.match(
+            rf"{place}: ok: shards 2, .* \(SHA-256 of all and of each of 24 clips\)", verified(capsys, path)
+        )
+        assert sum(path.endswith(".tar") for path in asked) == 2, "each tar once"
+        asked.clear()
+        assert f"{place}: ok: " in verified(capsys, path, "--quick")
+        assert not any(path.endswith(".tar") for path in asked)
+    row = read_manifest(folder / "manifest.parquet").to_pylist()[9]
+    tar = published / "labeled" / "train" / f"{row['shard']}.tar"
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[: row["pcm_offset"]] + bytes([whole[row["pcm_offset"]] ^ 1]) + whole[row["pcm_offset"] + 1 :])
+    named = rf"{place}: 1 of 2 shards and 1 of 48 members damaged; the first: {tar.name}: .*{row['key']}\.wav: SHA-256"
+    for path in (folder, place):
+        with pytest.raises(PipelineError, match=named):
+            verified(capsys, path)
+        assert "sizes alone" in verified(capsys, path, "--quick")
+    tar.unlink()
+    for arguments in ([], ["--quick"]):
+        with pytest.raises(PipelineError, match=rf"{place}/{tar.name}: not found"):
+            verified(capsys, place, *arguments)
+    assert not list(scratch.iterdir()), "nothing that was fetched is left"
+
+
+def test_a_summary_at_an_address_that_contradicts_its_manifest_is_named_by_the_address(
+    server, published: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address, _ = server
+    path = published / "labeled/train/manifest.json"
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps(summary | {"rows": 25}))
+    with pytest.raises(PipelineError, match=rf"^{address}/labeled/train/manifest.json: rows is 25, .* has 24;"):
+        verified(capsys, f"{address}/labeled/train")
+    path.write_text(json.dumps(summary | {"shards": [{"shard": "00000"}]}))
+    with pytest.raises(
+        PipelineError, match=rf"^{address}/labeled/train/manifest.json: has no shards.tar, shards.bytes"
+    ):
+        verified(capsys, f"{address}/labeled/train")
 
 
 @pytest.mark.parametrize("server", [False], indirect=True)
