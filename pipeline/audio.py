@@ -25,6 +25,8 @@ FULL_SCALE = 32768
 BYTES_PER_FRAME = 2
 SILENT_BELOW_DBFS = -80.0  # a peak of 3 steps of 16 bits: dither and DC offsets of dead recordings
 TRUNCATED_BY_S = 0.1  # headers are off by a few frames in files that are whole
+CHANNELS = ("mean", "first")
+"""What is kept of a file's channels: their mean, or the first alone."""
 SHORT_CLIPS = ("repeat", "pad")
 """What fills the window of a clip that is shorter than it; `fit_window` says what each does."""
 _BLOCK_SAMPLES = 1 << 19  # 2 MB of float32: a three-hour file needs no more memory for decoding than a short one
@@ -62,13 +64,17 @@ class Recording:
         return np.frombuffer(self.wav, "<i2", offset=WAV_HEADER_BYTES)
 
 
-def read_recording(source: str | Path | bytes, *, sample_rate_hz: int, min_duration_s: float) -> Recording:
-    """The mean of a file's channels at `sample_rate_hz`, decoded and resampled (soxr HQ) block by block.
+def read_recording(
+    source: str | Path | bytes, *, sample_rate_hz: int, min_duration_s: float, channels: str = "mean"
+) -> Recording:
+    """The mean of a file's channels, or the first, at `sample_rate_hz`, decoded and resampled (soxr HQ) by blocks.
 
-    source: the file's path, or its bytes. Raises UnusableAudio for audio that is empty, undecodable, truncated, too
-    short, too long, silent or not finite, and PipelineError when the file itself cannot be opened, which is a matter of
-    the disk and not of the clip.
+    source: the file's path, or its bytes. channels: one of `CHANNELS`. Raises UnusableAudio for audio that is empty,
+    undecodable, truncated, too short, too long, silent or not finite, PipelineError when the file itself cannot be
+    opened, which is a matter of the disk and not of the clip, and ValueError for other `channels`.
     """
+    if channels not in CHANNELS:
+        raise ValueError(f"channels {channels!r}; one of {', '.join(CHANNELS)} was expected")
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
             is_empty = not file.read(1)
@@ -80,7 +86,7 @@ def read_recording(source: str | Path | bytes, *, sample_rate_hz: int, min_durat
         raise UnusableAudio("empty", "file of 0 bytes")
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as audio:
-            recording = _read(audio, sample_rate_hz, min_duration_s)
+            recording = _read(audio, sample_rate_hz, min_duration_s, channels)
             if audio.format == "OGG" and not ogg_ends(tail):
                 raise UnusableAudio("truncated", "its last page is not marked as the end of the stream")
             return recording
@@ -104,7 +110,7 @@ def ogg_ends(tail: bytes) -> bool:
     return False
 
 
-def _read(source: soundfile.SoundFile, sample_rate_hz: int, min_duration_s: float) -> Recording:
+def _read(source: soundfile.SoundFile, sample_rate_hz: int, min_duration_s: float, channels: str) -> Recording:
     wav = io.BytesIO()
     wav.write(bytes(WAV_HEADER_BYTES))
     resampler = None
@@ -118,7 +124,8 @@ def _read(source: soundfile.SoundFile, sample_rate_hz: int, min_duration_s: floa
         block_SC = source.read(out=buffer_SC)
         decoded += len(block_SC)
         is_last = len(block_SC) == 0
-        mono_S = block_SC[:, 0] if source.channels == 1 else block_SC @ weights_C
+        is_one = source.channels == 1 or channels == "first"
+        mono_S = np.ascontiguousarray(block_SC[:, 0]) if is_one else block_SC @ weights_C
         if resampler is not None:
             mono_S = resampler.resample_chunk(mono_S, last=is_last)
         if not np.isfinite(mono_S).all():  # a NaN or infinite sample stays so in the mean and the filter

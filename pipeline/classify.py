@@ -34,7 +34,7 @@ def classify(run: Path, root: Path, template: str) -> tuple[dict[str, Any], NDAr
     model = load_model(run, device=str(choose_device(None)))
     prompt_KD = embed_texts(model, prompts, BATCH_SIZE)
     check_vectors(prompt_KD, lambda row: repr(prompts[row]))
-    audio_ND = embed_files(model, clips.paths, WINDOWS, BATCH_SIZE)
+    audio_ND = embed_files(model, clips.paths, WINDOWS, BATCH_SIZE, model.channels)
     check_vectors(audio_ND, lambda row: str(clips.paths[row]))
 
     counts_KK = confusion(unit_rows(audio_ND), unit_rows(prompt_KD), clips.class_of_clip_N)

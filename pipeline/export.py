@@ -19,6 +19,7 @@ MODEL_FILES = ("model.safetensors", "model.json", "tokenizer.json")
 RECORDS = ("training.json", "learning_curves.svg")
 MSCLAP = "msclap-"
 """How the names of ms-clap's backbones begin; the rest is the version that msclap's wrapper is asked for."""
+CHANNELS = {"mean": "the mean of the channels", "first": "the first channel"}
 SHORT_CLIPS = {"repeat": "again and again", "pad": "with silence behind it"}
 SMALL_STUDY = "soundscapes of the small study, in this dataset's layout"
 
@@ -127,7 +128,7 @@ def source_of(run: Path, split: Sequence[str]) -> str:
 def model_card(run: Path, description: dict[str, Any], account: dict[str, Any], figures: list[dict[str, Any]]) -> str:
     """README.md with the front matter of the Hugging Face hub."""
     settings, data, backbone = account["settings"], account["data"], description["backbone"]
-    short_clips = description.get("short_clips", "repeat")
+    short_clips, channels = description.get("short_clips", "repeat"), description.get("channels", "mean")
     splits = {role: [Path(folder).parts[-2:] for folder in data[role]] for role in ("labeled", "unlabeled")}
     sources = {split: source_of(run, split) for role in splits.values() for split in role}
     soundscapes = backbone == "mini" or SMALL_STUDY in sources.values()
@@ -139,9 +140,9 @@ def model_card(run: Path, description: dict[str, Any], account: dict[str, Any], 
             "",
             f"An audio-text model with one joint space for sounds and captions, fine-tuned from `{backbone}`"
             + (", the small backbone that the study makes itself." if backbone == "mini" else "."),
-            f"It hears {description['window_s']} s of mono audio at {description['sample_rate_hz']:,} Hz, a shorter "
-            f"sound {SHORT_CLIPS[short_clips]}; its embeddings have {description['embedding_dim']} values and are not "
-            "normalised.",
+            f"It hears {description['window_s']} s of mono audio ({CHANNELS[channels]}) at "
+            f"{description['sample_rate_hz']:,} Hz, a shorter sound {SHORT_CLIPS[short_clips]}; its embeddings have "
+            f"{description['embedding_dim']} values and are not normalised.",
             "",
             *usage(backbone, short_clips),
             "## Training",

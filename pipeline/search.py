@@ -74,7 +74,7 @@ def search(query: str | Path, run: Path, split: Path, *, captions: bool = False,
     if isinstance(query, str):
         query_1D = embed_texts(model, [query], BATCH_SIZE)
     else:
-        query_1D = embed_files(model, [query], WINDOWS, BATCH_SIZE)
+        query_1D = embed_files(model, [query], WINDOWS, BATCH_SIZE, shards.channels)
     check_vectors(query_1D, lambda row: repr(str(query)))
     rows, scores = nearest(index, unit_rows(query_1D)[0], top)
     clips = clip_of_text[rows] if captions else rows

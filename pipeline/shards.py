@@ -77,6 +77,8 @@ class ShardFacts:
     sha256: str
     rows_digest: str
     """Of the catalog's rows that it was made from (`pipeline.assignment.digest_of`)."""
+    channels: str = "mean"
+    """What was kept of its files' channels (`pipeline.audio.CHANNELS`); earlier versions kept the mean."""
 
 
 FACTS_KEY = b"shard"
@@ -152,6 +154,7 @@ class ShardReader:
         self.split: str = summary["split"]
         self.format: str = summary["format"]
         self.sample_rate_hz: int = summary["sample_rate_hz"]
+        self.channels: str = summary["channels"]
         self.manifest_sha256: str = summary["manifest_sha256"]
         self._is_remote = "address" in summary
         self._place = summary.get("address", str(folder))
@@ -385,7 +388,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     summary = read_json(path)
     if missing := _missing_facts(summary):
         raise PipelineError(f"{path}: has no {', '.join(missing[:3])}; make it again with index_shards")
-    return summary
+    return {"channels": "mean", **summary}  # which earlier versions kept, and did not say
 
 
 def _missing_facts(summary: Mapping[str, Any]) -> list[str]:
@@ -468,7 +471,7 @@ def read_rows(path: Path) -> tuple[pa.Table, ShardFacts]:
     footer = (table.schema.metadata or {}).get(FACTS_KEY)
     if footer is None:
         raise PipelineError(f"{path}: is not a shard's row file, its footer tells of no tar; make it with shard_audio")
-    told = json.loads(footer)
+    told = {"channels": "mean", **json.loads(footer)}
     if told.keys() != {field.name for field in fields(ShardFacts)}:
         raise PipelineError(f"{path}: was made by another version of shard_audio; make it again")
     return table, ShardFacts(**told)

@@ -20,5 +20,5 @@ shard=$(python -c 'import sys; from pathlib import Path; from pipeline.assignmen
 print(read_assignment(Path(sys.argv[1]), int(sys.argv[2]))[int(sys.argv[3])].shard)' \
     "$catalog" "$clips" "$SLURM_ARRAY_TASK_ID")
 srun python -m pipeline.stages.shard_audio --catalog "$catalog" --shard "$shard" --clips-per-shard "$clips" \
-    --sample-rate-hz 44100 --format wav --min-duration-s 0.5 \
+    --sample-rate-hz 44100 --format wav --channels mean --min-duration-s 0.5 \
     --tar "$folder/$shard.tar" --rows "$folder/$shard.parquet" "${@:3}"

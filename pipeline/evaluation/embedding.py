@@ -46,8 +46,12 @@ def embed_audio(model: ClapModel, shards: ShardReader, windows: str, batch_size:
     return embed_windows(model, clips, len(shards), batch_size)
 
 
-def embed_files(model: ClapModel, paths: Sequence[Path], windows: str, batch_size: int) -> NDArray[np.float32]:
+def embed_files(
+    model: ClapModel, paths: Sequence[Path], windows: str, batch_size: int, channels: str
+) -> NDArray[np.float32]:
     """Embeddings (N, D) of audio files in any format and at any rate, each as it would be from shards.
+
+    channels: what is kept of a file's, as of the shards that the embeddings are compared with, or `model.channels`.
 
     Raises PipelineError that names a file which cannot be used.
     """
@@ -55,7 +59,9 @@ def embed_files(model: ClapModel, paths: Sequence[Path], windows: str, batch_siz
     def clips() -> Iterator[list[NDArray[np.int16]]]:
         for path in paths:
             try:
-                samples_S = read_recording(path, sample_rate_hz=model.sample_rate_hz, min_duration_s=0).samples_S
+                samples_S = read_recording(
+                    path, sample_rate_hz=model.sample_rate_hz, min_duration_s=0, channels=channels
+                ).samples_S
             except UnusableAudio as error:
                 raise PipelineError(f"{path}: {error.reason.replace('_', ' ')} ({error})") from error
             if len(samples_S) < model.window_frames:

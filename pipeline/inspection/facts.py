@@ -200,6 +200,7 @@ def summary_facts(manifest: Path) -> dict[str, Any]:
         "split": summary["split"],
         "format": summary["format"],
         "sample_rate_hz": summary["sample_rate_hz"],
+        "channels": summary["channels"],
         "shards": len(shards),
         "shards_beside": sum((manifest.parent / shard["tar"]).is_file() for shard in shards),
         "bytes": sum(shard["bytes"] for shard in shards),

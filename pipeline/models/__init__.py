@@ -65,6 +65,7 @@ def save_model(model: ClapModel, folder: str | Path) -> None:
             "sample_rate_hz": model.sample_rate_hz,
             "window_s": model.window_s,
             "short_clips": model.short_clips,
+            "channels": model.channels,
             "embedding_dim": model.embedding_dim,
             "token_dim": model.token_dim,
             "architecture": model.architecture,
@@ -81,14 +82,15 @@ def save_model(model: ClapModel, folder: str | Path) -> None:
 
 
 def _load_saved(folder: Path) -> ClapModel:
-    from pipeline.audio import SHORT_CLIPS
+    from pipeline.audio import CHANNELS, SHORT_CLIPS
 
+    known_ways = {"short_clips": SHORT_CLIPS, "channels": CHANNELS}
     file = _present(folder / "model.json")
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         version, backbone = settings["format_version"], settings["backbone"]
-        # Older versions knew neither other sizes of a backbone nor several pseudo-tokens nor padding, and name none.
-        short_clips = settings.get("short_clips", "repeat")
+        # Older versions knew one size of a backbone, one pseudo-token and one way to hear a file, and name none.
+        hearing = {name: settings.get(name, ways[0]) for name, ways in known_ways.items()}
         architecture = dict(settings.get("architecture", {}))
         a2t = settings["a2t"] and {
             "hidden_layers": settings["a2t"]["hidden_layers"],
@@ -99,8 +101,9 @@ def _load_saved(folder: Path) -> ClapModel:
         raise PipelineError(
             f"{file}: not the description of a saved model ({error!r}); make the model again"
         ) from error
-    if short_clips not in SHORT_CLIPS:
-        raise PipelineError(f"{file}: short_clips is {short_clips!r}; this version knows {', '.join(SHORT_CLIPS)}")
+    for name, value in hearing.items():
+        if value not in known_ways[name]:
+            raise PipelineError(f"{file}: {name} is {value!r}; this version knows {', '.join(known_ways[name])}")
     if version != FORMAT_VERSION or backbone not in BACKBONES:
         raise PipelineError(
             f"{file}: format {version} of backbone {backbone!r}; this version reads format {FORMAT_VERSION} of "
@@ -114,7 +117,7 @@ def _load_saved(folder: Path) -> ClapModel:
 
     module = _module_of(backbone)
     model = module.build(read_tokenizer(_present(folder / "tokenizer.json"), module.TEXT), **architecture)
-    model.short_clips = short_clips
+    model.short_clips, model.channels = hearing["short_clips"], hearing["channels"]
     if a2t is not None:
         model.add_a2t(**a2t)
     file = _present(folder / "model.safetensors")

@@ -36,8 +36,9 @@ class ClapModel(nn.Module):
     audio_encoder: a module from windows (B, S) to embeddings (B, D).
     architecture: what `build` of the backbone's module needs besides the tokenizer to make the model again.
 
-    `short_clips` is what filled the windows of short clips in training (`pipeline.audio.fit_window`), and does wherever
-    the model hears a clip; the published backbones repeat them.
+    `short_clips` is what filled the windows of short clips in training (`pipeline.audio.fit_window`), and `channels`
+    what was kept of the channels of files (`CHANNELS` there); so it is wherever the model hears a clip. The published
+    backbones repeat short clips and hear the mean.
     `logit_scale` is the logarithm of what multiplies the cosines. `a2t` is None until `add_a2t`.
     `train()` leaves the encoders deterministic and BatchNorm fixed unless `set_training_mode` asked otherwise.
     """
@@ -58,6 +59,7 @@ class ClapModel(nn.Module):
         self.window_s = BACKBONES[backbone].window_s
         self.window_frames = BACKBONES[backbone].window_frames
         self.short_clips = "repeat"
+        self.channels = "mean"
         self.token_dim = caption_encoder.token_dim
         self.embedding_dim = embedding_dim
         self.tokenizer = tokenizer

@@ -37,10 +37,12 @@ def check_shard(path: Path, facts: ShardFacts, reference: ShardFacts, assignment
             f"{path}: was made of other rows than the catalog has for shard {assignment.shard}; make it again with "
             "shard_audio"
         )
-    if (facts.format, facts.sample_rate_hz) != (reference.format, reference.sample_rate_hz):
+    own, other = (f"{shard.format} at {shard.sample_rate_hz} Hz" for shard in (facts, reference))
+    if own == other:
+        own, other = (f"of the {shard.channels} of the channels" for shard in (facts, reference))
+    if own != other:
         raise PipelineError(
-            f"{path}: {facts.format} at {facts.sample_rate_hz} Hz, shard {reference.shard} is {reference.format} at "
-            f"{reference.sample_rate_hz} Hz; make all shards again with the same settings"
+            f"{path}: {own}, shard {reference.shard} is {other}; make all shards again with the same settings"
         )
     check_tar(path.with_suffix(".tar"), facts.bytes, None)
 
@@ -90,6 +92,7 @@ def summarize(manifest: Path, facts: Sequence[ShardFacts]) -> dict[str, Any]:
         "split": split,
         "sample_rate_hz": rate,
         "format": facts[0].format,
+        "channels": facts[0].channels,
         "rows": statuses.total(),
         "clips": statuses[OK],
         "duration_s": round(frames / rate, 3),

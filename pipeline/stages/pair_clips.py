@@ -51,8 +51,11 @@ def check_fraction(parser: argparse.ArgumentParser, flag: str, fraction: float) 
 
 
 def check_shards(manifests: list[Path], sample_rate_hz: int) -> None:
-    """Raise when a split was sharded for another backbone; warn when the leak guard is blind between formats."""
-    formats = set()
+    """Raise when a split was sharded for another backbone, or two of them kept other channels of their files.
+
+    Warns when the leak guard is blind between formats.
+    """
+    formats, kept = set(), {}
     for path in manifests:
         summary = path.with_suffix(".json")
         if not (path.exists() and summary.exists()):
@@ -60,10 +63,14 @@ def check_shards(manifests: list[Path], sample_rate_hz: int) -> None:
         facts = read_summary(summary)
         found = facts["sample_rate_hz"]
         formats.add(facts["format"])
+        kept[facts["channels"]] = path
         if found != sample_rate_hz:
             raise PipelineError(
                 f"{path}: shards are at {found} Hz, the backbone hears {sample_rate_hz} Hz; make them again"
             )
+    if len(kept) > 1:
+        told = " and ".join(f"the {channels} of the channels ({path})" for channels, path in sorted(kept.items()))
+        raise PipelineError(f"the shards kept {told}; make them again with one shards.channels for all")
     if len(formats) > 1:
         logger.warning(
             "shards of %s: the same audio has another checksum in each, so that held-out clips without a source id are "

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.assignment import FIRST_SHARD, digest_of, read_shard
-from pipeline.audio import WAV_HEADER_BYTES, UnusableAudio, flac_of, read_recording
+from pipeline.audio import CHANNELS, WAV_HEADER_BYTES, UnusableAudio, flac_of, read_recording
 from pipeline.catalogs import OK, REASONS
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_atomically, write_parquet
@@ -36,6 +36,7 @@ def write_clips(
     sample_rate_hz: int,
     audio_format: str,
     min_duration_s: float,
+    channels: str,
 ) -> list[dict[str, Any]]:
     """Append the clips to a tar and return the manifest's row of each, with a reason where the audio cannot be used."""
     rows = []
@@ -48,7 +49,9 @@ def write_clips(
             source = clip["path"] if clip["member"] is None else members.read(clip["path"], clip["member"])
             if source is None:
                 raise UnusableAudio("missing_file", "the row holds no bytes")
-            recording = read_recording(source, sample_rate_hz=sample_rate_hz, min_duration_s=min_duration_s)
+            recording = read_recording(
+                source, sample_rate_hz=sample_rate_hz, min_duration_s=min_duration_s, channels=channels
+            )
         except UnusableAudio as error:
             status, wording = REASONS[error.reason]
             row |= {"status": status, "reason": error.reason}
@@ -95,6 +98,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--format", choices=["wav", "flac"], required=True, help="wav: read by offset; flac: half the size"
     )
+    parser.add_argument(
+        "--channels", choices=CHANNELS, default="mean", help="what is kept of several (default: %(default)s)"
+    )
     parser.add_argument("--min-duration-s", type=float, default=0.1, help="drop shorter clips (default: %(default)s)")
     parser.add_argument("--tar", type=Path, required=True, help="tar file to write")
     parser.add_argument("--rows", type=Path, required=True, help="Parquet file to write")
@@ -126,11 +132,13 @@ def main(argv: list[str]) -> None:
                 sample_rate_hz=args.sample_rate_hz,
                 audio_format=args.format,
                 min_duration_s=args.min_duration_s,
+                channels=args.channels,
             )
         facts = ShardFacts(
             shard=args.shard,
             format=args.format,
             sample_rate_hz=args.sample_rate_hz,
+            channels=args.channels,
             clips=sum(row["status"] == OK for row in rows),
             bytes=temporary.stat().st_size,
             sha256=sha256_of(temporary),

@@ -216,7 +216,7 @@ def train(
 ) -> str:
     """Train `model` in place on the batches of `pairs`; resume from `checkpoints` when there is one.
 
-    From here on the model takes short clips as the pairs do (`model.short_clips`).
+    From here on the model takes short clips as the pairs do (`model.short_clips`), and channels as the shards.
 
     Comes back with `FINISHED`. A training that diverges raises, or, where it `may_diverge`, ends there and comes back
     with what happened; its weights are then of no use.
@@ -232,7 +232,7 @@ def train(
         )
     batches = PairedBatches(pairs, shards, processes.rank, processes.count, verify=machine.verify_shards)
     check_mixing(batches, settings, pairs)
-    model.short_clips = batches.drawing.short_clips
+    model.short_clips, model.channels = batches.drawing.short_clips, batches.channels
     if settings.batch_norm == "synchronized":
         synchronize_batch_norms(model.audio_encoder)
     model.to(processes.device).set_training_mode(

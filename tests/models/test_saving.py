@@ -55,16 +55,16 @@ def test_f_a2t_saved_without_a_number_of_tokens_gives_one(small: ClapModel, tmp_
     assert loaded is not None and loaded.tokens == 1
 
 
-def test_what_fills_the_windows_of_short_clips_is_saved_and_known_without_an_entry(
-    small: ClapModel, tmp_path: Path
-) -> None:
-    small.short_clips = "pad"
+def test_how_a_model_hears_a_file_is_saved_and_known_without_an_entry(small: ClapModel, tmp_path: Path) -> None:
+    small.short_clips, small.channels = "pad", "first"
     save_model(small, tmp_path)
-    assert load_model(tmp_path).short_clips == "pad" and load_model("mini").short_clips == "repeat"
+    loaded, new = load_model(tmp_path), load_model("mini")
+    assert (loaded.short_clips, loaded.channels) == ("pad", "first")
     settings = json.loads((tmp_path / "model.json").read_text())
-    del settings["short_clips"]  # as older versions wrote it
+    del settings["short_clips"], settings["channels"]  # as older versions wrote it
     (tmp_path / "model.json").write_text(json.dumps(settings))
-    assert load_model(tmp_path).short_clips == "repeat"
+    older = load_model(tmp_path)
+    assert (older.short_clips, older.channels) == (new.short_clips, new.channels) == ("repeat", "mean")
 
 
 def test_equal_models_give_equal_files(small: ClapModel, tmp_path: Path) -> None:
@@ -93,7 +93,14 @@ def test_file_cut_in_half_is_named(small: ClapModel, tmp_path: Path, name: str) 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("format_version", 2), ("backbone", "laion"), ("a2t", {"width": 3}), ("a2t", [1]), ("short_clips", "zeros")],
+    [
+        ("format_version", 2),
+        ("backbone", "laion"),
+        ("a2t", {"width": 3}),
+        ("a2t", [1]),
+        ("short_clips", "zeros"),
+        ("channels", 2),
+    ],
 )
 def test_description_of_another_version_is_refused(small: ClapModel, tmp_path: Path, key: str, value: object) -> None:
     save_model(small, tmp_path)

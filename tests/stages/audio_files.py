@@ -70,10 +70,12 @@ def shard_arguments(
     clips: int = 9,
     rate: int = RATE,
     audio_format: str = "wav",
+    channels: str | None = None,
 ) -> list[str]:
     return [
         *("--catalog", str(catalog), "--shard", shard, "--clips-per-shard", str(clips)),
         *("--sample-rate-hz", str(rate), "--format", audio_format),
+        *([] if channels is None else ["--channels", channels]),
         *("--tar", str(folder / f"{shard}.tar"), "--rows", str(folder / f"{shard}.parquet")),
     ]
 

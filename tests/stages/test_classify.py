@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from pipeline.__main__ import main
 from pipeline.classify import classify
 from pipeline.errors import PipelineError
 from pipeline.evaluation.classification import confusion, prompts_of, wilson_interval
 from pipeline.evaluation.embedding import embed_files, embed_texts
-from pipeline.models import load_model
+from pipeline.models import load_model, save_model
 
 RECORDINGS = Path(__file__).parents[2] / "data" / "recordings"
 FAMILIES = ("animals", "water", "signals")
@@ -58,7 +59,7 @@ def test_every_recording_goes_to_the_class_of_the_nearest_prompt(tiny_study, fol
     expected = np.zeros((3, 3))
     prompts = embed_texts(model, [f"this is a sound of {name}" for name in classes], 64)
     for name, family in chosen:
-        vector = embed_files(model, [RECORDINGS / "audio" / name], "mean", 1)[0]
+        vector = embed_files(model, [RECORDINGS / "audio" / name], "mean", 1, "mean")[0]
         cosine = prompts @ vector / np.linalg.norm(prompts, axis=1)
         expected[classes.index(family), cosine.argmax()] += 1
     assert counts.tolist() == expected.tolist()
@@ -67,6 +68,42 @@ def test_every_recording_goes_to_the_class_of_the_nearest_prompt(tiny_study, fol
     assert accuracy["low"] < accuracy["accuracy"] < accuracy["high"]
     assert (accuracy["clips"], accuracy["classes"]) == (12, 3)
     assert [row["accuracy"] for row in facts["classes"]] == pytest.approx((100 * np.diag(expected) / 4).tolist())
+
+
+def test_files_are_heard_by_the_channels_of_the_models_training(tiny_study, tmp_path, chosen):
+    """A recording in the first channel, the next one in the second: counts are those of the first ones alone."""
+    sounds = [soundfile.read(RECORDINGS / "audio" / name, always_2d=True)[0][:, 0] for name, _ in chosen]
+    for number, (_, family) in enumerate(chosen):
+        own, other = sounds[number], np.resize(sounds[number - 1], len(sounds[number]))
+        for folder, samples in (("mono", own), ("stereo", np.stack([own, other], axis=1))):
+            path = tmp_path / folder / family / f"{number}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, samples, 16_000)
+    model = load_model(tiny_study.pretrained)
+    model.channels = "first"
+    save_model(model, tmp_path / "run")
+    vectors = {
+        run: [embedded(run, tmp_path / folder) for folder in ("mono", "stereo")]
+        for run in (tiny_study.pretrained, tmp_path / "run")
+    }
+    mono, stereo = vectors[tmp_path / "run"]
+    assert np.array_equal(mono, stereo)
+    mono, stereo = vectors[tiny_study.pretrained]
+    assert (np.abs(mono - stereo).max(axis=1) > 1e-4).all()
+
+
+def embedded(run, root):
+    """What `classify` embeds of a folder."""
+    found = []
+
+    def keep(*arguments):
+        found.append(embed_files(*arguments))
+        return found[0]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pipeline.classify.embed_files", keep)
+        classify(run, root, "this is a sound of {class}")
+    return found[0]
 
 
 def test_esc50_layout_gives_what_folders_give(tiny_study, folders, esc50):

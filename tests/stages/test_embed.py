@@ -123,7 +123,7 @@ def test_files_give_the_embeddings_of_shards(tmp_path, tiny_study, model):
     rows = pd.read_parquet(tiny_study.manifest("labeled"))
     folder = tiny_study.folder / "raw" / "labeled" / "train"
     files = [folder / Path(name).name for name in rows["source_name"]]
-    np.testing.assert_array_equal(embed_files(model, files, "mean", 5), found["audio"])
+    np.testing.assert_array_equal(embed_files(model, files, "mean", 5, "mean"), found["audio"])
 
 
 def test_a_model_trained_with_padding_pads_short_clips_of_shards_and_files(tmp_path, tiny_study, raw_audio):
@@ -140,10 +140,24 @@ def test_a_model_trained_with_padding_pads_short_clips_of_shards_and_files(tmp_p
     np.testing.assert_allclose(found, np.array([embed_windows(model, [window]) for window in padded]), atol=1e-5)
     names = pd.read_parquet(tiny_study.manifest("labeled"))["source_name"]
     files = [tiny_study.folder / "raw" / "labeled" / "train" / Path(name).name for name in names]
-    np.testing.assert_array_equal(embed_files(load_model(tmp_path / "model"), files, "first", 5), found)
+    np.testing.assert_array_equal(embed_files(load_model(tmp_path / "model"), files, "first", 5, "mean"), found)
     repeated = run_stage(tiny_study, tmp_path / "repeated.npz", "--windows", "first")["audio"]
     is_short = np.array([len(samples) < WINDOW for samples in raw_audio.values()])
     assert (np.abs(found - repeated).max(axis=1) > 1e-4).tolist() == is_short.tolist()
+
+
+def test_files_give_the_first_channel_where_it_is_asked(tmp_path, tiny_study, model):
+    left, right = (
+        soundfile.read(tiny_study.folder / "raw" / "labeled" / "train" / f"clip {number}.wav", dtype="int16")[0]
+        for number in (1, 2)
+    )
+    frames = min(len(left), len(right))
+    stereo, mono = tmp_path / "stereo.wav", tmp_path / "left.wav"
+    soundfile.write(stereo, np.stack([left[:frames], right[:frames]], axis=1), 16_000)
+    soundfile.write(mono, left[:frames], 16_000)
+    of_left = embed_files(model, [mono], "mean", 1, "mean")
+    np.testing.assert_array_equal(embed_files(model, [stereo], "mean", 1, "first"), of_left)
+    assert np.abs(embed_files(model, [stereo], "mean", 1, "mean") - of_left).max() > 1e-3
 
 
 def make_shards(tiny_study, folder: Path, *more: str) -> None:

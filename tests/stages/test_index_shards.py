@@ -6,14 +6,17 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 from audio_files import (
     RATE,
     assert_refused,
     index_arguments,
     make_catalog,
     make_shards,
+    noise,
     run_stage,
     shard_arguments,
     shard_names,
@@ -64,6 +67,7 @@ def test_the_summary_tells_the_manifest_and_the_tars(tmp_path: Path, catalog: Pa
         "split": "train",
         "sample_rate_hz": RATE,
         "format": "flac",
+        "channels": "mean",
         "rows": 5,
         "clips": 3,
         "duration_s": 1.8,  # 0.2 + 0.6 + 1.0
@@ -193,3 +197,42 @@ def test_the_command_works_and_refuses_in_one_line(tmp_path: Path, catalog: Path
     finished = run_stage("index_shards", index_arguments(catalog, folder, 2))
     assert finished.returncode == 0, finished.stderr
     assert (folder / "manifest.json").exists()
+
+
+def test_the_split_says_what_it_kept_of_the_channels_and_keeps_one_thing(tmp_path: Path) -> None:
+    (tmp_path / "raw/train").mkdir(parents=True)
+    left, right = noise(0.5, seed=0), noise(0.5, seed=1)
+    for number in range(3):
+        soundfile.write(tmp_path / f"raw/train/clip {number}.wav", np.stack([left, right], axis=1), RATE)
+    catalog = make_catalog(tmp_path / "raw", tmp_path / "catalog.parquet", labeled=False)
+    default = make_shards(catalog, tmp_path / "default", 2)
+    mean, first = (make_shards(catalog, tmp_path / name, 2, channels=name) for name in ("mean", "first"))
+    assert (mean / "manifest.json").read_bytes() == (default / "manifest.json").read_bytes()
+    kept = {"mean": (left + right) / 2, "first": left}
+    for folder in (mean, first):
+        reader = open_shards(folder)
+        assert reader.channels == folder.name
+        np.testing.assert_allclose(reader.read_clip(0) / 32_768, kept[folder.name], atol=2 / 32_768)
+    names = shard_names(catalog, 2)
+    for suffix in ("tar", "parquet"):
+        shutil.copy(first / f"{names[-1]}.{suffix}", mean)
+    with pytest.raises(
+        PipelineError, match=rf"{names[-1]}\.parquet: of the first of the channels, shard 00000 is of the mean"
+    ):
+        index_shards.main(index_arguments(catalog, mean, 2))
+
+
+def test_shards_of_a_version_that_knew_one_way_with_channels_kept_their_mean(tmp_path: Path, catalog: Path) -> None:
+    folder = make_shards(catalog, tmp_path / "out", 2)
+    before = (folder / "manifest.json").read_bytes()
+    for name in shard_names(catalog, 2):
+        table = pq.read_table(folder / f"{name}.parquet")
+        facts = json.loads(table.schema.metadata[b"shard"])
+        del facts["channels"]
+        pq.write_table(table.replace_schema_metadata({"shard": json.dumps(facts)}), folder / f"{name}.parquet")
+    index_shards.main(index_arguments(catalog, folder, 2))
+    assert (folder / "manifest.json").read_bytes() == before
+    summary = json.loads(before)
+    assert summary.pop("channels") == "mean"
+    (folder / "manifest.json").write_text(json.dumps(summary))
+    assert open_shards(folder).channels == "mean"

@@ -105,6 +105,7 @@ def test_a_split_is_told_as_its_audio_and_captions_are(tiny_study, capsys) -> No
         "dataset": "labeled",
         "split": "train",
         "format": "wav",
+        "channels": "mean",
         "sample_rate_hz": 16_000,
         "shards": 2,
         "shards_beside": 2,

@@ -3,6 +3,8 @@
 import collections
 import hashlib
 import itertools
+import json
+import shutil
 import tracemalloc
 
 import numpy as np
@@ -275,6 +277,16 @@ def test_shards_of_two_formats_are_warned_of_because_their_checksums_differ(tiny
     summary.write_text(summary.read_text().replace('"wav"', '"flac"'))
     pair_with(held_out, tmp_path, "drop", tiny_study.manifest("labeled"))
     assert "shards of flac and wav: the same audio has another checksum in each" in caplog.text
+
+
+@pytest.mark.parametrize("role", ["--unlabeled", "--held-out"])
+def test_shards_that_kept_other_channels_are_not_mixed(tiny_study, tmp_path, role):
+    folder = shutil.copytree(tiny_study.manifest("unlabeled").parent, tmp_path / "first")
+    summary = folder / "manifest.json"
+    summary.write_text(json.dumps({**json.loads(summary.read_text()), "channels": "first"}))
+    told = r"kept the first of the channels \(.*first/manifest.parquet\) and the mean of the .* one shards.channels"
+    with pytest.raises(PipelineError, match=told):
+        pair_part(tiny_study, tmp_path / "pairs.parquet", role, str(folder / "manifest.parquet"))
 
 
 def test_clips_without_a_source_id_are_not_taken_for_one_another(tiny_study, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import torch
 
 from pipeline.__main__ import main
@@ -58,6 +59,22 @@ def test_sound_of_a_clip_finds_that_clip_first(tiny_study, run_folder):
     first = search(raw, run_folder, split(tiny_study, "unlabeled"), top=1)[0]
     assert Path(first["source_name"]).name == "clip 3.wav"
     assert first["score"] == pytest.approx(1, abs=1e-4)
+
+
+def test_a_stereo_sound_is_searched_with_as_the_split_keeps_channels(tiny_study, run_folder, tmp_path):
+    """The sound of a clip in the first channel, and of another one in the second."""
+    raw = tiny_study.folder / "raw" / "unlabeled" / "train"
+    first, second = (soundfile.read(raw / f"clip {number}.wav", dtype="int16")[0] for number in (3, 4))
+    stereo = np.stack([first, np.resize(second, len(first))], axis=1)
+    soundfile.write(tmp_path / "stereo.wav", stereo, 16_000)
+    folder = Path(shutil.copytree(split(tiny_study, "unlabeled"), tmp_path / "shards"))
+    found = {}
+    for channels in ("mean", "first"):
+        summary = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps({**summary, "channels": channels}))
+        (found[channels],) = search(tmp_path / "stereo.wav", run_folder, folder, top=1)
+    assert Path(found["first"]["source_name"]).name == "clip 3.wav"
+    assert found["first"]["score"] == pytest.approx(1, abs=1e-4) and found["mean"]["score"] < 0.9999
 
 
 def test_captions_are_ranked_by_sound(tiny_study, run_folder, model):

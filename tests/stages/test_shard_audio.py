@@ -117,6 +117,24 @@ def test_eight_channels_of_any_format_become_their_mean(tmp_path: Path, name: st
     np.testing.assert_allclose(recording.samples_S[middle] / 32_768, expected[middle], atol=0.02)
 
 
+@pytest.mark.parametrize("rate", [RATE, 48_000])
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_the_first_channel_is_that_of_the_file_alone(tmp_path: Path, rate: int, channels: int) -> None:
+    sounds = np.stack([noise(1.3, seed=seed, rate=rate) for seed in range(channels)], axis=1)
+    whole, first = (
+        write_audio(tmp_path / "whole.wav", sounds, rate),
+        write_audio(tmp_path / "a.wav", sounds[:, 0], rate),
+    )
+    expected = read_recording(first, sample_rate_hz=RATE, min_duration_s=0.1)
+    found = read_recording(whole, sample_rate_hz=RATE, min_duration_s=0.1, channels="first")
+    assert found.wav == expected.wav and found.peak_dbfs == expected.peak_dbfs
+    assert found.source_channels == channels
+    mean = read_recording(whole, sample_rate_hz=RATE, min_duration_s=0.1)
+    assert (mean.wav == expected.wav) is (channels == 1)
+    with pytest.raises(ValueError, match="channels 'left'; one of mean, first was expected"):
+        read_recording(whole, sample_rate_hz=RATE, min_duration_s=0.1, channels="left")
+
+
 def test_samples_are_rounded_and_clipped() -> None:
     steps = np.array([0, 0.4, 0.6, -0.6, 32_766.7, 32_768, 60_000, -32_768, -60_000], np.float32) / 32_768
     assert to_int16(steps).tolist() == [0, 0, 1, -1, 32_767, 32_767, 32_767, -32_768, -32_768]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import shutil
 import signal
@@ -145,7 +146,9 @@ def test_batches_are_the_same_on_one_process_and_on_four(tiny_study):
         assert torch.equal(torch.cat([batch.partner_BS for batch in batches]), whole[step].partner_BS)
 
 
-def test_a_training_pads_short_clips_where_its_pairs_say_so_and_its_model_keeps_it(tiny_study, unbroken, tmp_path):
+def test_a_training_pads_short_clips_where_its_pairs_say_so_and_its_model_keeps_that_and_the_channels(
+    tiny_study, unbroken, tmp_path
+):
     pairs, default = tmp_path / "pairs.parquet", tiny_study.pairs("composed")
     manifests = ["--labeled", str(tiny_study.manifest("labeled")), "--unlabeled", str(tiny_study.manifest("unlabeled"))]
     plan = ["--backbone=mini", "--epochs=2", "--batch-size=8", "--seed=0", "--short-clips=pad"]
@@ -162,8 +165,12 @@ def test_a_training_pads_short_clips_where_its_pairs_say_so_and_its_model_keeps_
         for slot, key in enumerate(keys):
             heard = min(frames[key], 40_960)
             assert torch.equal(own[slot, :heard], other[slot, :heard]) and not own[slot, heard:].any()
-    train.main(arguments(tiny_study, tmp_path / "run", "composed", pairs=pairs))
-    assert load_model(tmp_path / "run").short_clips == "pad" and load_model(unbroken).short_clips == "repeat"
+    shards = shutil.copytree(tiny_study.shards, tmp_path / "shards")
+    for path in shards.rglob("manifest.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "channels": "first"}))
+    train.main([*arguments(tiny_study, tmp_path / "run", "composed", pairs=pairs), "--shards", str(shards)])
+    kept = [(model.short_clips, model.channels) for model in map(load_model, (tmp_path / "run", unbroken))]
+    assert kept == [("pad", "first"), ("repeat", "mean")]
     losses = [pq.read_table(run / "training.parquet")["loss"][0].as_py() for run in (tmp_path / "run", unbroken)]
     assert abs(losses[0] - losses[1]) > 1e-4
 

@@ -19,6 +19,7 @@ rule shard_audio:
         clips_per_shard=config["shards"]["clips_per_shard"],
         sample_rate_hz=BACKBONES[config["backbone"]["name"]].sample_rate_hz,
         format=config["shards"]["format"],
+        channels=config["shards"]["channels"],
         min_duration_s=config["shards"]["min_duration_s"],
         clips=shard_clips,
         digest=shard_digest,
@@ -26,7 +27,7 @@ rule shard_audio:
         "python -m pipeline.stages.shard_audio --catalog {input.catalog:q} --shard {wildcards.shard}"
         " --clips-per-shard {params.clips_per_shard} --clips {params.clips} --digest {params.digest}"
         " --sample-rate-hz {params.sample_rate_hz}"
-        " --format {params.format} --min-duration-s {params.min_duration_s}"
+        " --format {params.format} --channels {params.channels} --min-duration-s {params.min_duration_s}"
         " --tar {output.tar:q} --rows {output.rows:q} 2> {log:q}"
 
 
