@@ -13,12 +13,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.downloads import PUBLICATIONS, download
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, printable
 from pipeline.export import describe, export_run
 from pipeline.inspection.facts import facts_of
 from pipeline.inspection.listening import read_slot, write_slot
 from pipeline.inspection.targets import find_target
-from pipeline.inspection.text import printable, render, to_json
+from pipeline.inspection.text import render, to_json
 from pipeline.inspection.verification import verify, verify_published
 
 
@@ -198,6 +198,6 @@ if __name__ == "__main__":
         main(sys.argv[1:])
         sys.stdout.flush()
     except PipelineError as error:
-        sys.exit(f"python -m pipeline: {error}")
+        sys.exit(f"python -m pipeline: {printable(str(error))}")
     except BrokenPipeError:  # the reader of a pipe, head for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

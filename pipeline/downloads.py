@@ -183,6 +183,8 @@ def _open(session: requests.Session, method: str, url: str, headers: dict[str, s
         ) from error
     except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
         raise _PassingError(str(error)) from error
+    except (requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema) as error:
+        raise PipelineError(f"{url}: is no address of a web server; give one that begins with https://") from error
     except requests.exceptions.RequestException as error:
         raise PipelineError(f"{url}: cannot be asked for ({error})") from error
     if response.status_code in PASSING:
@@ -306,8 +308,8 @@ def fetch(session: requests.Session, url: str, path: Path, check: Callable[[Path
     fails its check, in which case what had arrived is removed.
     """
     part = path.with_name(f"{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         _retried(url, lambda: _fetch_rest(session, url, part), lambda: _size(part))
     except OSError as error:
         raise PipelineError(f"{part}: cannot be written ({error.strerror}); run the command again to go on") from error

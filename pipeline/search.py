@@ -18,11 +18,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.devices import choose_device
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, printable
 from pipeline.evaluation.embedding import BATCH_SIZE, captions_of, embed_audio, embed_files, embed_texts
 from pipeline.evaluation.vectors import check_vectors, nearest, unit_rows
 from pipeline.files import sha256_of, write_atomically
-from pipeline.inspection.text import printable
 from pipeline.models import load_model
 from pipeline.shards import ShardReader, open_shards
 

@@ -292,6 +292,16 @@ def test_killed_and_run_again_gives_the_same_file(publisher, tmp_path):
     assert (tmp_path / "train.csv").read_bytes() == publisher.files["train.csv"]
 
 
+def test_a_folder_that_cannot_be_made_and_an_address_of_no_server_are_refused(publisher, tmp_path):
+    (tmp_path / "file").touch()
+    publisher.files["val.csv"] = b"a list"
+    with pytest.raises(PipelineError, match=r"file/data/val\.csv\.part: cannot be written \(Not a directory\)"):
+        download("audiocaps", tmp_path / "file" / "data", splits=["val"], address=publisher.address)
+    for address in ("example.org/lists", "ftp://example.org/lists"):
+        with pytest.raises(PipelineError, match=rf"{address}/val\.csv: is no address of a web server; give one that"):
+            download("audiocaps", tmp_path, splits=["val"], address=address)
+
+
 def test_an_unknown_split_is_refused_with_those_there_are(tmp_path):
     with pytest.raises(PipelineError, match='audiocaps: no split "validation"; it has train, val, test'):
         run_download("audiocaps", "--to", tmp_path, "--splits", "validation")

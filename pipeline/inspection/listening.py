@@ -113,6 +113,10 @@ def write_slot(sounds: list[Sound], sample_rate_hz: int, folder: Path, title: st
 
     The composed sound, (x + u) / 2 of Eq. (11), has a bit more than 16 and is written exactly, as 24-bit PCM.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PipelineError(f"{folder}: cannot be made ({error.strerror}); give another folder with --out") from error
     for name in ("labeled", "partner", "composed"):
         (folder / f"{name}.wav").unlink(missing_ok=True)  # of a slot that was written here before
     for sound in sounds:

@@ -71,6 +71,8 @@ def find_target(path: Path) -> Target:
             return Target("shards", path / "manifest.parquet")
         if {"model.json", "training.parquet"} & set(names):
             return Target("run", path)
+        if "checkpoints" in names:
+            raise PipelineError(f"{path}: a run whose training has not ended; logs/train/ shows how far it is")
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         found = f"holds {', '.join(names[:5])}{more}" if names else "is empty"
         raise PipelineError(f"{path}: a folder that {found}; {ACCEPTED}")

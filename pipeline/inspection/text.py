@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.errors import printable
+
 
 def to_json(facts: Mapping[str, Any]) -> str:
     """One JSON object; null stands for what is not finite, for which JSON has no number."""
@@ -88,8 +90,3 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return printable(str(value))
-
-
-def printable(text: str) -> str:
-    """The text with escapes for line breaks and for codes that a terminal would obey."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, printable
 
 SECONDS_TO_BE_ENDED = 5
 """torchrun looks at its processes ten times a second."""
@@ -29,4 +29,4 @@ def run(main: Callable[[list[str]], None]) -> None:
             # while it waits. An error that this one alone meets is said here.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(SECONDS_TO_BE_ENDED)
-        sys.exit(f"{Path(sys.argv[0]).stem}: {error}")
+        sys.exit(f"{Path(sys.argv[0]).stem}: {printable(str(error))}")

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from audio_files import index_arguments, make_catalog, make_shards, write_folder
+from audio_files import assert_refused, index_arguments, make_catalog, make_shards, run_stage, write_folder
 
 from pipeline.__main__ import main
 from pipeline.errors import PipelineError
@@ -690,6 +690,13 @@ def test_a_slot_that_is_not_there_is_refused(tiny_study, tmp_path: Path, name: s
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_made_is_refused(tiny_study, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out, reason in (("file", "File exists"), ("file/below", "Not a directory")):
+        message = refused("listen", tiny_study.pairs("finetune"), "--out", tmp_path / out)
+        assert f"{tmp_path / out}: cannot be made ({reason}); give another folder with --out" in message
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -706,6 +713,24 @@ def test_the_command_exits_with_0_or_with_1_and_one_line(split: Path) -> None:
     assert (finished.returncode, finished.stdout) == (1, "")
     assert finished.stderr.startswith(f"python -m pipeline: {split}: 1 of 2 shards and 1 of 48 members damaged")
     assert finished.stderr.count("\n") == 1
+
+
+def test_a_message_is_one_line_whatever_a_name_holds(tmp_path: Path) -> None:
+    folder = tmp_path / "-a\n'b\" \x1b[2J\udcff"
+    finished = command("inspect", f"{folder}")
+    assert finished.returncode == 1 and finished.stdout == ""
+    assert finished.stderr.startswith(f"python -m pipeline: {tmp_path}/-a\\n'b\" \\x1b[2J\\udcff: not found; give ")
+    assert finished.stderr.count("\n") == 1
+    assert_refused(
+        run_stage("index_audio", ["--dataset", "d", "--split", "s", "--adapter", "folder", "--root", str(folder)]
+                  + ["--labeled", "--catalog", str(tmp_path / "catalog.parquet")]),
+        "index_audio", r"-a\n'b",
+    )  # fmt: skip
+
+
+def test_a_training_that_goes_on_is_told_from_a_run(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    assert "a run whose training has not ended; logs/train/" in refused("inspect", tmp_path / "run")
 
 
 def test_what_is_none_of_these_is_refused_with_what_was_found(tiny_study, tmp_path: Path) -> None:
