@@ -170,7 +170,7 @@ def main(argv: list[str]) -> None:
         print(to_json(facts) if args.json else render(facts))
         return
     if args.command == "verify" and "://" in args.path:
-        print(verify_published(args.path, quick=args.quick))
+        print(printable(verify_published(args.path, quick=args.quick)))
         return
     args.path = Path(args.path)
     target = find_target(args.path)
@@ -181,7 +181,7 @@ def main(argv: list[str]) -> None:
     elif args.command == "verify":
         with damage_named(args.path):
             found = verify(target, shards=args.shards, quick=args.quick)
-        print(found)
+        print(printable(found))
     else:
         if target.kind != "pairs":
             raise PipelineError(f"{args.path}: {target.kind}, not a pairs file; give a file that pair_clips made")
@@ -189,8 +189,8 @@ def main(argv: list[str]) -> None:
         title = f"{args.path}: epoch {args.epoch}, step {args.step}, slot {args.slot}"
         write_slot(sounds, sample_rate_hz, args.out, title)
         for sound in sounds:
-            print(f"{args.out / sound.name}.wav  {printable(sound.origin)}: {printable(sound.text)}")
-        print(args.out / "index.html")
+            print(printable(f"{args.out / sound.name}.wav  {sound.origin}: {sound.text}"))
+        print(printable(f"{args.out / 'index.html'}"))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,10 @@ def _named(address: str) -> Iterator[None]:
     except FileNotFoundError:
         raise PipelineError(f"{address}: not found") from None
     except Exception as error:  # every protocol has exceptions of its own
-        raise PipelineError(f"{address}: cannot be read ({type(error).__name__}: {error})") from error
+        raise PipelineError(
+            f"{address}: cannot be read ({type(error).__name__}: {error}); see that address and server are right, and "
+            "try again"
+        ) from error
 
 
 def read_file(address: str) -> bytes:

@@ -405,6 +405,8 @@ def read_published_summary(address: str) -> dict[str, Any]:
     path = f"{address}/manifest.json"
     try:
         summary = json.loads(read_file(path))
+    except PipelineError as error:
+        raise PipelineError(f"{error}; the address of one split's shards is asked for, .../DATASET/SPLIT") from error
     except ValueError as error:
         raise PipelineError(f"{path}: is not JSON ({error}); give the address of one split's shards") from error
     if missing := _missing_facts(summary if isinstance(summary, dict) else {}):

@@ -198,6 +198,7 @@ def summary_facts(manifest: Path) -> dict[str, Any]:
     return {
         "dataset": summary["dataset"],
         "split": summary["split"],
+        **({"tars_at": summary["address"]} if "address" in summary else {}),
         "format": summary["format"],
         "sample_rate_hz": summary["sample_rate_hz"],
         "channels": summary["channels"],

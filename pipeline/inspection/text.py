@@ -25,7 +25,7 @@ def _finite(value: Any) -> Any:
 
 def render(facts: Mapping[str, Any]) -> str:
     """The facts of `facts_of`, a section under a heading each; empty sections are left out."""
-    lines = [f"{facts['kind']}  {facts['path']}"]
+    lines = [f"{facts['kind']}  {printable(facts['path'])}"]
     for name, section in facts.items():
         if name in ("kind", "path") or not section:
             continue

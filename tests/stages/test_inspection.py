@@ -721,6 +721,10 @@ def test_a_message_is_one_line_whatever_a_name_holds(tmp_path: Path) -> None:
     assert finished.returncode == 1 and finished.stdout == ""
     assert finished.stderr.startswith(f"python -m pipeline: {tmp_path}/-a\\n'b\" \\x1b[2J\\udcff: not found; give ")
     assert finished.stderr.count("\n") == 1
+    write_folder(raw := tmp_path / "raw", clips=2)
+    shards = make_shards(make_catalog(raw, tmp_path / "catalog.parquet"), tmp_path / "a\n\x1b[2J", 2)
+    for verb in ("verify", "inspect"):
+        assert f"{tmp_path}/a\\n\\x1b[2J" in command(verb, shards).stdout.splitlines()[0]
     assert_refused(
         run_stage("index_audio", ["--dataset", "d", "--split", "s", "--adapter", "folder", "--root", str(folder)]
                   + ["--labeled", "--catalog", str(tmp_path / "catalog.parquet")]),

@@ -189,6 +189,8 @@ def test_tars_at_an_address_are_verified_there_to_the_byte(
     address, asked = server
     place = f"{address}/labeled/train"
     folder = stage(place, tmp_path / "train", "--tars", "remote")
+    main(["inspect", str(folder)])
+    assert re.search(rf"\n  tars_at +{place}\n", capsys.readouterr().out)
     (scratch := tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     for path in (folder, place, f"{place}/"):
@@ -254,7 +256,7 @@ def test_other_filesystems_serve_alike(published: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_had_is_named(server, published: Path, tmp_path: Path) -> None:
     address, _ = server
     for wrong, words in {
-        f"{address}/nowhere": "nowhere/manifest.json: not found",
+        f"{address}/nowhere": "nowhere/manifest.json: not found; the address of one split's shards is asked for",
         "http://127.0.0.1:1/x": "x/manifest.json: cannot be read",
         "s3://bucket/split": "s3://bucket/split/manifest.json: Install s3fs to access S3",
         "nfs4://x": "Protocol not known: nfs4",
