@@ -52,6 +52,8 @@ def describe(error: jsonschema.ValidationError) -> str:
         return f"{place}: {error.message.replace(' is a required property', '')} is missing"
     if error.validator == "enum":
         return f"{place}: {error.instance!r} is not one of {', '.join(map(str, error.validator_value))}"
+    if error.validator == "type" and error.validator_value == "boolean":
+        return f"{place}: {error.instance!r} is neither true nor false"
     if error.validator == "type" and isinstance(error.instance, str) and is_number(error.instance):
         return f"{place}: {error.instance!r} is read as text; write {float(error.instance):.10g}"
     return f"{place}: {error.message}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import GENERATED
 from pipeline.errors import PipelineError
+from pipeline.training.settings import PairingSettings
 
 MODEL_FILES = ("model.safetensors", "model.json", "tokenizer.json")
 RECORDS = ("training.json", "learning_curves.svg")
@@ -128,6 +130,7 @@ def source_of(run: Path, split: Sequence[str]) -> str:
 def model_card(run: Path, description: dict[str, Any], account: dict[str, Any], figures: list[dict[str, Any]]) -> str:
     """README.md with the front matter of the Hugging Face hub."""
     settings, data, backbone = account["settings"], account["data"], description["backbone"]
+    drawing = dataclasses.asdict(PairingSettings.of(data))
     short_clips, channels = description.get("short_clips", "repeat"), description.get("channels", "mean")
     splits = {role: [Path(folder).parts[-2:] for folder in data[role]] for role in ("labeled", "unlabeled")}
     sources = {split: source_of(run, split) for role in splits.values() for split in role}
@@ -157,7 +160,7 @@ def model_card(run: Path, description: dict[str, Any], account: dict[str, Any], 
             "",
             "| setting | value |",
             "|---|---|",
-            *(f"| {key} | `{json.dumps(value)}` |" for key, value in sorted(settings.items())),
+            *(f"| {key} | `{json.dumps(value)}` |" for key, value in sorted((settings | drawing).items())),
             "",
             "`training.json` holds versions, checksums and hardware.",
             "",
@@ -188,14 +191,15 @@ def front_matter(soundscapes: bool) -> Iterator[str]:
 def usage(backbone: str, short_clips: str) -> Iterator[str]:
     """How to load the folder."""
     yield from ("## Use", "", "With the software audio-composed-text, from its folder:", "", "```python")
-    yield "import soundfile, torch"
+    yield "import torch"
+    yield "from pathlib import Path"
+    yield "from pipeline.evaluation.embedding import embed_files, embed_texts"
     yield "from pipeline.models import load_model"
     yield 'model = load_model("path/to/this/folder")'
-    yield 'samples, rate = soundfile.read("window.wav", dtype="float32")  # mono, as long as model.window_s'
-    yield (
-        "print(torch.cosine_similarity(model.encode_audio(torch.from_numpy(samples)[None]), "
-        'model.encode_text(["a dog barks"])))'
-    )
+    yield "# a file of any format, rate and length; the mean of its windows"
+    yield 'audio = torch.from_numpy(embed_files(model, [Path("file.wav")], "mean", 1, model.channels))'
+    yield 'text = torch.from_numpy(embed_texts(model, ["a dog barks"], 1))'
+    yield "print(torch.cosine_similarity(audio, text))"
     yield from ("```", "")
     if backbone.startswith(MSCLAP):
         version = backbone.removeprefix(MSCLAP)

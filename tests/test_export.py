@@ -59,13 +59,15 @@ def test_the_card_tells_data_method_settings_and_figures(run, tmp_path):
     assert "| unlabeled/train | audio only | its publisher's files |" in body
     assert "2 epochs, 6 steps of 8 clips, seed 0" in body
     assert '| conjunction | `" and "` |' in body
+    assert '| captions_per_clip | `"one"` |' in body and '| partners | `"each_epoch"` |' in body
+    assert "2.56 s of mono audio (the mean of the channels) at 16,000 Hz, a shorter sound again and again; its" in body
     metrics = json.loads((run.parents[2] / "evaluations/birds/seed0/labeled/metrics.json").read_text())
     cells = " | ".join(f"{value:.1f}" for value in metrics["protocols"]["dcase"].values())
     assert f"| labeled/train | 48, 24 | dcase | {cells} |" in body
     assert "CC BY-SA 4.0" in body and "Komatsu" in body
 
 
-def test_the_lines_of_the_card_run(run, tmp_path, monkeypatch, capsys):
+def test_the_lines_of_the_card_run_on_a_file_of_any_rate_and_length(run, tmp_path, monkeypatch, capsys):
     import numpy as np
     import soundfile
 
@@ -73,10 +75,10 @@ def test_the_lines_of_the_card_run(run, tmp_path, monkeypatch, capsys):
     card = (tmp_path / "birds" / "README.md").read_text()
     code = card.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(tmp_path / "birds"))
     monkeypatch.chdir(tmp_path)
-    soundfile.write("window.wav", np.random.default_rng(0).normal(0, 0.1, 40_960), 16_000)
+    soundfile.write("file.wav", np.random.default_rng(0).normal(0, 0.1, (30_000, 2)), 44_100)
     exec(code, {})
     assert capsys.readouterr().out.startswith("tensor([")
-    assert len(code.splitlines()) == 5
+    assert len(code.splitlines()) == 9
 
 
 def test_the_notebook_lines_of_the_readme_run_on_a_file_of_any_rate_and_length(run, tmp_path, monkeypatch, capsys):
@@ -89,6 +91,19 @@ def test_the_notebook_lines_of_the_readme_run_on_a_file_of_any_rate_and_length(r
     soundfile.write("file.wav", np.random.default_rng(0).normal(0, 0.1, (30_000, 2)), 44_100)
     exec(code.replace("results/runs/clotho_composed_audioset/seed0", str(run)), {})
     assert capsys.readouterr().out.startswith("tensor([")
+
+
+def test_the_card_says_how_a_model_of_other_settings_hears(run, tmp_path):
+    other = Path(shutil.copytree(run, tmp_path / "run"))
+    for name, entries in (
+        ("model.json", {"short_clips": "pad", "channels": "first"}),
+        ("training.json", {"data": {**json.loads((run / "training.json").read_text())["data"], "partners": "fixed"}}),
+    ):
+        (other / name).write_text(json.dumps({**json.loads((run / name).read_text()), **entries}))
+    export_run(other, tmp_path / "birds")
+    card = (tmp_path / "birds" / "README.md").read_text()
+    assert "(the first channel) at 16,000 Hz, a shorter sound with silence behind it;" in card
+    assert '| partners | `"fixed"` |' in card
 
 
 def test_a_card_of_soundscapes_says_so(run, tmp_path):

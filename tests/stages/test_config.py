@@ -11,9 +11,10 @@ from typing import get_args, get_type_hints
 import pytest
 import yaml
 
-from pipeline.audio import SHORT_CLIPS
+from pipeline.audio import CHANNELS, SHORT_CLIPS
 from pipeline.config import BATCH_PLAN, check_config, pairing_flags, training_flags
 from pipeline.errors import PipelineError
+from pipeline.evaluation.windows import WINDOWS
 from pipeline.models.backbones import BACKBONES
 from pipeline.training.settings import (
     PairingSettings,
@@ -130,6 +131,20 @@ def test_every_setting_of_a_training_is_described_with_its_default_and_a_reason(
         assert re.search(rf"Default {re.escape(shown)}(,|:) \w", properties[name]["description"]), name
 
 
+def test_what_is_neither_true_nor_false_is_told(config):
+    config["training"]["learn_temperature"] = "no"
+    assert "training.learn_temperature: 'no' is neither true nor false" in problem(config)
+
+
+def test_a_way_of_drawing_that_there_is_not_is_told_with_those_there_are(config):
+    config["runs"]["clotho_finetune"]["settings"] = {"windows": "centre", "captions_per_clip": 5}
+    config["shards"]["channels"] = "left"
+    message = problem(config)
+    assert "runs.clotho_finetune.settings.windows: 'centre' is not one of random, first, center" in message
+    assert "runs.clotho_finetune.settings.captions_per_clip: 5 is not one of one, all" in message
+    assert "shards.channels: 'left' is not one of mean, first" in message
+
+
 def test_the_schema_names_every_backbone():
     schema = yaml.safe_load(SCHEMA.read_text())
     assert schema["properties"]["backbone"]["properties"]["name"]["enum"] == list(BACKBONES)
@@ -235,5 +250,11 @@ def test_the_schema_lists_the_values_that_a_stage_takes(kind):
     listed = {name: properties[name]["enum"] for name in types if name in properties and "enum" in properties[name]}
     taken = {name: list(get_args(of)) for name, of in types.items() if get_args(of) and name != "objective"}
     assert listed == taken
-    if kind is PairingSettings:
-        assert taken["short_clips"] == list(SHORT_CLIPS)
+
+
+def test_what_is_listed_of_a_file_is_what_its_reader_takes():
+    schema = yaml.safe_load(SCHEMA.read_text())
+    assert schema["$defs"]["settings"]["properties"]["short_clips"]["enum"] == list(SHORT_CLIPS)
+    assert schema["properties"]["shards"]["properties"]["channels"]["enum"] == list(CHANNELS)
+    assert schema["properties"]["evaluation"]["properties"]["windows"]["enum"] == list(WINDOWS)
+    assert set(WINDOWS) & set(schema["$defs"]["settings"]["properties"]["windows"]["enum"]) == {"first", "center"}
