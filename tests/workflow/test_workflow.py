@@ -212,6 +212,26 @@ def test_table2_and_curves_are_planned_on_top_of_the_papers_study(project):
     assert "--published data/paper_table1.csv" in plan
 
 
+def test_ablations_are_planned_each_with_its_own_setting(project):
+    plan = snakemake(project, "-n", "-p", "--configfile", "experiments/ablations.yaml", "--", "results/ablations.tex")
+    commands = {
+        (stage, run): line
+        for line in plan.splitlines()
+        for stage, run in re.findall(r"-m pipeline\.stages\.(\w+) .* 2> logs/\1/(\w+)/", line)
+    }
+    drawn = {run: line for (stage, run), line in commands.items() if stage == "pair_clips"}
+    for run, flags in (
+        ("clotho_finetune", "--captions-per-clip=one --partners=each_epoch --windows=random --short-clips=repeat"),
+        ("ablation_all_captions", "--captions-per-clip=all --partners=each_epoch --windows=random"),
+        ("ablation_fixed_partners", "--captions-per-clip=one --partners=fixed --windows=random"),
+        ("ablation_center_windows", "--captions-per-clip=one --partners=each_epoch --windows=center"),
+    ):
+        assert flags in drawn[run], run
+    assert "--epochs 6 " in drawn["ablation_all_captions"] and "--epochs 30 " in drawn["ablation_fixed_partners"]
+    fixed = [run for (stage, run), line in commands.items() if stage == "train" and "--no-learn-temperature" in line]
+    assert fixed == ["ablation_fixed_temperature"]
+
+
 def test_a_parquet_file_that_changes_makes_the_catalog_again(project):
     path = project / "mirror" / "data" / "train-00000-of-00001.parquet"
     path.parent.mkdir(parents=True)
