@@ -257,6 +257,8 @@ def _rank(
             if exact and len(counts.near):
                 texts, clips = np.divmod(counts.near, scores_mn.shape[1])
                 decided = exact(rows.start + texts, columns.start + clips)
+                is_own = audio_of_text_M[rows][texts] == columns.start + clips
+                decided[is_own] = own_m[texts[is_own]]  # the same to the last bit
                 decide(counts, decided, scores_mn, own_m, own_Cn, is_choice_MC[rows], margin_of_kind)
             t2a_M.ahead[rows] += counts.ahead_m
             t2a_M.tied[rows] += counts.tied_m
