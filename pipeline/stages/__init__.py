@@ -16,11 +16,18 @@ SECONDS_TO_BE_ENDED = 5
 """torchrun looks at its processes ten times a second."""
 
 
+class OneLine(logging.Formatter):
+    """A record a line, whatever the names of files hold that it tells of; tracebacks keep theirs."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
 def run(main: Callable[[list[str]], None]) -> None:
     """Run a stage as a command: log to stderr, and turn a `PipelineError` into one line and exit status 1."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         main(sys.argv[1:])
     except PipelineError as error:

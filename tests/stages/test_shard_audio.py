@@ -446,6 +446,18 @@ def test_the_command_works_and_refuses_in_one_line(tmp_path: Path) -> None:
     assert_refused(finished, "shard_audio", "no shard 00007")
 
 
+def test_the_log_has_a_line_a_clip_whatever_its_file_is_called(tmp_path: Path) -> None:
+    name = "rain\non a \x1b[31mroof.wav"
+    write_csv(tmp_path / "train.csv", ["file_name", "caption_1"], [name, "rain on a roof"])
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / name).write_bytes(b"no audio")
+    catalog = make_catalog(tmp_path, tmp_path / "catalog.parquet")
+    finished = run_stage("shard_audio", shard_arguments(catalog, tmp_path / "out"))
+    assert finished.returncode == 0, finished.stderr
+    (told,) = [line for line in finished.stderr.splitlines() if "WARNING" in line]
+    assert r"rain\non a \x1b[31mroof.wav cannot be decoded" in told
+
+
 def test_the_energy_of_the_loudest_clip_is_exact():
     samples = np.full((1 << 22) + 3, -audio.FULL_SCALE, np.int16)
     samples[::2] = audio.FULL_SCALE - 1
