@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.errors import PipelineError
+from pipeline.leaks import leaked_path
 from pipeline.models import load_model, save_model
 from pipeline.objectives import info_nce
 from pipeline.pairs import read_facts
@@ -152,7 +153,7 @@ def test_a_training_pads_short_clips_where_its_pairs_say_so_and_its_model_keeps_
     pairs, default = tmp_path / "pairs.parquet", tiny_study.pairs("composed")
     manifests = ["--labeled", str(tiny_study.manifest("labeled")), "--unlabeled", str(tiny_study.manifest("unlabeled"))]
     plan = ["--backbone=mini", "--epochs=2", "--batch-size=8", "--seed=0", "--short-clips=pad"]
-    pair_clips.main([*manifests, *plan, "--pairs", str(pairs)])
+    pair_clips.main([*manifests, *plan, "--pairs", str(pairs), "--leaked", str(leaked_path(pairs))])
     assert pq.read_table(pairs).equals(pq.read_table(default)), "the same is drawn"
     assert read_facts(pairs) == {**read_facts(default), "short_clips": "pad"}
     padded, repeated = PairedBatches(pairs, tiny_study.shards)[0], PairedBatches(default, tiny_study.shards)[0]
@@ -455,6 +456,7 @@ def test_a_candidate_whose_last_step_leaves_weights_too_large_to_embed_with_has_
 ONE_OF_TWO_FAILS = """
 import os
 from pipeline.errors import PipelineError
+from pipeline.leaks import leaked_path
 from pipeline.stages import run
 
 def main(argv):
