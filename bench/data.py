@@ -48,11 +48,11 @@ import yaml
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from pipeline.audio import to_int16, wav_header
-from pipeline.leaks import leaked_path
+from pipeline.data.audio import to_int16, wav_header
+from pipeline.data.leaks import leaked_path
+from pipeline.data.shards.streaming import stream_clips
 from pipeline.models.backbones import BACKBONES
 from pipeline.stages import pair_clips, shard_audio
-from pipeline.streaming import stream_clips
 from pipeline.training.batches import PairedBatches
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -29,20 +29,20 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from pipeline.data.leaks import leaked_path
 from pipeline.devices import add_device_argument, choose_device, device_name
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
-from pipeline.leaks import leaked_path
 from pipeline.models import msclap2023
 from pipeline.models.backbones import BACKBONES
 from pipeline.models.clap import ClapModel
 from pipeline.models.tokenization import GPT2_TEXT, read_tokenizer
-from pipeline.objectives import info_nce
 from pipeline.stages import index_audio, index_shards, pair_clips, shard_audio
 from pipeline.training.batches import Batch, PairedBatches
 from pipeline.training.compilation import compile_audio_encoder, describe_failed_compilation
 from pipeline.training.composition import PCM_SCALE, CompositionLoss
 from pipeline.training.distributed import Processes
+from pipeline.training.losses import info_nce
 from pipeline.training.micro_batches import backward_in_micro_batches, micro_batches
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.throughput import flop_counter, peak_flops

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.downloads import PUBLICATIONS, download
+from pipeline.commands.inspection.facts import facts_of
+from pipeline.commands.inspection.listening import read_slot, write_slot
+from pipeline.commands.inspection.targets import find_target
+from pipeline.commands.inspection.text import render, to_json
+from pipeline.commands.inspection.verification import verify, verify_published
+from pipeline.data.downloads import PUBLICATIONS, download
 from pipeline.errors import PipelineError, printable
-from pipeline.export import describe, export_run
-from pipeline.inspection.facts import facts_of
-from pipeline.inspection.listening import read_slot, write_slot
-from pipeline.inspection.targets import find_target
-from pipeline.inspection.text import render, to_json
-from pipeline.inspection.verification import verify, verify_published
+from pipeline.results.export import describe, export_run
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -155,14 +155,16 @@ def main(argv: list[str]) -> None:
     if args.command == "search":
         if args.top < 1:
             parser.error(f"--top must be at least 1, not {args.top}")
-        from pipeline.search import render as render_results  # with torch, which the other commands do without
-        from pipeline.search import search
+        from pipeline.evaluation.search import (
+            render as render_results,  # with torch, which the other commands do without
+        )
+        from pipeline.evaluation.search import search
 
         results = search(args.audio or args.text, args.run, args.split, captions=args.captions, top=args.top)
         print(to_json({"results": results}) if args.json else render_results(results))
         return
     if args.command == "classify":
-        from pipeline.classify import classify, write_confusion
+        from pipeline.evaluation.zero_shot import classify, write_confusion
 
         facts, counts = classify(args.run, args.root, args.prompt)
         if args.confusion:

@@ -11,8 +11,8 @@ import pytest
 import soundfile
 import torch
 
-from pipeline.assignment import read_assignment
-from pipeline.leaks import leaked_path
+from pipeline.data.leaks import leaked_path
+from pipeline.data.shards.partition import read_assignment
 from pipeline.models import mini, save_model
 from pipeline.stages import index_audio, index_shards, pair_clips, shard_audio
 

@@ -19,4 +19,4 @@
 set -euo pipefail
 export PATH=$PWD/.venv/bin:$PATH
 srun --unbuffered --cpus-per-task="$SLURM_CPUS_PER_TASK" \
-    python -m pipeline.launch --processes "${PROCESSES:-4}" -m pipeline.stages.train "$@"
+    python -m pipeline.training.launch --processes "${PROCESSES:-4}" -m pipeline.stages.train "$@"

@@ -16,4 +16,4 @@
 # PROCESSES=4 sbatch --gpus-per-node=2 ... for another number of GPUs: PROCESSES counts those of both nodes.
 set -euo pipefail
 export PATH=$PWD/.venv/bin:$PATH
-exec python -m pipeline.launch --nodes 2 --processes "${PROCESSES:-8}" -m pipeline.stages.train "$@"
+exec python -m pipeline.training.launch --nodes 2 --processes "${PROCESSES:-8}" -m pipeline.stages.train "$@"

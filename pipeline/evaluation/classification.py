@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.datasets.sources import check_root, find_audio, match_names, read_table
+from pipeline.data.adapters.sources import check_root, find_audio, match_names, read_table
 from pipeline.errors import PipelineError
 
 ESC50_LISTING = "meta/esc50.csv"

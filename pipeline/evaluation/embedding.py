@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipeline.audio import FULL_SCALE, UnusableAudio, fit_window, read_recording
+from pipeline.data.audio import FULL_SCALE, UnusableAudio, fit_window, read_recording
+from pipeline.data.shards.reader import ShardReader
 from pipeline.errors import PipelineError
 from pipeline.evaluation.windows import window_starts
 from pipeline.models.clap import ClapModel
-from pipeline.shards import ShardReader
 
 BATCH_SIZE = 64
 """Windows, and captions, at once."""

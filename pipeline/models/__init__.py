@@ -82,7 +82,7 @@ def save_model(model: ClapModel, folder: str | Path) -> None:
 
 
 def _load_saved(folder: Path) -> ClapModel:
-    from pipeline.audio import CHANNELS, SHORT_CLIPS
+    from pipeline.data.audio import CHANNELS, SHORT_CLIPS
 
     known_ways = {"short_clips": SHORT_CLIPS, "channels": CHANNELS}
     file = _present(folder / "model.json")

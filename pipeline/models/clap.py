@@ -36,9 +36,9 @@ class ClapModel(nn.Module):
     audio_encoder: a module from windows (B, S) to embeddings (B, D).
     architecture: what `build` of the backbone's module needs besides the tokenizer to make the model again.
 
-    `short_clips` is what filled the windows of short clips in training (`pipeline.audio.fit_window`), and `channels`
-    what was kept of the channels of files (`CHANNELS` there); so it is wherever the model hears a clip. The published
-    backbones repeat short clips and hear the mean.
+    `short_clips` is what filled the windows of short clips in training (`pipeline.data.audio.fit_window`), and
+    `channels` what was kept of the channels of files (`CHANNELS` there); so it is wherever the model hears a clip. The
+    published backbones repeat short clips and hear the mean.
     `logit_scale` is the logarithm of what multiplies the cosines. `a2t` is None until `add_a2t`.
     `train()` leaves the encoders deterministic and BatchNorm fixed unless `set_training_mode` asked otherwise.
     """

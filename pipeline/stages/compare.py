@@ -8,10 +8,10 @@ import logging
 from pathlib import Path
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.comparisons import SAMPLES, Evaluation, compare, corrected, mean_over_seeds, read_contributions
 from pipeline.files import write_atomically
+from pipeline.results.comparisons import SAMPLES, Evaluation, compare, corrected, mean_over_seeds, read_contributions
+from pipeline.results.tables import Row, add_row_arguments, number
 from pipeline.stages import run
-from pipeline.tables import Row, add_row_arguments, number
 
 logger = logging.getLogger(__name__)
 

@@ -6,12 +6,12 @@ import argparse
 import logging
 from pathlib import Path
 
-from pipeline.curves import AXES, SHOWN, draw_points, to_csv
 from pipeline.errors import PipelineError
-from pipeline.evaluation.comparisons import SAMPLES
 from pipeline.evaluation.metrics import PROTOCOLS
 from pipeline.files import write_atomically
-from pipeline.plots import as_file, data_curves
+from pipeline.results.comparisons import SAMPLES
+from pipeline.results.curves import AXES, SHOWN, draw_points, to_csv
+from pipeline.results.plots import as_file, data_curves
 from pipeline.stages import run
 
 logger = logging.getLogger(__name__)

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.devices import add_device_argument, choose_device
 from pipeline.errors import PipelineError
 from pipeline.evaluation.embedding import BATCH_SIZE, captions_of, embed_audio, embed_texts
 from pipeline.evaluation.windows import WINDOWS
 from pipeline.files import write_atomically
 from pipeline.models import load_model
-from pipeline.shards import ShardReader, open_shards
 from pipeline.stages import run
 
 logger = logging.getLogger(__name__)

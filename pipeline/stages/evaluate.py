@@ -14,11 +14,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.comparisons import contributions_table
 from pipeline.evaluation.metrics import PROTOCOLS, figures, intervals, mean_over_captions
 from pipeline.evaluation.ranking import Retrieval, rank_embeddings
 from pipeline.evaluation.vectors import check_vectors
 from pipeline.files import write_json, write_parquet
+from pipeline.results.comparisons import contributions_table
 from pipeline.stages import run
 
 logger = logging.getLogger(__name__)

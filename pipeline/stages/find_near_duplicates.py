@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pipeline.data.fingerprints import FingerprintIndex, fingerprint_of
+from pipeline.data.shards.format import usable_batches
+from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
-from pipeline.fingerprints import FingerprintIndex, fingerprint_of
-from pipeline.shards import ShardReader, open_shards, usable_batches
 from pipeline.stages import run
 
 logger = logging.getLogger(__name__)

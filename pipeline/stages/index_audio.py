@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.catalogs import ROW_GROUP_ROWS, Loss, catalog_of, check_losses
-from pipeline.datasets import ADAPTERS
+from pipeline.data.adapters import ADAPTERS
+from pipeline.data.catalogs import ROW_GROUP_ROWS, Loss, catalog_of, check_losses
 from pipeline.files import write_parquet
 from pipeline.stages import run
 

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.assignment import Assignment, read_assignment
-from pipeline.catalogs import OK, Loss, check_losses, regrouped
+from pipeline.data.catalogs import OK, Loss, check_losses, regrouped
+from pipeline.data.shards.format import MANIFEST_SCHEMA, ShardFacts, check_tar, manifest_batches, read_rows
+from pipeline.data.shards.partition import Assignment, read_assignment
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_atomically, write_json
-from pipeline.shards import MANIFEST_SCHEMA, ShardFacts, check_tar, manifest_batches, read_rows
 from pipeline.stages import run
 
 logger = logging.getLogger(__name__)

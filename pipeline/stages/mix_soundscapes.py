@@ -22,8 +22,8 @@ from pathlib import Path
 
 import soundfile as sf
 
-from pipeline.datasets.soundscapes import STYLES, Recording, Soundscape, draw_split, load_recordings, render
 from pipeline.errors import PipelineError
+from pipeline.small_study.soundscapes import STYLES, Recording, Soundscape, draw_split, load_recordings, render
 from pipeline.stages import run
 
 PROVENANCE = "soundscapes.csv"

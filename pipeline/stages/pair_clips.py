@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from pipeline.data.leaks import LEAKED_SCHEMA, read_held_out
+from pipeline.data.pairs import pair_epoch, read_clips, slots_an_epoch, with_keys, write_pairs
+from pipeline.data.shards.format import read_summary
+from pipeline.data.subsets import subset
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_parquet
-from pipeline.leaks import LEAKED_SCHEMA, read_held_out
 from pipeline.models.backbones import BACKBONES
-from pipeline.pairs import pair_epoch, read_clips, slots_an_epoch, with_keys, write_pairs
-from pipeline.shards import read_summary
 from pipeline.stages import run
-from pipeline.subsets import subset
 from pipeline.training.settings import PairingSettings, add_settings_arguments, settings_from_arguments
 
 logger = logging.getLogger(__name__)

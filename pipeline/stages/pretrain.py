@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
+from pipeline.data.pairs import read_facts
+from pipeline.data.shards.reader import open_shards
 from pipeline.devices import add_device_argument, choose_device
 from pipeline.models import mini, save_model
-from pipeline.pairs import read_facts
-from pipeline.shards import open_shards
 from pipeline.stages import run
 from pipeline.training.distributed import Processes
-from pipeline.training.loop import Machine, remove_checkpoints, train
 from pipeline.training.settings import TrainingSettings, add_settings_arguments, settings_from_arguments
+from pipeline.training.trainer import Machine, remove_checkpoints, train
 
 
 def read_captions(pairs: Path, shards: Path) -> list[str]:

@@ -11,13 +11,14 @@ from typing import Any
 import pandas as pd
 import soundfile
 
-from pipeline import plots
-from pipeline.curves import AXES, SHOWN, read_points
+from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError
-from pipeline.evaluation.comparisons import Comparison, read_comparisons
 from pipeline.evaluation.metrics import FIGURES, PROTOCOLS
 from pipeline.files import write_atomically
-from pipeline.report.contents import (
+from pipeline.results import plots
+from pipeline.results.comparisons import Comparison, read_comparisons
+from pipeline.results.curves import AXES, SHOWN, read_points
+from pipeline.results.page.contents import (
     Evaluation,
     by_target,
     read_account,
@@ -27,8 +28,7 @@ from pipeline.report.contents import (
     recall_at,
     retrieved,
 )
-from pipeline.report.page import render_data, render_page
-from pipeline.shards import ShardReader, open_shards
+from pipeline.results.page.render import render_data, render_page
 from pipeline.stages import run
 
 logger = logging.getLogger(__name__)

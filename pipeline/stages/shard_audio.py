@@ -13,13 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.assignment import FIRST_SHARD, digest_of, read_shard
-from pipeline.audio import CHANNELS, WAV_HEADER_BYTES, UnusableAudio, flac_of, read_recording
-from pipeline.catalogs import OK, REASONS
+from pipeline.data.audio import CHANNELS, WAV_HEADER_BYTES, UnusableAudio, flac_of, read_recording
+from pipeline.data.catalogs import OK, REASONS
+from pipeline.data.containers import Members, place_of
+from pipeline.data.shards.format import FACTS_KEY, ShardFacts, rows_table
+from pipeline.data.shards.partition import FIRST_SHARD, digest_of, read_shard
+from pipeline.data.shards.writer import add_sample
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_atomically, write_parquet
-from pipeline.members import Members, place_of
-from pipeline.shards import FACTS_KEY, ShardFacts, add_sample, rows_table
 from pipeline.stages import run
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.addresses import check_ranges, copy_file
+from pipeline.data.addresses import check_ranges, copy_file
+from pipeline.data.shards.format import read_published_summary
 from pipeline.files import sha256_of, write_json
-from pipeline.shards import read_published_summary
 from pipeline.stages import run
 
 logger = logging.getLogger(__name__)

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.comparisons import read_comparisons
 from pipeline.files import write_atomically
-from pipeline.stages import run
-from pipeline.tables import (
+from pipeline.results.comparisons import read_comparisons
+from pipeline.results.tables import (
     Row,
     add_row_arguments,
     read_published,
@@ -22,6 +21,7 @@ from pipeline.tables import (
     to_latex,
     to_markdown,
 )
+from pipeline.stages import run
 
 logger = logging.getLogger(__name__)
 

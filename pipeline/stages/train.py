@@ -16,8 +16,8 @@ from pipeline.files import sha256_of, write_atomically
 from pipeline.models import load_model, save_model
 from pipeline.stages import run
 from pipeline.training.distributed import join_processes
-from pipeline.training.loop import Machine, remove_checkpoints, train
 from pipeline.training.settings import TrainingSettings, add_settings_arguments, settings_from_arguments
+from pipeline.training.trainer import Machine, remove_checkpoints, train
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from pipeline.data.pairs import NO_CAPTION, read_epoch, read_facts
+from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError
-from pipeline.pairs import NO_CAPTION, read_epoch, read_facts
-from pipeline.shards import ShardReader, open_shards
 from pipeline.training.settings import PairingSettings
 
 
@@ -215,7 +215,7 @@ class _Splits:
 
     readers: list[ShardReader]
     short_clips: str
-    """What fills their windows (`pipeline.audio.fit_window`)."""
+    """What fills their windows (`pipeline.data.audio.fit_window`)."""
 
     def find(self, table: pa.Table, key: str, start: str, caption: str) -> _Clips:
         """The clips that a column of a pairs file names."""

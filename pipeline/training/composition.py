@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.clap import ClapModel
-from pipeline.objectives import info_nce
 from pipeline.training.batches import Batch
 from pipeline.training.distributed import gather_rows
+from pipeline.training.losses import info_nce
 from pipeline.training.negatives import equal_pairs
 from pipeline.training.settings import TrainingSettings
 

@@ -9,8 +9,8 @@ import msclap
 import pytest
 import torch
 
-from pipeline.export import export_run
 from pipeline.models import load_model, save_model
+from pipeline.results.export import export_run
 from pipeline.stages import train
 
 from .conftest import CAPTIONS, FullSize

@@ -23,7 +23,7 @@ import yaml
 from safetensors.torch import load_file
 
 from bench.scheduling import ROOT, RUN, TESTBED, make_project
-from pipeline.assignment import read_assignment
+from pipeline.data.shards.partition import read_assignment
 from pipeline.stages import train
 
 RUNNING: list[subprocess.Popen] = []

@@ -12,8 +12,8 @@ from pipeline.models.clap import ClapModel
 from pipeline.training.batches import PairedBatches
 from pipeline.training.composition import CompositionLoss
 from pipeline.training.distributed import Processes, join_processes, synchronize_batch_norms
-from pipeline.training.loop import Machine, backward_pass
 from pipeline.training.settings import TrainingSettings
+from pipeline.training.trainer import Machine, backward_pass
 
 
 def model_of(pretrained, settings: TrainingSettings) -> ClapModel:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from pipeline.errors import PipelineError
 from pipeline.stages import train
 from pipeline.training.batches import PairedBatches
-from pipeline.training.loop import in_one_line
+from pipeline.training.trainer import in_one_line
 
 
 @pytest.fixture

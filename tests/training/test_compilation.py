@@ -16,7 +16,7 @@ from pipeline.errors import PipelineError
 from pipeline.models import mini, save_model
 from pipeline.stages import train
 from pipeline.training import loop
-from pipeline.training.loop import take_step
+from pipeline.training.trainer import take_step
 
 
 @pytest.fixture

@@ -221,7 +221,7 @@ class ShortOfMemory(CompositionLoss):
 @pytest.mark.parametrize(("room", "told"), [(3, "2 fit: give --micro-batch 2, in a profile"), (0, "not even one fits")])
 def test_a_step_that_does_not_fit_names_the_micro_batch_that_does(tiny_study, monkeypatch, tmp_path, room, told):
     monkeypatch.setattr(ShortOfMemory, "room", room)
-    monkeypatch.setattr("pipeline.training.loop.CompositionLoss", ShortOfMemory)
+    monkeypatch.setattr("pipeline.training.trainer.CompositionLoss", ShortOfMemory)
     arguments = ["--pretrained", str(tiny_study.pretrained), "--pairs", str(tiny_study.pairs("finetune"))]
     arguments += ["--shards", str(tiny_study.shards), "--seed=0", "--out", str(tmp_path)]
     with pytest.raises(PipelineError, match=f"memory does not hold 8 slots of a step; {told}.*2.00 GiB"):
@@ -231,7 +231,7 @@ def test_a_step_that_does_not_fit_names_the_micro_batch_that_does(tiny_study, mo
 
 
 def test_a_step_that_does_not_fit_is_not_told_to_split_what_batch_norm_needs_whole(tiny_study, monkeypatch, tmp_path):
-    monkeypatch.setattr("pipeline.training.loop.CompositionLoss", ShortOfMemory)
+    monkeypatch.setattr("pipeline.training.trainer.CompositionLoss", ShortOfMemory)
     arguments = ["--pretrained", str(tiny_study.pretrained), "--pairs", str(tiny_study.pairs("finetune"))]
     arguments += ["--shards", str(tiny_study.shards), "--seed=0", "--out", str(tmp_path), "--batch-norm=synchronized"]
     with pytest.raises(PipelineError, match="batch_norm is synchronized and needs them at once: take more GPUs"):

@@ -12,16 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 from test_training import arguments, assert_same_weights, finish, launch
 
-from pipeline import launch as launcher
 from pipeline.errors import PipelineError
-from pipeline.launch import STOPPED
 from pipeline.stages import train
+from pipeline.training import launch as launcher
+from pipeline.training.launch import STOPPED
 
 
 def test_sigterm_to_the_launcher_saves_and_the_same_command_ends_with_the_same_weights(tiny_study, tmp_path):
     pairs = tiny_study.pairs("finetune", epochs=40)
     train.main(arguments(tiny_study, tmp_path / "unbroken", "finetune", pairs=pairs))
-    words = ["-m", "pipeline.launch", "--processes", "1", "-m", "pipeline.stages.train"]
+    words = ["-m", "pipeline.training.launch", "--processes", "1", "-m", "pipeline.stages.train"]
     words += arguments(tiny_study, tmp_path / "run", "finetune", "--steps-per-checkpoint", "5", pairs=pairs)
     process = launch(words)
     while process.poll() is None and not (tmp_path / "run" / "checkpoints" / "last.pt").exists():
@@ -35,7 +35,7 @@ def test_sigterm_to_the_launcher_saves_and_the_same_command_ends_with_the_same_w
 def test_sigterm_to_every_process_of_a_job_loaders_included_saves_at_the_next_step(tiny_study, tmp_path):
     """As SLURM sends it."""
     pairs = tiny_study.pairs("composed", epochs=200)
-    words = ["-m", "pipeline.launch", "--processes", "2", "-m", "pipeline.stages.train"]
+    words = ["-m", "pipeline.training.launch", "--processes", "2", "-m", "pipeline.stages.train"]
     words += arguments(tiny_study, tmp_path, "composed", "--steps-per-checkpoint=5", "--workers=1", pairs=pairs)
     process = launch(words, start_new_session=True)
     while process.poll() is None and not (tmp_path / "checkpoints" / "last.pt").exists():
@@ -60,7 +60,7 @@ time.sleep(60)
 TORCHRUN_WITH_A_SECOND_OF_PATIENCE = """
 import sys
 from torch.distributed.elastic.multiprocessing.api import PContext
-from pipeline.launch import run_torchrun
+from pipeline.training.launch import run_torchrun
 
 assert PContext.close.__defaults__ == (None, 30)
 PContext.close.__defaults__ = (None, 1)
@@ -81,13 +81,13 @@ def test_torchrun_waits_for_trainings_that_save_longer_than_its_own_patience(tmp
 
 
 def test_a_failing_training_keeps_its_own_status_and_message(tiny_study, tmp_path):
-    words = ["-m", "pipeline.launch", "-m", "pipeline.stages.train"]
+    words = ["-m", "pipeline.training.launch", "-m", "pipeline.stages.train"]
     words += arguments(tiny_study, tmp_path, "composed", pairs=tiny_study.pairs("finetune"))
     assert "the objective `composed` needs unlabeled partners" in finish(launch(words), 1)
 
 
 def test_the_last_word_is_that_of_the_process_that_failed(tiny_study, tmp_path):
-    words = ["-m", "pipeline.launch", "--processes", "2", "-m", "pipeline.stages.train"]
+    words = ["-m", "pipeline.training.launch", "--processes", "2", "-m", "pipeline.stages.train"]
     words += arguments(tiny_study, tmp_path, "composed", pairs=tiny_study.pairs("finetune"))
     output = finish(launch(words), 1)
     assert "the objective `composed` needs unlabeled partners" in output.splitlines()[-1]
@@ -96,7 +96,7 @@ def test_the_last_word_is_that_of_the_process_that_failed(tiny_study, tmp_path):
 
 def test_a_signal_that_ends_a_process_is_told():
     words = ["-m", "timeit", "-n1", "-r1", "import os; os.kill(os.getpid(), 9)"]
-    output = finish(launch(["-m", "pipeline.launch", "--processes", "2", *words]), 1)
+    output = finish(launch(["-m", "pipeline.training.launch", "--processes", "2", *words]), 1)
     assert re.search(r"^launch: process [01] was ended by SIGKILL; .*goes on from", output.splitlines()[-1])
     assert "Traceback" not in output
 

@@ -18,18 +18,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.data.leaks import leaked_path
+from pipeline.data.pairs import read_facts
+from pipeline.data.shards.reader import open_shards
 from pipeline.errors import PipelineError
-from pipeline.leaks import leaked_path
 from pipeline.models import load_model, save_model
-from pipeline.objectives import info_nce
-from pipeline.pairs import read_facts
-from pipeline.shards import open_shards
 from pipeline.stages import pair_clips, train
 from pipeline.training import loop
 from pipeline.training.batches import PairedBatches
 from pipeline.training.composition import PCM_SCALE, CompositionLoss
-from pipeline.training.loop import SAVED_AND_STOPPED, learning_rate_factor
+from pipeline.training.losses import info_nce
 from pipeline.training.settings import TrainingSettings
+from pipeline.training.trainer import SAVED_AND_STOPPED, learning_rate_factor
 
 OBJECTIVES = ["finetune", "composed", "concatenate"]
 RATES = ["--learning-rate=0.001", "--a2t-learning-rate=0.001"]
@@ -456,7 +456,7 @@ def test_a_candidate_whose_last_step_leaves_weights_too_large_to_embed_with_has_
 ONE_OF_TWO_FAILS = """
 import os
 from pipeline.errors import PipelineError
-from pipeline.leaks import leaked_path
+from pipeline.data.leaks import leaked_path
 from pipeline.stages import run
 
 def main(argv):

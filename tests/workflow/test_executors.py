@@ -5,7 +5,7 @@ from __future__ import annotations
 from test_growing_splits import make_study
 from test_workflow import snakemake
 
-from pipeline.assignment import read_assignment
+from pipeline.data.shards.partition import read_assignment
 
 SUBMIT = """#!/bin/sh
 # What sbatch, qsub or bsub do: take a job script, start it somewhere else, print its number and return at once.

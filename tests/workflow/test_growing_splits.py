@@ -13,7 +13,7 @@ import soundfile
 import yaml
 from test_workflow import SHIPPED, snakemake
 
-from pipeline.assignment import read_assignment
+from pipeline.data.shards.partition import read_assignment
 
 ROOT = Path(__file__).parents[2]
 SUMMARY = "results/shards/field/all/manifest.json"

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.pairs import read_facts
+from pipeline.data.pairs import read_facts
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ["Snakefile", "config.yaml", "workflow", "pipeline", "profiles", "data", "experiments"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from pipeline.assignment import read_assignment
-from pipeline.config import GENERATED, check_config, pairing_flags, training_flags
+from pipeline.data.shards.partition import read_assignment
+from pipeline.study import GENERATED, check_config, pairing_flags, training_flags
 from pipeline.errors import PipelineError
 from pipeline.models.backbones import BACKBONES, PUBLISHED
 

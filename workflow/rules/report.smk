@@ -7,7 +7,7 @@ rule report:
         metrics=study_metrics,
         logs=study_logs,
         summaries=study_summaries,
-        templates=["pipeline/report/page.html", "pipeline/report/page.css", "pipeline/report/page.js"],
+        templates=["pipeline/results/page/page.html", "pipeline/results/page/page.css", "pipeline/results/page/page.js"],
         code=code_of("report"),
     output:
         # The folder, so that the report holds the browser's data and the clips as well.

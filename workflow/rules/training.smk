@@ -101,7 +101,7 @@ rule train:
         seed=run_seed,
     # exec: a signal to the job reaches the launcher, and no shell dies before the checkpoint is written.
     shell:
-        "exec python -m pipeline.launch --nodes {resources.nodes} --processes {params.processes}"
+        "exec python -m pipeline.training.launch --nodes {resources.nodes} --processes {params.processes}"
         " -m pipeline.stages.train"
         " --pretrained {params.pretrained:q} --pairs {input.pairs:q} --shards results/shards --seed {params.seed}"
         " --threads {threads} --workers {resources.loader_workers} --micro-batch {resources.micro_batch}"

@@ -1,0 +1,145 @@
+"""What `python -m pipeline listen` writes: the audio and captions of one slot of a pairs file, as training hears it.
+
+Shapes: S = samples of a window.
+"""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import soundfile
+from numpy.typing import NDArray
+
+from pipeline.commands.inspection.targets import batches, read_pairs_facts, splits_of
+from pipeline.commands.inspection.verification import check_splits
+from pipeline.data.pairs import SCHEMA as PAIRS_SCHEMA
+from pipeline.data.shards.reader import ShardReader, open_shards
+from pipeline.errors import PipelineError
+from pipeline.files import write_atomically
+from pipeline.training.settings import PairingSettings
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+  :root {{ color-scheme: light dark; }}
+  body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 44rem; margin: 2rem auto; padding: 0 1rem; }}
+  audio {{ width: 100%; }}
+  h1, p {{ overflow-wrap: anywhere; }}
+</style>
+<h1>{title}</h1>
+{sections}
+</html>
+"""
+
+_SECTION = """<section>
+<h2>{heading}</h2>
+<audio controls preload="metadata" src="{name}.wav"></audio>
+<p>{text}<br><small>{origin}</small></p>
+</section>"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sound:
+    """One of the sounds of a slot and where it is from."""
+
+    name: str
+    """labeled, partner or composed: its file is `{name}.wav`."""
+    samples_S: NDArray[Any]
+    """16-bit; of the composed sound 17-bit sums at twice their amplitude."""
+    origin: str
+    text: str
+    """What the text encoder is given for it."""
+
+
+def read_slot(pairs: Path, shards: Path | None, *, epoch: int, step: int, slot: int) -> tuple[list[Sound], int]:
+    """The sounds of a slot and their sample rate; one sound if the pairs mix nothing."""
+    facts = read_pairs_facts(pairs)
+    for name, number, count in (
+        ("epoch", epoch, facts["epochs"]),
+        ("step", step, facts["steps_per_epoch"]),
+        ("slot", slot, facts["batch_size"]),
+    ):
+        if not 0 <= number < count:
+            raise PipelineError(f"{pairs}: no {name} {number}; it has {name}s 0 to {count - 1}")
+    splits = splits_of(pairs, facts, shards)
+    check_splits(pairs, splits, facts["sample_rate_hz"])
+    readers = [open_shards(split.folder) for split in splits if split.folder is not None]
+    row, place = None, step * facts["batch_size"] + slot
+    for batch in batches(pairs, PAIRS_SCHEMA.names, [epoch]):
+        if place < batch.num_rows:
+            row = {name: batch[name][place].as_py() for name in batch.schema.names}
+            break
+        place -= batch.num_rows
+    if row is None or (row["epoch"], row["step"], row["slot"]) != (epoch, step, slot):
+        raise PipelineError(f"{pairs}: epoch {epoch}, step {step}, slot {slot} is not in its place; run verify on it")
+
+    def sound(name: str, key: str, start: int, caption: int) -> Sound:
+        reader = _reader_of(readers, key)
+        return Sound(
+            name=name,
+            samples_S=reader.read_window(key, start, facts["window_frames"], PairingSettings.of(facts).short_clips),
+            origin=f"{key} from {start / reader.sample_rate_hz:.2f} s",
+            text=f'"{reader.captions(key)[caption]}"' if caption >= 0 else "pseudo-token of the partner",
+        )
+
+    sounds = [sound("labeled", row["labeled_key"], row["labeled_start"], row["caption"])]
+    if row["partner_key"] is not None:
+        sounds.append(sound("partner", row["partner_key"], row["partner_start"], row["partner_caption"]))
+        total_S = sounds[0].samples_S.astype(np.int32) + sounds[1].samples_S
+        text = " + ".join(sound.text for sound in sounds)
+        sounds.append(Sound(name="composed", samples_S=total_S, origin="(labeled + partner) / 2", text=text))
+    return sounds, facts["sample_rate_hz"]
+
+
+def _reader_of(readers: list[ShardReader], key: str) -> ShardReader:
+    for reader in readers:
+        if reader.rows_of(pa.array([key]))[0] >= 0:
+            return reader
+    raise PipelineError(
+        f"{key} is in none of {', '.join(str(reader.folder) for reader in readers)}; make the pairs again"
+    )
+
+
+def write_slot(sounds: list[Sound], sample_rate_hz: int, folder: Path, title: str) -> None:
+    """Write `{name}.wav` of every sound and index.html, which plays them from disk.
+
+    The composed sound, (x + u) / 2 of Eq. (11), has a bit more than 16 and is written exactly, as 24-bit PCM.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PipelineError(f"{folder}: cannot be made ({error.strerror}); give another folder with --out") from error
+    for name in ("labeled", "partner", "composed"):
+        (folder / f"{name}.wav").unlink(missing_ok=True)  # of a slot that was written here before
+    for sound in sounds:
+        is_composed = sound.name == "composed"
+        samples_S = (
+            sound.samples_S << 15 if is_composed else sound.samples_S
+        )  # int32: half of 2**16 for a sum of 16 bits
+        with write_atomically(folder / f"{sound.name}.wav") as temporary:
+            subtype = "PCM_24" if is_composed else "PCM_16"
+            soundfile.write(temporary, samples_S, sample_rate_hz, subtype=subtype, format="WAV")
+    with write_atomically(folder / "index.html") as temporary:
+        temporary.write_text(page(sounds, title), encoding="utf-8")
+
+
+def page(sounds: list[Sound], title: str) -> str:
+    """The page with a player a sound."""
+    sections = [
+        _SECTION.format(
+            heading=sound.name.capitalize(),
+            name=sound.name,
+            text=html.escape(sound.text),
+            origin=html.escape(sound.origin),
+        )
+        for sound in sounds
+    ]
+    return _PAGE.format(title=html.escape(title), sections="\n".join(sections))

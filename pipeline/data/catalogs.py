@@ -1,0 +1,252 @@
+"""The catalog of a split: one row a source clip with its key, file, captions, and whether and why it cannot be used."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import html
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.data.adapters.sources import SourceRow, without_extension
+from pipeline.errors import PipelineError
+
+OK, DROPPED, FAILED = "ok", "dropped", "failed"
+
+REASONS: dict[str, tuple[str, str]] = {
+    # Known from the list and the folder (stage index_audio); that a row of a Parquet file is empty, when it is read.
+    "missing_file": (DROPPED, "has no audio file"),
+    "ambiguous_file": (DROPPED, "fits more than one audio file, or its file more than one row"),
+    "no_caption": (DROPPED, "has no caption"),
+    "duplicate": (DROPPED, "is listed before"),
+    # Known once the audio is decoded (stage shard_audio).
+    "empty": (DROPPED, "holds no samples"),
+    "too_short": (DROPPED, "is shorter than the least duration"),
+    "too_long": (DROPPED, "is longer than a WAV file can be"),
+    "silent": (DROPPED, "is silent"),
+    "undecodable": (FAILED, "cannot be decoded"),
+    "truncated": (FAILED, "ends before its header says"),
+    "not_finite": (FAILED, "holds samples that are NaN or infinite"),
+    # Known of a run, whose study says what is held out (stage pair_clips).
+    "leaked": (DROPPED, "is also in a validation or test split"),
+}
+"""Status and wording of every reason for which a clip is not used."""
+
+CATALOG_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("source_name", pa.string(), nullable=False),
+        pa.field("path", pa.string()),
+        pa.field("member", pa.string()),
+        pa.field("source_id", pa.string()),
+        pa.field("start_s", pa.float64()),
+        pa.field("captions", pa.list_(pa.string()), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+    ]
+)
+
+ROW_GROUP_ROWS = 1 << 14
+"""Of a catalog, so that a shard's rows are read without the others."""
+
+KEY_LENGTH = 64
+_DIGEST_LENGTH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A clip that is not used."""
+
+    reason: str
+    place: str
+    """Where it is listed: a row of the publisher's list, or a key."""
+
+    def __str__(self) -> str:
+        return f"{self.place} {REASONS[self.reason][1]}"
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+def slug(name: str) -> str:
+    """Lower-case ASCII letters and digits joined by single underscores; may be empty."""
+    ascii_name = unicodedata.normalize("NFKD", html.unescape(name)).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "_", ascii_name.lower()).strip("_")
+
+
+def clip_key(dataset: str, split: str, source_name: str, occurrence: int = 0) -> str:
+    """`{dataset}_{split}_{name}_{hash}`, at most 64 characters of [a-z0-9_].
+
+    The hash is of the exact names, so that a key stays when clips are added, and `Train 1` and `train-1` differ.
+    `occurrence` counts the earlier rows of the same name.
+    """
+    prefix = f"{slug(dataset)}_{slug(split)}"
+    room = KEY_LENGTH - len(prefix) - _DIGEST_LENGTH - 2
+    if room < 0:
+        raise PipelineError(
+            f"{dataset}/{split}: keys begin with both names, which may take {len(prefix) + room} characters together "
+            f"and take {len(prefix)}; shorten one"
+        )
+    digest = hashlib.sha256("\0".join((dataset, split, source_name, str(occurrence))).encode()).hexdigest()
+    middle = slug(without_extension(PurePosixPath(source_name).name))[:room].strip("_")
+    return "_".join(part for part in (prefix, middle, digest[:_DIGEST_LENGTH]) if part)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def catalog_of(rows: Iterable[SourceRow], *, dataset: str, split: str, labeled: bool) -> tuple[pa.Table, list[Loss]]:
+    """The catalog sorted by key, and the clips in it that are not usable, in the order of the list.
+
+    labeled: clips need a caption; otherwise captions are left out, so that none can reach a run that uses the audio
+    alone. Raises PipelineError for a split without rows.
+    """
+    records: dict[str, dict[str, Any]] = {}
+    losses = []
+    occurrences: Counter[str] = Counter()
+    for row in rows:
+        occurrence = occurrences[row.source_name]
+        occurrences[row.source_name] += 1
+        reason = row.reason
+        if occurrence:
+            reason = "duplicate"
+        elif reason is None and labeled and not row.captions:
+            reason = "no_caption"
+        if reason is not None:
+            place = f"{dataset}/{split}" if row.row is None else f"{dataset}/{split} row {row.row}:"
+            losses.append(Loss(reason, f'{place} "{row.source_name}"'))
+        key = clip_key(dataset, split, row.source_name, occurrence)
+        if key in records:
+            raise PipelineError(
+                f'{dataset}/{split}: "{row.source_name}" and "{records[key]["source_name"]}" both get the key {key}; '
+                "rename one of them"
+            )
+        records[key] = {
+            "key": key,
+            "dataset": dataset,
+            "split": split,
+            "source_name": row.source_name,
+            "path": row.path,
+            "member": row.member,
+            "source_id": row.source_id,
+            "start_s": row.start_s,
+            "captions": list(row.captions) if labeled else [],
+            "status": OK if reason is None else REASONS[reason][0],
+            "reason": reason,
+        }
+    if not records:
+        raise PipelineError(f"{dataset}/{split}: the list of clips is empty; check the split's name and its file")
+    return pa.Table.from_pylist([records[key] for key in sorted(records)], schema=CATALOG_SCHEMA), losses
+
+
+def check_losses(losses: Iterable[Loss], clips: int, max_dropped_fraction: float, what: str) -> None:
+    """Raise PipelineError, naming the first clips of each reason, if more than the fraction is lost, or everything."""
+    counts: Counter[str] = Counter()
+    first: dict[str, list[str]] = defaultdict(list)
+    for loss in losses:
+        counts[loss.reason] += 1
+        if counts[loss.reason] <= 3:
+            first[loss.reason].append(loss.place)
+    lost = counts.total()
+    if lost <= max_dropped_fraction * clips and lost < clips:
+        return
+    parts = []
+    for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        more = f" and {count - 3} more" if count > 3 else ""
+        parts.append(f"{count} {reason} ({'; '.join(first[reason])}{more})")
+    limit = f"{lost / clips:.1%} where {max_dropped_fraction:.1%} are allowed"
+    advice = "mend them or raise the dataset's max_dropped_fraction"
+    if lost == clips:
+        limit, advice = "none is left", "check the dataset's root and split"
+    raise PipelineError(f"{what}: {lost} of {clips} clips cannot be used, {limit}: {', '.join(parts)}; {advice}")
+
+
+@contextlib.contextmanager
+def _opened(path: Path, made_by: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file; PipelineError if it is missing or damaged."""
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            yield file
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: not found; make it with python -m pipeline.stages.{made_by}") from None
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise PipelineError(f"{path}: cannot be read ({reason}); make it again with {made_by}") from error
+
+
+def _check_columns(file: pq.ParquetFile, path: Path, schema: pa.Schema, made_by: str) -> None:
+    if not file.schema_arrow.equals(schema):
+        raise PipelineError(
+            f"{path}: not what {made_by} writes; columns asked {', '.join(schema.names)}; "
+            f"found {', '.join(file.schema_arrow.names)}; make it again"
+        )
+
+
+def read_table(path: Path, schema: pa.Schema, made_by: str) -> pa.Table:
+    """A Parquet file of this schema, footer metadata kept; PipelineError if it is missing, damaged or another table."""
+    with _opened(path, made_by) as file:
+        _check_columns(file, path, schema, made_by)
+        return file.read()
+
+
+def read_catalog(path: Path) -> pa.Table:
+    """The catalog that index_audio wrote."""
+    return read_table(path, CATALOG_SCHEMA, "index_audio")
+
+
+def catalog_tables(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Some columns of a catalog, a batch of rows at a time, in its order."""
+    with _opened(path, "index_audio") as file:
+        _check_columns(file, path, CATALOG_SCHEMA, "index_audio")
+        for batch in file.iter_batches(ROW_GROUP_ROWS, columns=list(columns), use_threads=False):
+            yield pa.Table.from_batches([batch])
+
+
+def regrouped(tables: Iterable[pa.Table], sizes: Iterable[int]) -> Iterator[pa.Table]:
+    """The rows of tables as other tables of these sizes, in memory for the largest of either; the last may be smaller.
+
+    There are as many tables as sizes, or fewer where the rows have come to their end.
+    """
+    tables, waiting = iter(tables), None
+    for size in sizes:
+        while waiting is None or len(waiting) < size:
+            if (table := next(tables, None)) is None:
+                break
+            waiting = table if waiting is None else pa.concat_tables([waiting, table])
+        if waiting is None or len(waiting) == 0:
+            return
+        yield waiting.slice(0, size).combine_chunks()
+        waiting = waiting.slice(size)
+
+
+def read_catalog_rows(path: Path, first_key: str | None, rows: int) -> pa.Table:
+    """So many rows of a catalog from a key on, None for its first, or as many as there are.
+
+    Of the file are read the row groups that they lie in. Raises PipelineError for a key that is not there.
+    """
+    with _opened(path, "index_audio") as file:
+        _check_columns(file, path, CATALOG_SCHEMA, "index_audio")
+        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+        first, start = 0, 0
+        if first_key is not None:
+            first = next(
+                (number for number, group in enumerate(groups) if group.column(0).statistics.max >= first_key), 0
+            )
+            start = pc.index(file.read_row_group(first, ["key"])["key"], first_key).as_py()
+            if start < 0:
+                raise PipelineError(f"{path}: has no clip {first_key}; it was made anew, run Snakemake again")
+        end = first
+        while end < len(groups) and sum(group.num_rows for group in groups[first:end]) < start + rows:
+            end += 1
+        return file.read_row_groups(range(first, end), use_threads=False).slice(start, rows)

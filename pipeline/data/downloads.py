@@ -1,0 +1,464 @@
+"""Download what publishers give out without an account: Clotho, and the lists of AudioCaps and AudioSet.
+
+No stage calls this: the workflow never fetches a dataset. What arrives has the layout that
+`pipeline.data.adapters` reads.
+A download that breaks off is resumed where the server can do so (RFC 9110: Range guarded by If-Range), from
+`NAME.part` and the validator in `NAME.part.etag` beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import lzma
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+import py7zr
+import requests
+from tqdm import tqdm
+
+from pipeline.data.adapters import ADAPTERS
+from pipeline.data.adapters.audiocaps import COLUMNS
+from pipeline.data.adapters.sources import AUDIO_EXTENSIONS, read_csv, read_table
+from pipeline.errors import PipelineError
+
+logger = logging.getLogger(__name__)
+
+RETRIES = 6  # in a row without a byte of progress
+BACKOFF_S = 1.0  # before the first retry; doubled before each further one
+LONGEST_WAIT_S = 120.0  # of what a server may ask for with Retry-After
+TIMEOUT_S = (10, 60)  # to connect, and between two packets
+PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that another attempt may not meet
+UNPACKED = 2  # bytes on disk a byte of a 7z archive of WAV files; Clotho's hold 12 GB in 6.5
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A file of a publisher: its name, also below the dataset's root, and how to tell that it is whole."""
+
+    name: str
+    split: str
+    check: Callable[[Path], None]
+    """Raises PipelineError unless the file at a path is the published one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """What can be had of a dataset, from where and under which terms."""
+
+    address: str
+    query: str
+    """What follows a file's name in its URL."""
+    licence: str
+    splits: dict[str, tuple[Published, ...]]
+    default_splits: tuple[str, ...]
+    remark: str
+    """What is still to be done by hand afterwards."""
+
+
+def _has_md5(expected: str) -> Callable[[Path], None]:
+    def check(path: Path) -> None:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        if found != expected:
+            raise PipelineError(f"{path}: md5 {found}, the publisher's file has {expected}")
+
+    return check
+
+
+def _is_audiocaps_list(rows: int) -> Callable[[Path], None]:
+    def check(path: Path) -> None:
+        found = sum(1 for _ in read_table(path, COLUMNS, f"AudioCaps' {', '.join(COLUMNS)}"))
+        if found != rows:
+            raise PipelineError(f"{path}: {found:,} rows, AudioCaps version 1 has {rows:,}")
+
+    return check
+
+
+def _is_audioset_list(rows: int | None) -> Callable[[Path], None]:
+    """A check of the number of rows, which the list itself tells in its second line."""
+
+    def check(path: Path) -> None:
+        expected, found = rows, 0
+        for row, fields in read_csv(path, skip_initial_space=True):
+            if not fields[0].startswith("#"):
+                found += 1
+                if len(fields) != 4:
+                    raise PipelineError(f"{path} row {row}: {len(fields)} fields, a segment of AudioSet has 4")
+            elif told := re.search(r"num_segs=(\d+)", ",".join(fields)):
+                expected = rows or int(told[1])
+        if found != expected:
+            raise PipelineError(f"{path}: {found:,} rows, AudioSet's list has {expected or 'an unknown number'}")
+
+    return check
+
+
+def clotho_splits(md5: Mapping[str, tuple[str, str, str]]) -> dict[str, tuple[Published, ...]]:
+    """The three files of each split of Clotho, from the md5 of its audio, captions and metadata."""
+    return {
+        split: (
+            Published(name=f"clotho_captions_{split}.csv", split=split, check=_has_md5(captions)),
+            Published(name=f"clotho_metadata_{split}.csv", split=split, check=_has_md5(metadata)),
+            Published(name=f"clotho_audio_{split}.7z", split=split, check=_has_md5(audio)),
+        )
+        for split, (audio, captions, metadata) in md5.items()
+    }
+
+
+CLOTHO_MD5 = {  # as Zenodo shows them in record 4783391
+    "development": (
+        "c8b05bc7acdb13895bb3c6a29608667e", "d4090b39ce9f2491908eebf4d5b09bae", "170d20935ecfdf161ce1bb154118cda5",
+    ),
+    "validation": (
+        "7dba730be08bada48bd15dc4e668df59", "5879e023032b22a2c930aaa0528bead4", "2e010427c56b1ce6008b0f03f41048ce",
+    ),
+    "evaluation": (
+        "4569624ccadf96223f19cb59fe4f849f", "1b16b9e57cf7bdb7f13a13802aeb57e2", "13946f054d4e1bf48079813aac61bf77",
+    ),
+}  # fmt: skip
+
+PUBLICATIONS = {
+    "clotho": Publication(
+        address="https://zenodo.org/records/4783391/files",
+        query="?download=1",
+        licence="captions: Tampere University's (non-commercial, with attribution); "
+        "audio: each clip's own of Freesound, named in clotho_metadata_*.csv",
+        splits=clotho_splits(CLOTHO_MD5),
+        default_splits=tuple(CLOTHO_MD5),
+        remark="the archives are not needed any more and may be deleted",
+    ),
+    "audiocaps": Publication(
+        address="https://raw.githubusercontent.com/cdjkim/audiocaps/master/dataset",
+        query="",
+        licence="lists: MIT; audio: of YouTube, its owners'",
+        splits={
+            split: (Published(name=f"{split}.csv", split=split, check=_is_audiocaps_list(rows)),)
+            for split, rows in {"train": 49_838, "val": 495 * 5, "test": 975 * 5}.items()
+        },
+        default_splits=("train", "val", "test"),
+        remark="the clips themselves are YouTube's: put them into train/, val/ and test/ beside the lists, named by "
+        "YouTube id, id and start, or audiocap id",
+    ),
+    "audioset": Publication(
+        address="https://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv",
+        query="",
+        licence="lists: CC BY 4.0; audio: of YouTube, its owners'",
+        splits={
+            split: (Published(name=f"{split}_segments.csv", split=split, check=_is_audioset_list(rows)),)
+            for split, rows in {"balanced_train": 22_160, "eval": 20_371, "unbalanced_train": None}.items()
+        },
+        default_splits=("balanced_train",),
+        remark="the clips themselves are YouTube's: put them into a folder named after the split beside the list, "
+        "named by YouTube id, or id and start",
+    ),
+}
+"""By the name of the adapter that reads what arrives."""
+
+
+# --- HTTP ------------------------------------------------------------------------------------------------------------
+
+
+class _PassingError(Exception):
+    """What another attempt may not meet; `wait_s` is what the server asked to wait."""
+
+    def __init__(self, message: str, wait_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
+def _open(session: requests.Session, method: str, url: str, headers: dict[str, str] | None = None) -> requests.Response:
+    """The server's answer, its body unread. Raises _PassingError, or PipelineError for what no retry can mend."""
+    try:
+        response = session.request(method, url, headers=headers, stream=True, timeout=TIMEOUT_S, allow_redirects=True)
+    except requests.exceptions.SSLError as error:
+        raise PipelineError(
+            f"{url}: no trusted connection ({error}); behind a company's proxy set REQUESTS_CA_BUNDLE"
+        ) from error
+    except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
+        raise _PassingError(str(error)) from error
+    except (requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema) as error:
+        raise PipelineError(f"{url}: is no address of a web server; give one that begins with https://") from error
+    except requests.exceptions.RequestException as error:
+        raise PipelineError(f"{url}: cannot be asked for ({error})") from error
+    if response.status_code in PASSING:
+        response.close()
+        asked = response.headers.get("Retry-After", "")
+        raise _PassingError(
+            f"status {response.status_code} {response.reason}",
+            min(float(asked), LONGEST_WAIT_S) if asked.isdigit() else 0.0,
+        )
+    return response
+
+
+def _retried(url: str, attempt: Callable[[], Result], progress: Callable[[], int]) -> Result:
+    """The first result of `attempt`, repeated after passing errors as long as `progress` grows, else RETRIES times."""
+    farthest, failures = progress(), 0
+    while True:
+        try:
+            return attempt()
+        except _PassingError as error:
+            if progress() > farthest:
+                farthest, failures = progress(), 0
+            failures += 1
+            if failures > RETRIES:
+                raise PipelineError(
+                    f"{url}: {error}; gave up after {RETRIES} retries, run the command again to go on from here"
+                ) from error
+            wait_s = max(error.wait_s, BACKOFF_S * 2 ** (failures - 1))
+            logger.warning("%s: %s; trying again in %.1f s", url, error, wait_s)
+            time.sleep(wait_s)
+
+
+def _refuse(url: str, response: requests.Response) -> PipelineError:
+    return PipelineError(
+        f"{url}: status {response.status_code} {response.reason}; if the publisher moved it, give the new folder's "
+        "address with --from"
+    )
+
+
+def remote_size(session: requests.Session, url: str) -> int | None:
+    """Bytes of a file as its server tells, None if it does not; PipelineError when there is no such file."""
+
+    def ask() -> int | None:
+        with _open(session, "HEAD", url) as response:
+            if response.status_code in (404, 410):
+                raise _refuse(url, response)
+            return int(response.headers["Content-Length"]) if response.ok and _length_of(response) else None
+
+    return _retried(url, ask, lambda: 0)
+
+
+def _length_of(response: requests.Response) -> int | None:
+    length = response.headers.get("Content-Length", "")
+    return int(length) if length.isdigit() else None
+
+
+def _validator(response: requests.Response) -> str | None:
+    """What If-Range may hold: a strong ETag, or else the date of the last change."""
+    etag = response.headers.get("ETag", "")
+    return etag if etag.startswith('"') else response.headers.get("Last-Modified")
+
+
+def _tag_of(part: Path) -> Path:
+    return part.with_name(f"{part.name}.etag")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _discard(part: Path) -> None:
+    part.unlink(missing_ok=True)  # first: a part without its tag is started anew, a tag without its part is nothing
+    _tag_of(part).unlink(missing_ok=True)
+
+
+def _fetch_rest(session: requests.Session, url: str, part: Path) -> None:
+    """Append what `part` lacks; whatever the server does not let resume starts anew. Raises as `_open` does."""
+    offset, tag = _size(part), _tag_of(part)
+    headers = {}
+    if offset and tag.exists():
+        headers = {"Range": f"bytes={offset}-", "If-Range": tag.read_text(encoding="utf-8")}
+    with _open(session, "GET", url, headers) as response:
+        validator = _validator(response)
+        if response.status_code == 416:
+            if response.headers.get("Content-Range") == f"bytes */{offset}":
+                return  # it was whole
+            _discard(part)
+            raise _PassingError(f"the part of {offset:,} bytes is longer than the file; starting anew")
+        if response.status_code == 206:
+            is_rest = response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
+            if not is_rest or validator != headers.get("If-Range", validator):
+                _discard(part)
+                raise _PassingError("the file has changed since the last attempt; starting anew")
+        elif response.status_code == 200:
+            _discard(part)
+            offset = 0
+            if validator is not None:
+                tag.parent.mkdir(parents=True, exist_ok=True)
+                tag.write_text(validator, encoding="utf-8")
+        else:
+            raise _refuse(url, response)
+        length = _length_of(response)
+        total = None if length is None else offset + length
+        with (
+            part.open("ab") as file,
+            tqdm(desc=part.stem, total=total, initial=offset, unit="B", unit_scale=True, mininterval=1) as bar,
+        ):
+            try:
+                for chunk in response.iter_content(1 << 16):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+            except requests.exceptions.RequestException as error:
+                raise _PassingError(f"broke off after {_size(part):,} bytes ({error})") from error
+        if total is not None and _size(part) != total:
+            raise _PassingError(f"broke off after {_size(part):,} of {total:,} bytes")
+
+
+def fetch(session: requests.Session, url: str, path: Path, check: Callable[[Path], None]) -> None:
+    """Download a file to `path`, which appears only once `check` has passed.
+
+    Raises PipelineError when the server refuses, stays silent through RETRIES retries, the disk fills, or the file
+    fails its check, in which case what had arrived is removed.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _retried(url, lambda: _fetch_rest(session, url, part), lambda: _size(part))
+    except OSError as error:
+        raise PipelineError(f"{part}: cannot be written ({error.strerror}); run the command again to go on") from error
+    try:
+        check(part)
+    except PipelineError as error:
+        _discard(part)
+        raise PipelineError(
+            f"{url}: what arrived is damaged or not the published file, and was removed ({error}); "
+            "run the command again"
+        ) from error
+    part.replace(path)
+    _discard(part)
+
+
+# --- archives --------------------------------------------------------------------------------------------------------
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """The audio of a 7z archive as `folder`, which appears whole or not at all, whatever the archive calls it.
+
+    Raises PipelineError for entries that would land elsewhere or are no plain files, audio in several folders, a
+    damaged archive, and a disk that is too small.
+    """
+    temporary = folder.with_name(f".{folder.name}.unpacking")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+    try:
+        with py7zr.SevenZipFile(archive) as source:
+            entries = source.list()
+            for entry in entries:
+                path = PurePosixPath(entry.filename)
+                if path.is_absolute() or ".." in path.parts or not (entry.is_file or entry.is_directory):
+                    raise PipelineError(
+                        f'{archive}: entry "{entry.filename}" would not stay in its folder; not unpacked'
+                    )
+            names = [PurePosixPath(entry.filename) for entry in entries if entry.is_file]
+            inner = {name.parent for name in names if name.suffix.strip().lower() in AUDIO_EXTENSIONS}
+            if len(inner) != 1:
+                raise PipelineError(f"{archive}: expected one folder of audio, found {len(inner)}; not unpacked")
+            check_space(folder.parent, sum(entry.uncompressed for entry in entries), f"unpacking {archive.name}")
+            source.extractall(temporary)
+        (temporary / inner.pop()).rename(folder)
+    except (py7zr.exceptions.ArchiveError, lzma.LZMAError, EOFError) as error:
+        raise PipelineError(f"{archive}: cannot be unpacked ({error}); delete it and run the command again") from error
+    except OSError as error:
+        raise PipelineError(f"{archive}: cannot be unpacked to {folder} ({error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_space(folder: Path, needed: int, purpose: str) -> None:
+    """Raise PipelineError unless the disk of `folder`, which may not exist yet, has that many bytes free."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise PipelineError(
+            f"{folder}: {purpose} takes {readable(needed)}, {readable(free)} are free; "
+            "make room or choose another folder"
+        )
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def readable(size: float) -> str:
+    """Bytes in the largest decimal unit that leaves at least 1 before the point."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def _unpacked_folder(root: Path, file: Published) -> Path | None:
+    """Where the audio of an archive already lies, under either name that the adapter reads."""
+    for folder in (root / file.split, root / PurePosixPath(file.name).stem):
+        if folder.is_dir() and any(folder.iterdir()):
+            return folder
+    return None
+
+
+def download(
+    dataset: str, root: Path, *, splits: Sequence[str] | None = None, address: str | None = None, dry_run: bool = False
+) -> None:
+    """Bring a dataset's published files below `root`; what is there and whole is left alone.
+
+    Prints what is to come, its size and its licence before anything is written; with `dry_run` that is all.
+    `address` replaces the publisher's, for a mirror. Raises PipelineError as `fetch` and `unpack` do, for files in the
+    way that are not the published ones, and for a disk that is too small.
+    """
+    publication = PUBLICATIONS[dataset]
+    splits = tuple(splits or publication.default_splits)
+    if unknown := [split for split in splits if split not in publication.splits]:
+        raise PipelineError(f'{dataset}: no split "{unknown[0]}"; it has {", ".join(publication.splits)}')
+    base = (address or publication.address).rstrip("/")
+    print(f"{dataset}: {base} -> {root}\nlicence: {publication.licence}")
+    session = requests.Session()
+    session.headers["Accept-Encoding"] = "identity"  # a compressed answer's offsets would not be the file's
+    waiting: list[tuple[Published, str]] = []
+    to_come, to_unpack, is_known = 0, 0, True
+    for file in (file for split in splits for file in publication.splits[split]):
+        path, url = root / file.name, f"{base}/{file.name}{'' if address else publication.query}"
+        is_archive = path.suffix == ".7z"
+        if is_archive and (folder := _unpacked_folder(root, file)):
+            print(f"  {file.name}: unpacked already, in {folder}")
+            continue
+        if path.exists():
+            try:
+                file.check(path)
+            except PipelineError as error:
+                raise PipelineError(f"{error}; move it away and run the command again") from error
+            print(f"  {file.name}: here already")
+            to_unpack += UNPACKED * _size(path) * is_archive
+        else:
+            size, here = remote_size(session, url), _size(path.with_name(f"{path.name}.part"))
+            print(f"  {file.name}: {'size unknown' if size is None else readable(size)}", end="")
+            print(f", {readable(here)} of it here already" if here else "")
+            is_known &= size is not None
+            to_come += max(0, (size or 0) - here)
+            to_unpack += UNPACKED * (size or 0) * is_archive
+        if is_archive or not path.exists():
+            waiting.append((file, url))
+    unpacking = f", and about {readable(to_unpack)} for the unpacked audio" if to_unpack else ""
+    print(f"to download: {'' if is_known else 'at least '}{readable(to_come)}{unpacking}", flush=True)
+    check_space(root, to_come + to_unpack, f"the download of {dataset}")
+    if dry_run:
+        return
+    for file, url in waiting:
+        path = root / file.name
+        if not path.exists():
+            fetch(session, url, path, file.check)
+        if path.suffix == ".7z":
+            logger.info("unpacking %s", path)
+            unpack(path, root / file.split)
+    if dataset == "clotho":
+        for split in splits:
+            _check_clips(root, split)
+    print(f"done; {publication.remark}")
+
+
+def _check_clips(root: Path, split: str) -> None:
+    """Say how many of a split's listed clips the adapter finds; PipelineError unless it finds all."""
+    rows = list(ADAPTERS["clotho"](root, split))
+    lost = [row.source_name for row in rows if row.path is None]
+    if lost:
+        raise PipelineError(
+            f'{root / split}: {len(lost)} of {len(rows)} listed clips have no file, the first "{lost[0]}"; move the '
+            "folder away and run the command again"
+        )
+    print(f"  {split}: a file for each of {len(rows):,} listed clips")

@@ -1,0 +1,124 @@
+"""The leak guard: nothing that a target is judged on may be trained on, not even as unlabeled audio.
+
+A clip leaks when its source (YouTube or Freesound id) or its exact audio (checksum of the resampled samples) is that of
+a clip of a held-out split. Other cuts of a recording without a common id, other encodings of the same sound and sounds
+that are merely alike are not seen.
+
+Shards know nothing of the study that uses them, so leaked clips are usable in the manifest, and it is the list beside
+a run's pairs that accounts for each of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.data.catalogs import REASONS, read_table
+from pipeline.data.shards.format import usable_batches
+from pipeline.errors import PipelineError
+
+logger = logging.getLogger(__name__)
+
+IDENTITIES = ("source_id", "sha256")
+"""Columns of a manifest by which clips are recognised."""
+
+LEAKED_SCHEMA = pa.schema(
+    [
+        pa.field("role", pa.string(), nullable=False),  # labeled or unlabeled
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("source_name", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("shared", pa.string(), nullable=False),  # source_id, or sha256 where only the audio is the same
+        pa.field("value", pa.string(), nullable=False),  # the id or checksum that both clips have
+        pa.field("held_out_dataset", pa.string(), nullable=False),
+        pa.field("held_out_split", pa.string(), nullable=False),
+        pa.field("held_out_key", pa.string(), nullable=False),  # of several, the first
+    ]
+)
+"""Columns of the list of clips that a run leaves out, a row a clip."""
+
+LOOKED_AT = ("key", "dataset", "split", "source_name", *IDENTITIES)
+"""Columns of a manifest that the guard looks at."""
+
+NAMED = 5  # leaked clips that a message names
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """The usable clips of the held-out splits."""
+
+    clips: pa.Table
+    """`key`, `dataset`, `split` and `IDENTITIES` of each, in the order of the splits and their keys."""
+
+
+def read_held_out(manifests: Sequence[Path]) -> HeldOut:
+    """The usable clips of these splits and what they are recognised by."""
+    columns = ["key", "dataset", "split", *IDENTITIES]
+    batches = [batch for path in manifests for batch in usable_batches(path, columns)]
+    values = {name: pa.chunked_array([batch[name] for batch in batches], pa.string()) for name in columns}
+    return HeldOut(clips=pa.table(values).combine_chunks())
+
+
+def leaks_of(batch: pa.RecordBatch, held_out: HeldOut, role: str) -> tuple[pa.Array, pa.Table]:
+    """For each row of a manifest (`LOOKED_AT` of it) whether it leaks, and those that do as rows of `LEAKED_SCHEMA`.
+
+    role: what the split is used as. A clip that has both its source and its audio from held-out clips is listed with
+    its source, and one that overlaps several with the first of them.
+    """
+    by_source, by_audio = (
+        pc.index_in(batch[name], value_set=held_out.clips[name], skip_nulls=True) for name in IDENTITIES
+    )
+    overlapped = pc.coalesce(by_source, by_audio)
+    mask = overlapped.is_valid()
+    leaked, has_source = batch.filter(mask), by_source.filter(mask).is_valid()
+    overlapped = held_out.clips.take(overlapped.drop_null())
+    columns = {
+        "role": pa.array([role] * len(has_source), pa.string()),
+        **{name: leaked[name] for name in ("dataset", "split", "key", "source_name")},
+        "status": pa.array([REASONS["leaked"][0]] * len(has_source), pa.string()),
+        "reason": pa.array(["leaked"] * len(has_source), pa.string()),
+        "shared": pc.if_else(has_source, "source_id", "sha256"),
+        "value": pc.if_else(has_source, leaked["source_id"], leaked["sha256"]),
+        **{f"held_out_{name}": overlapped[name] for name in ("dataset", "split", "key")},
+    }
+    return mask, pa.table(columns, schema=LEAKED_SCHEMA)
+
+
+def settle(path: Path, leaked: pa.Table, clips: int, policy: str) -> None:
+    """What becomes of the leaked ones, at least one, of a manifest's usable clips: PipelineError, or a warning.
+
+    Where every clip leaks, that is an error under either policy.
+    """
+    named = [
+        f"{row['key']} (has {row['shared']} {row['value']} of {row['held_out_dataset']}/{row['held_out_split']}, "
+        f"{row['held_out_key']})"
+        for row in leaked.slice(0, NAMED).to_pylist()
+    ]
+    more = ", ..." if len(leaked) > NAMED else ""
+    found = f"{path}: {len(leaked)} of {clips} clips are also in a validation or test split: {', '.join(named)}{more}"
+    if len(leaked) == clips:
+        raise PipelineError(f"{found}; no other is left, check datasets.*.splits")
+    if policy == "fail":
+        raise PipelineError(
+            f"{found}; take them out of the dataset, or set leaks to drop, which leaves them out and lists them all "
+            "beside the pairs"
+        )
+    logger.warning("%s; they are left out", found)
+
+
+def leaked_path(pairs: Path) -> Path:
+    """Where the list of the clips that a run leaves out lies: beside its pairs."""
+    return pairs.with_suffix(".leaked.parquet")
+
+
+def read_leaked(path: Path) -> pa.Table:
+    """The list of clips that pair_clips left out."""
+    return read_table(path, LEAKED_SCHEMA, "pair_clips")

@@ -1,0 +1,189 @@
+"""The files of a split: tars, the row file beside each, manifest.parquet and manifest.json, and how to check them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.data.addresses import check_sizes, read_file
+from pipeline.data.catalogs import OK, read_table
+from pipeline.errors import PipelineError
+from pipeline.files import read_json, sha256_of
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("source_id", pa.string()),
+        pa.field("source_name", pa.string(), nullable=False),
+        pa.field("start_s", pa.float64()),
+        pa.field("captions", pa.list_(pa.string()), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        # The rest is null unless status is ok. Offsets count from the start of the tar.
+        pa.field("data_offset", pa.int64()),
+        pa.field("data_size", pa.int64()),
+        pa.field("pcm_offset", pa.int64()),  # null for FLAC
+        pa.field("frames", pa.int64()),  # at sample_rate_hz
+        pa.field("sample_rate_hz", pa.int32()),
+        pa.field("source_sample_rate_hz", pa.int32()),
+        pa.field("source_channels", pa.int32()),
+        pa.field("peak_dbfs", pa.float32()),
+        pa.field("rms_dbfs", pa.float32()),
+        pa.field("sha256", pa.string()),  # of the audio member's bytes
+    ]
+)
+"""Columns of the manifest and of a shard's row file."""
+
+SUMMARY_FACTS = {
+    *("dataset", "split", "format", "sample_rate_hz", "rows", "clips", "duration_s", "status", "reason"),
+    *("manifest_sha256", "shards"),
+}
+"""Entries of a split's manifest.json."""
+
+BATCH_ROWS = 1 << 16  # of a manifest, read at a time
+
+_BUFFER_BYTES = 1 << 20  # a column of a row group is read in pieces of this size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardFacts:
+    """What a row file's footer tells about the tar beside it."""
+
+    shard: str
+    format: str
+    sample_rate_hz: int
+    clips: int
+    bytes: int
+    sha256: str
+    rows_digest: str
+    """Of the catalog's rows that it was made from (`pipeline.data.shards.partition.digest_of`)."""
+    channels: str = "mean"
+    """What was kept of its files' channels (`pipeline.data.audio.CHANNELS`); earlier versions kept the mean."""
+
+
+FACTS_KEY = b"shard"
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """A split's manifest.json, with all that index_shards writes there."""
+    if not path.exists():
+        raise PipelineError(f"{path}: not found; make it with python -m pipeline.stages.index_shards")
+    summary = read_json(path)
+    if missing := _missing_facts(summary):
+        raise PipelineError(f"{path}: has no {', '.join(missing[:3])}; make it again with index_shards")
+    return {"channels": "mean", **summary}  # which earlier versions kept, and did not say
+
+
+def _missing_facts(summary: Mapping[str, Any]) -> list[str]:
+    """What a split's manifest.json lacks of what index_shards writes there."""
+    missing = sorted(SUMMARY_FACTS - summary.keys())
+    shards = summary.get("shards")
+    for shard in shards if isinstance(shards, list) else [{}]:
+        missing += [f"shards.{name}" for name in ("shard", "tar", "bytes", "sha256", "clips") if name not in shard]
+    return missing
+
+
+def read_published_summary(address: str) -> dict[str, Any]:
+    """The manifest.json at an address; PipelineError if it is none or names files that are not beside it."""
+    path = f"{address}/manifest.json"
+    try:
+        summary = json.loads(read_file(path))
+    except PipelineError as error:
+        raise PipelineError(f"{error}; the address of one split's shards is asked for, .../DATASET/SPLIT") from error
+    except ValueError as error:
+        raise PipelineError(f"{path}: is not JSON ({error}); give the address of one split's shards") from error
+    if missing := _missing_facts(summary if isinstance(summary, dict) else {}):
+        raise PipelineError(f"{path}: has no {', '.join(missing[:3])}; it is not what index_shards writes")
+    for shard in summary["shards"]:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", shard["shard"]) or shard["tar"] != f"{shard['shard']}.tar":
+            raise PipelineError(f"{path}: {shard['tar']!r} is not the name of a shard's tar")
+    return summary
+
+
+@contextlib.contextmanager
+def _opened_manifest(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+            if file.schema_arrow.names != MANIFEST_SCHEMA.names:
+                raise PipelineError(f"{path}: is not a manifest of this pipeline; make it again with index_shards")
+            yield file
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: not found; make it with python -m pipeline.stages.index_shards") from None
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise PipelineError(f"{path}: cannot be read ({reason}); make it again with index_shards") from error
+
+
+def count_rows(path: Path) -> int:
+    """The rows of a manifest, unusable clips included."""
+    with _opened_manifest(path) as file:
+        return file.metadata.num_rows
+
+
+def manifest_batches(path: Path, columns: Iterable[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of a manifest, a batch of rows at a time, unusable clips included."""
+    with _opened_manifest(path) as file:
+        # use_threads: each thread would keep memory of its own
+        yield from file.iter_batches(BATCH_ROWS, columns=list(columns), use_threads=False)
+
+
+def usable_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of the usable rows of a manifest, a batch of rows at a time."""
+    for batch in manifest_batches(path, dict.fromkeys([*columns, "status"])):
+        yield batch.filter(pc.equal(batch["status"], OK))
+
+
+def read_manifest(path: Path) -> pa.Table:
+    """A split's manifest as written by index_shards, unusable clips included."""
+    return read_table(path, MANIFEST_SCHEMA, "index_shards")
+
+
+def check_tar(path: Path, size: int, sha256: str | None) -> None:
+    """Raise PipelineError unless the tar is there, has that size and, where given, that checksum."""
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: not found; make the shard again with shard_audio") from None
+    if found != size:
+        raise PipelineError(f"{path}: {found} bytes, {size} expected; delete it and make the shard again")
+    if sha256 is not None and (digest := sha256_of(path)) != sha256:
+        raise PipelineError(f"{path}: SHA-256 {digest}, {sha256} expected; delete it and make the shard again")
+
+
+def check_tars(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Raise PipelineError unless every tar of a split is in its folder, or at its address, and has its size."""
+    shards = summary["shards"]
+    if "address" in summary:
+        check_sizes({f"{summary['address']}/{shard['tar']}": shard["bytes"] for shard in shards})
+        return
+    for shard in shards:
+        check_tar(folder / shard["tar"], shard["bytes"], None)
+
+
+def read_rows(path: Path) -> tuple[pa.Table, ShardFacts]:
+    """A shard's row file and what its footer tells about the tar."""
+    table = read_table(path, MANIFEST_SCHEMA, "shard_audio")
+    footer = (table.schema.metadata or {}).get(FACTS_KEY)
+    if footer is None:
+        raise PipelineError(f"{path}: is not a shard's row file, its footer tells of no tar; make it with shard_audio")
+    told = {"channels": "mean", **json.loads(footer)}
+    if told.keys() != {field.name for field in fields(ShardFacts)}:
+        raise PipelineError(f"{path}: was made by another version of shard_audio; make it again")
+    return table, ShardFacts(**told)
+
+
+def rows_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Rows of a manifest as a table; what a row lacks is null."""
+    return pa.Table.from_pylist(list(rows), schema=MANIFEST_SCHEMA)

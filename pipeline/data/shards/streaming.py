@@ -1,0 +1,35 @@
+"""The shards read from beginning to end with webdataset, for those who stream; training reads windows by offset."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import soundfile
+import webdataset
+
+from pipeline.data.shards.format import check_tars, read_summary
+
+
+def decode_clip(sample: dict[str, Any]) -> dict[str, Any]:
+    """A webdataset sample as key, samples (int16, mono) and the facts of its JSON member (captions and so on)."""
+    audio = sample["wav"] if "wav" in sample else sample["flac"]
+    samples, _ = soundfile.read(io.BytesIO(audio), dtype="int16")
+    return {**json.loads(sample["json"]), "key": sample["__key__"], "samples": samples}
+
+
+def stream_clips(folder: Path) -> webdataset.WebDataset:
+    """Every clip of a split in the order of its shards, as dictionaries; an IterableDataset for a DataLoader.
+
+    Tars are shared out among nodes and loader workers, so the parts differ in size by up to a tar: a training that
+    needs equal parts reads by offset instead (`pipeline.training.batches`). Tars at an address are streamed from there
+    by webdataset, which calls curl for http. Raises PipelineError for a tar that is missing or of another size, which
+    webdataset would read up to where it is cut, without an error.
+    """
+    summary = read_summary(folder / "manifest.json")
+    check_tars(folder, summary)
+    tars = [f"{summary.get('address', folder)}/{shard['tar']}" for shard in summary["shards"]]
+    dataset = webdataset.WebDataset(tars, shardshuffle=False, nodesplitter=webdataset.split_by_node, empty_check=False)
+    return dataset.map(decode_clip)

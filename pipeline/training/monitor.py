@@ -1,0 +1,242 @@
+"""What one can see of a training while it runs, and what is kept of how it ran: TensorBoard's event files,
+learning_curves.svg and training.json, all of the first process alone and without an effect on the training itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import torch
+
+from pipeline.devices import device_name
+from pipeline.files import write_atomically, write_json
+from pipeline.training.distributed import Processes, gather_rows
+from pipeline.training.throughput import flop_counter, utilization
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+SECONDS_PER_NOTE = 30
+"""Seconds between two notes of the time spent so far: so much a kill hides."""
+
+NOT_PLOTTED = {"step", "epoch"}
+PACKAGES = ("transformers", "msclap", "audio-composed-text")
+
+
+class Watch:
+    """The account of one training, also over several parts when it is killed and goes on."""
+
+    def __init__(
+        self, folder: Path, checkpoints: Path, *, steps: int, first_step: int, batch_size: int, processes: Processes
+    ) -> None:
+        """`folder` receives what is kept, `checkpoints` what the next part needs to know of this one.
+
+        A training that begins at step 0 removes the event files of an earlier one; one that goes on keeps them.
+        """
+        self.folder = folder
+        self.notes = checkpoints / "parts.json"
+        self.steps = steps
+        self.first_step = first_step
+        self.done = first_step
+        self.batch_size = batch_size
+        self.processes = processes
+        self.flops: int | None = None
+        self.hardware_flops: int | None = None
+        self._repeated_flops: int | None = None  # while step 0 is counted
+        self._writer: SummaryWriter | None = None
+        self._began = self._noted = self._reported = time.perf_counter()
+        self._earlier: list[dict[str, float]] = []
+        if first_step and self.notes.exists():
+            noted = json.loads(self.notes.read_text(encoding="utf-8"))
+            self._earlier = noted["parts"]
+            self.flops, self.hardware_flops = noted["flops_a_step"], noted["hardware_flops_a_step"]
+        elif processes.is_first:
+            shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count the operations of step 0 on all processes; of no other, for counting takes time.
+
+        They are counted without torch.compile, which gives up for good on what it first meets under a counter. No part
+        that goes on counts again: it would take its first step without torch.compile, and an unbroken training with it.
+        """
+        if self.first_step or self.flops is not None:
+            yield
+            return
+        self._repeated_flops = 0
+        with torch.compiler.set_stance("force_eager"), flop_counter() as counter:
+            yield
+        done = counter.get_total_flops()
+        own = torch.tensor([[done - self._repeated_flops, done]], device=self.processes.device)
+        self.flops, self.hardware_flops = gather_rows(own).sum(dim=0).tolist()
+        self._repeated_flops = None
+
+    @contextlib.contextmanager
+    def doing_twice(self) -> Iterator[None]:
+        """Around arithmetic that the step does again: in step 0 it is counted as the hardware's, not as the model's."""
+        if self._repeated_flops is None:
+            yield
+            return
+        with flop_counter() as counter:
+            yield
+        self._repeated_flops += counter.get_total_flops()
+
+    def report(self, rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
+        """Take note of the steps in `rows`, the log's newest; comes back with what the progress line shows of them."""
+        now, self.done = time.perf_counter(), int(rows[-1]["step"]) + 1
+        shown = {"loss": f"{rows[-1]['loss']:.3f}"}
+        average = (self.done - self.first_step) * self.batch_size / (now - self._began)
+        shown["clips_per_s"] = f"{average:.0f}" if average >= 10 else f"{average:.2f}"
+        memory_gb = self._memory_gb() if self.processes.device.type == "cuda" else None
+        if memory_gb is not None:
+            shown["gpu_gb"] = f"{memory_gb:.1f}"
+        if not self.processes.is_first:
+            return shown
+        writer = self._open_writer()
+        for row in rows:
+            for name, value in row.items():
+                if name not in NOT_PLOTTED:
+                    group = "schedule" if name.endswith("learning_rate") or name == "logit_scale" else "loss"
+                    writer.add_scalar(f"{group}/{name}", value, int(row["step"]))
+        speed = len(rows) * self.batch_size / (now - self._reported)
+        writer.add_scalar("machine/clips_per_s", speed, self.done - 1)
+        if memory_gb is not None:
+            writer.add_scalar("machine/gpu_memory_gb", memory_gb, self.done - 1)
+        self._reported = now
+        if now - self._noted > SECONDS_PER_NOTE:
+            self.note()
+        return shown
+
+    def note(self) -> None:
+        """Keep the time spent so far for a next part, and write out what TensorBoard has not yet."""
+        if self.processes.is_first:
+            flops = {"flops_a_step": self.flops, "hardware_flops_a_step": self.hardware_flops}
+            write_json({"parts": self._parts(), **flops}, self.notes)
+            self._noted = time.perf_counter()
+            self._open_writer().flush()
+
+    def finish(
+        self,
+        log: pa.Table,
+        settings: Mapping[str, Any],
+        belongs_to: Mapping[str, str],
+        data: Mapping[str, Any],
+        machine: Mapping[str, Any],
+    ) -> None:
+        """Write learning_curves.svg and training.json of a training that took its last step.
+
+        `belongs_to` is the fingerprint of its checkpoints, with the checksums of what it was made from; `data` is what
+        its pairs file says of itself; `machine` is how the last part ran.
+        """
+        if not self.processes.is_first:
+            return
+        self._open_writer().close()
+        # Imported here: matplotlib takes a second, of which no training needs to wait.
+        from pipeline.results.plots import as_file, training_curves
+
+        with write_atomically(self.folder / "learning_curves.svg") as temporary:
+            title = f"{settings['objective']}, seed {settings['seed']}: {self.steps} steps of {self.batch_size} clips"
+            temporary.write_text(as_file(training_curves(log, title)), encoding="utf-8")
+        account = {**self._account(settings, belongs_to, data), "machine": dict(machine)}
+        write_json(account, self.folder / "training.json")
+
+    def _open_writer(self) -> SummaryWriter:
+        # Not before the first step: its thread would be there when the loader forks its workers.
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Steps that an earlier part took after its last checkpoint are taken again: TensorBoard hides the first.
+            purge_step = self.first_step or None
+            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge_step, flush_secs=10)
+        return self._writer
+
+    def _memory_gb(self) -> float:
+        """The most memory that this process held at once: of its GPU, else of the machine."""
+        if self.processes.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.processes.device) / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+    def _parts(self) -> list[dict[str, float]]:
+        own = {"first_step": self.first_step, "last_step": self.done - 1, "wall_s": time.perf_counter() - self._began}
+        return [*self._earlier, own]
+
+    def _account(
+        self, settings: Mapping[str, Any], belongs_to: Mapping[str, str], data: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        device, parts = self.processes.device, self._parts()
+        gpus = [device_name(device)] * self.processes.count if device.type == "cuda" else []
+        wall_s = sum(part["wall_s"] for part in parts)
+        taken = sum(part["last_step"] - part["first_step"] + 1 for part in parts)
+        reached, hardware_reached = (
+            None if flops is None else flops * taken / wall_s for flops in (self.flops, self.hardware_flops)
+        )
+        return {
+            "versions": {
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),  # with the CUDA that it was built for
+                **{name: _version(name) for name in PACKAGES},
+            },
+            "git": git_state(Path(__file__).parents[2]),
+            "settings": dict(settings),
+            "data": dict(data),
+            "made_from": {
+                "pairs_sha256": belongs_to["pairs"],
+                "starting_weights_sha256": belongs_to["starting weights"],
+                "code_sha256": belongs_to["code"],
+            },
+            "hardware": {
+                "processor": device_name(torch.device("cpu")),
+                "cores": len(os.sched_getaffinity(0)),
+                "threads_a_process": torch.get_num_threads(),
+                "processes": self.processes.count,
+                "gpus": gpus,
+            },
+            "parts": parts,
+            "wall_s": wall_s,
+            "gpu_s": wall_s * len(gpus),
+            "steps": self.steps,
+            "steps_taken": taken,
+            "clips_per_s": taken * self.batch_size / wall_s,
+            "peak_memory_gb": self._memory_gb(),
+            "flops_a_step": self.flops,
+            "hardware_flops_a_step": self.hardware_flops,
+            "flops_counted": "by torch.utils.flop_counter in step 0, of all processes; a first encoding that "
+            "micro-batches do again is the hardware's alone",
+            "flops_per_s": reached,
+            "model_flops_utilization": None if reached is None else utilization(reached, gpus),
+            "hardware_flops_utilization": None if hardware_reached is None else utilization(hardware_reached, gpus),
+        }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # this package, where it runs from a clone
+        return None
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """The commit that `folder` is a working tree of, and whether a tracked file differs from it; None without git."""
+
+    def ask(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        # A clone of something else may hold the environment that this package is installed in.
+        ask("ls-files", "--error-unmatch", str(Path(__file__).resolve()))
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

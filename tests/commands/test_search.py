@@ -1,0 +1,201 @@
+"""Real shards and a real model in, the nearest clips and captions out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+
+from pipeline.__main__ import main
+from pipeline.data.shards.format import read_manifest
+from pipeline.data.shards.reader import open_shards
+from pipeline.errors import PipelineError
+from pipeline.evaluation.embedding import captions_of, embed_audio, embed_texts
+from pipeline.evaluation.search import search
+from pipeline.evaluation.vectors import check_vectors, nearest, unit_rows
+from pipeline.files import sha256_of, write_parquet
+from pipeline.models import load_model, mini, save_model
+
+
+@pytest.fixture
+def run_folder(tmp_path, tiny_study) -> Path:
+    return Path(shutil.copytree(tiny_study.pretrained, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def model(tiny_study):
+    return load_model(tiny_study.pretrained)
+
+
+def split(tiny_study, dataset: str = "labeled") -> Path:
+    return tiny_study.shards / dataset / "train"
+
+
+def cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return (one @ other.T) / np.linalg.norm(one, axis=1)[:, None] / np.linalg.norm(other, axis=1)
+
+
+@pytest.mark.parametrize("dataset", ["labeled", "unlabeled"])
+def test_clips_come_in_the_order_of_their_cosine_to_the_text(tiny_study, run_folder, model, dataset):
+    shards = open_shards(split(tiny_study, dataset))
+    expected = cosine(embed_texts(model, ["noise hisses"], 1), embed_audio(model, shards, "mean", 64))[0]
+    found = search("noise hisses", run_folder, split(tiny_study, dataset), top=7)
+    best = np.argsort(-expected)[:7]
+    assert [result["rank"] for result in found] == list(range(1, 8))
+    assert [result["key"] for result in found] == [shards.keys[row] for row in best]
+    assert [result["score"] for result in found] == pytest.approx(expected[best], abs=1e-5)
+    assert [result["captions"] for result in found] == [shards.captions(shards.keys[row]) for row in best]
+    names = pd.read_parquet(tiny_study.manifest(dataset)).set_index("key")["source_name"]
+    assert [result["source_name"] for result in found] == [names[result["key"]] for result in found]
+
+
+def test_sound_of_a_clip_finds_that_clip_first(tiny_study, run_folder):
+    raw = tiny_study.folder / "raw" / "unlabeled" / "train" / "clip 3.wav"
+    first = search(raw, run_folder, split(tiny_study, "unlabeled"), top=1)[0]
+    assert Path(first["source_name"]).name == "clip 3.wav"
+    assert first["score"] == pytest.approx(1, abs=1e-4)
+
+
+def test_a_stereo_sound_is_searched_with_as_the_split_keeps_channels(tiny_study, run_folder, tmp_path):
+    """The sound of a clip in the first channel, and of another one in the second."""
+    raw = tiny_study.folder / "raw" / "unlabeled" / "train"
+    first, second = (soundfile.read(raw / f"clip {number}.wav", dtype="int16")[0] for number in (3, 4))
+    stereo = np.stack([first, np.resize(second, len(first))], axis=1)
+    soundfile.write(tmp_path / "stereo.wav", stereo, 16_000)
+    folder = Path(shutil.copytree(split(tiny_study, "unlabeled"), tmp_path / "shards"))
+    found = {}
+    for channels in ("mean", "first"):
+        summary = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps({**summary, "channels": channels}))
+        (found[channels],) = search(tmp_path / "stereo.wav", run_folder, folder, top=1)
+    assert Path(found["first"]["source_name"]).name == "clip 3.wav"
+    assert found["first"]["score"] == pytest.approx(1, abs=1e-4) and found["mean"]["score"] < 0.9999
+
+
+def test_captions_are_ranked_by_sound(tiny_study, run_folder, model):
+    shards = open_shards(split(tiny_study))
+    texts, _ = captions_of(shards)
+    raw = tiny_study.folder / "raw" / "labeled" / "train" / "clip 5.wav"
+    row = next(row for row, key in enumerate(shards.keys) if "clip_5_" in key)
+    expected = cosine(embed_audio(model, shards, "mean", 64)[[row]], embed_texts(model, texts, 64))[0]
+    found = search(raw, run_folder, split(tiny_study), captions=True, top=48)
+    assert [result["score"] for result in found] == pytest.approx(np.sort(expected)[::-1], abs=1e-4)
+    assert all(result["caption"] in shards.captions(result["key"]) for result in found)
+
+
+def test_index_is_made_once_and_anew_for_other_weights(tiny_study, run_folder, monkeypatch):
+    before = search("noise hisses", run_folder, split(tiny_study))
+    (index,) = run_folder.glob("index/*/audio.npy")
+    assert np.load(index, mmap_mode="r").shape == (24, 128)
+    with monkeypatch.context() as patched:  # a second embedding of the split would show
+        patched.setattr("pipeline.evaluation.search.embed_audio", lambda *arguments: pytest.fail("embedded again"))
+        assert search("noise hisses", run_folder, split(tiny_study)) == before
+    changed = load_model(run_folder)
+    with torch.no_grad():
+        next(changed.audio_encoder.projection.parameters()).add_(0.1)
+    save_model(changed, run_folder)
+    assert search("noise hisses", run_folder, split(tiny_study)) != before
+    assert len(list(run_folder.glob("index/*/audio.npy"))) == 2
+
+
+def test_index_is_made_anew_for_another_way_with_short_clips(tiny_study, run_folder):
+    before = search("noise hisses", run_folder, split(tiny_study), top=24)
+    changed = load_model(run_folder)
+    changed.short_clips = "pad"
+    save_model(changed, run_folder)
+    after = search("noise hisses", run_folder, split(tiny_study), top=24)
+    scores = [{result["key"]: result["score"] for result in found} for found in (before, after)]
+    moved = [key for key in scores[0] if abs(scores[0][key] - scores[1][key]) > 1e-4]
+    frames = pd.read_parquet(tiny_study.manifest("labeled")).set_index("key")["frames"]
+    assert 0 < len(moved) < 24 and set(moved) <= set(frames.index[frames < changed.window_frames])
+
+
+def test_a_split_that_changes_is_indexed_anew(tiny_study, run_folder, tmp_path):
+    folder = Path(shutil.copytree(split(tiny_study), tmp_path / "shards"))
+    search("noise hisses", run_folder, folder)
+    summary = json.loads((folder / "manifest.json").read_text())
+    rows = read_manifest(folder / "manifest.parquet")
+    write_parquet(rows.slice(3), folder / "manifest.parquet")  # three clips are gone
+    summary["manifest_sha256"] = sha256_of(folder / "manifest.parquet")
+    (folder / "manifest.json").write_text(json.dumps({**summary, "clips": len(rows) - 3}))
+    found = search("noise hisses", run_folder, folder, top=100)
+    assert {result["key"] for result in found} == set(rows["key"].to_pylist()[3:])
+    assert len(list(run_folder.glob("index/*/audio.npy"))) == 2
+
+
+def test_command_prints_a_line_a_result_or_json(tiny_study, run_folder, capsys):
+    arguments = ["search", "a high tone", "--run", str(run_folder), "--in", str(split(tiny_study)), "--top", "2"]
+    main([*arguments, "--json"])
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert [result["rank"] for result in results] == [1, 2]
+    main(arguments)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["1", f"{results[0]['score']:.3f}", results[0]["key"]]
+    assert [line.strip() for line in lines[1:3]] == results[0]["captions"]
+
+
+def test_nearest_are_those_of_a_full_sort_and_ties_keep_their_order():
+    vectors = np.random.default_rng(0).integers(-2, 3, (500, 6)).astype(np.float32)
+    vectors[:, 0] = 3
+    query = np.array([1, 2, 0, 0, 1, 1], np.float32)
+    scores = vectors @ query
+    for count in (1, 10, 500, 1000):
+        rows, found = nearest(vectors, query, count)
+        assert rows.tolist() == np.argsort(-scores, kind="stable")[:count].tolist()
+        assert found.tolist() == scores[rows].tolist()
+
+
+def test_vectors_without_direction_are_named():
+    vectors = np.ones((4, 3), np.float32)
+    assert np.linalg.norm(unit_rows(vectors * 5), axis=1) == pytest.approx([1] * 4)
+    vectors[2] = 0
+    with pytest.raises(PipelineError, match=r"embedding of clip 2 is zero \(1 of 4\)"):
+        check_vectors(vectors, lambda row: f"clip {row}")
+    vectors[1, 1] = np.nan
+    with pytest.raises(PipelineError, match=r"embedding of clip 1 is not finite \(1 of 4\)"):
+        check_vectors(vectors, lambda row: f"clip {row}")
+
+
+def test_diverged_model_is_named_and_leaves_no_index(tiny_study, tmp_path):
+    model = mini.build(mini.byte_tokenizer())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    save_model(model, tmp_path / "run")
+    with pytest.raises(PipelineError, match=r"is not finite .* did the training diverge"):
+        search("x", tmp_path / "run", split(tiny_study))
+    assert not list((tmp_path / "run").rglob("*.npy"))
+
+
+def test_what_cannot_be_searched_is_named(tiny_study, run_folder, tmp_path):
+    labeled, unlabeled = split(tiny_study), split(tiny_study, "unlabeled")
+    with pytest.raises(PipelineError, match=r"nowhere/model\.json: no such file; a saved model is a folder"):
+        search("x", tmp_path / "nowhere", labeled)
+    with pytest.raises(PipelineError, match=r"nowhere/manifest\.json: not found"):
+        search("x", run_folder, tmp_path / "nowhere")
+    with pytest.raises(PipelineError, match="has no captions to search in"):
+        search("x", run_folder, unlabeled, captions=True)
+    with pytest.raises(PipelineError, match="text to search with is blank"):
+        search(" ", run_folder, labeled)
+    with pytest.raises(PipelineError, match=r"nothing\.wav: cannot be opened"):
+        search(tmp_path / "nothing.wav", run_folder, labeled)
+    (tmp_path / "text.wav").write_text("no sound")
+    with pytest.raises(PipelineError, match=r"text\.wav: undecodable"):
+        search(tmp_path / "text.wav", run_folder, labeled)
+
+
+def test_damaged_index_is_named(tiny_study, run_folder):
+    search("x", run_folder, split(tiny_study))
+    (index,) = run_folder.glob("index/*/audio.npy")
+    np.save(index, np.load(index)[:5])
+    with pytest.raises(PipelineError, match=r"audio\.npy: the index holds .* \(5, 128\), 24 rows"):
+        search("x", run_folder, split(tiny_study))
+    index.write_bytes(index.read_bytes()[:40])
+    with pytest.raises(PipelineError, match=r"audio\.npy: the index is damaged"):
+        search("x", run_folder, split(tiny_study))

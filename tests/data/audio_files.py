@@ -1,0 +1,117 @@
+"""Small real audio files, lists and shards for the tests of the audio stages."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from pipeline.data.shards.partition import FIRST_SHARD, read_assignment
+from pipeline.stages import index_audio, index_shards, shard_audio
+
+RATE = 16_000
+
+
+def tone(
+    duration_s: float = 0.5, frequency_hz: float = 440.0, rate: int = RATE, level: float = 0.5
+) -> NDArray[np.float32]:
+    return (level * np.sin(2 * np.pi * frequency_hz * np.arange(round(duration_s * rate)) / rate)).astype(np.float32)
+
+
+def noise(duration_s: float, seed: int, rate: int = RATE) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(0, 0.1, round(duration_s * rate)).astype(np.float32)
+
+
+def write_audio(path: Path, samples: NDArray | None = None, rate: int = RATE, **kind: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, tone() if samples is None else samples, rate, **kind)
+    return path
+
+
+def write_csv(path: Path, *rows: Iterable[object]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def write_folder(root: Path, clips: int = 5, captions: int = 2) -> Path:
+    """A captioned `folder` dataset of noises of 0.2, 0.4, 0.6, ... s."""
+    for clip in range(clips):
+        write_audio(root / "train" / f"clip {clip}.wav", noise(0.2 * (clip + 1), seed=clip))
+    columns = [f"caption_{number}" for number in range(1, captions + 1)]
+    rows = [[f"clip {clip}.wav", *(f"noise {clip}, told {column}" for column in columns)] for clip in range(clips)]
+    write_csv(root / "train.csv", ["file_name", *columns], *rows)
+    return root
+
+
+def make_catalog(root: Path, catalog: Path, *, labeled: bool = True, limit: float = 1.0) -> Path:
+    index_audio.main(
+        [
+            *("--dataset", "sounds", "--split", "train", "--adapter", "folder", "--root", str(root)),
+            "--labeled" if labeled else "--unlabeled",
+            *("--max-dropped-fraction", str(limit), "--catalog", str(catalog)),
+        ]
+    )
+    return catalog
+
+
+def shard_arguments(
+    catalog: Path,
+    folder: Path,
+    shard: str = FIRST_SHARD,
+    *,
+    clips: int = 9,
+    rate: int = RATE,
+    audio_format: str = "wav",
+    channels: str | None = None,
+) -> list[str]:
+    return [
+        *("--catalog", str(catalog), "--shard", shard, "--clips-per-shard", str(clips)),
+        *("--sample-rate-hz", str(rate), "--format", audio_format),
+        *([] if channels is None else ["--channels", channels]),
+        *("--tar", str(folder / f"{shard}.tar"), "--rows", str(folder / f"{shard}.parquet")),
+    ]
+
+
+def index_arguments(catalog: Path, folder: Path, clips: int = 3, limit: float = 1.0) -> list[str]:
+    return [
+        *("--catalog", str(catalog), "--clips-per-shard", str(clips), "--shards", str(folder)),
+        *("--manifest", str(folder / "manifest.parquet"), "--summary", str(folder / "manifest.json")),
+        *("--max-dropped-fraction", str(limit)),
+    ]
+
+
+def shard_names(catalog: Path, clips: int = 3) -> list[str]:
+    """The shards that a catalog is cut into, at most so many clips each."""
+    return [assignment.shard for assignment in read_assignment(catalog, clips)]
+
+
+def make_shards(catalog: Path, folder: Path, clips: int = 3, **settings: object) -> Path:
+    """All shards of a catalog and their manifest."""
+    for shard in shard_names(catalog, clips):
+        shard_audio.main(shard_arguments(catalog, folder, shard, clips=clips, **settings))  # type: ignore[arg-type]
+    index_shards.main(index_arguments(catalog, folder, clips))
+    return folder
+
+
+def run_stage(stage: str, arguments: Sequence[object]) -> subprocess.CompletedProcess[str]:
+    """The stage as its own process, as the workflow runs it."""
+    command = [sys.executable, "-m", f"pipeline.stages.{stage}", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def assert_refused(finished: subprocess.CompletedProcess[str], stage: str, *words: str) -> None:
+    """Exit status 1, no traceback, and one last line that begins with the stage's name and holds the words."""
+    lines = finished.stderr.splitlines()
+    assert finished.returncode == 1, finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert [line for line in lines if line.startswith(f"{stage}: ")] == lines[-1:]
+    for word in words:
+        assert word in lines[-1]

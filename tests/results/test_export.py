@@ -1,0 +1,167 @@
+"""Exported runs: they load where they are put, say what they are, and nothing half made is passed on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pipeline.__main__ import main
+from pipeline.errors import PipelineError
+from pipeline.models import load_model
+from pipeline.results.export import export_run
+from pipeline.stages import embed, evaluate, train
+
+
+@pytest.fixture(scope="module")
+def run(tiny_study, tmp_path_factory):
+    """results/runs/birds/seed0, trained, with an evaluation beside it."""
+    results = tmp_path_factory.mktemp("export") / "results"
+    run, evaluation = results / "runs" / "birds" / "seed0", results / "evaluations" / "birds" / "seed0" / "labeled"
+    words = ["--pretrained", tiny_study.pretrained, "--pairs", tiny_study.pairs("composed"), "--shards"]
+    words += [tiny_study.shards, "--seed", 0, "--out", run, "--objective", "composed", "--conjunction", " and "]
+    train.main(list(map(str, words)))
+    words = ["--model", run, "--shards", tiny_study.shards / "labeled" / "train", "--windows", "mean"]
+    embed.main(list(map(str, [*words, "--embeddings", evaluation / "embeddings.npz"])))
+    words = ["--embeddings", evaluation / "embeddings.npz", "--run", "birds", "--seed", 0, "--target", "labeled"]
+    words += ["--split", "train", "--metrics", evaluation / "metrics.json", "--ranks", evaluation / "ranks.parquet"]
+    words += ["--contributions", evaluation / "contributions.parquet"]
+    evaluate.main(list(map(str, words)))
+    shutil.copytree(tiny_study.folder / "catalogs", results / "catalogs")
+    return run
+
+
+def test_an_exported_folder_loads_to_the_same_model(run, tmp_path, capsys):
+    main(["export", str(run), "--to", str(tmp_path / "a" / "birds")])
+    folder = tmp_path / "a" / "birds"
+    names = ["README.md", "learning_curves.svg", "model.json", "model.safetensors", "tokenizer.json", "training.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == [str(folder / name) for name in names]
+    before, after = load_model(run), load_model(folder)
+    assert after.a2t is not None
+    assert all(torch.equal(value, after.state_dict()[name]) for name, value in before.state_dict().items())
+    assert torch.equal(before.encode_text(["a dog barks"]), after.encode_text(["a dog barks"]))
+
+
+def test_the_card_tells_data_method_settings_and_figures(run, tmp_path):
+    export_run(run, tmp_path / "birds")
+    card = (tmp_path / "birds" / "README.md").read_text()
+    _, header, body = card.split("---\n", 2)
+    assert yaml.safe_load(header)["license"] == "cc-by-sa-4.0"
+    assert "# birds seed0" in body and "Eq. (18)" in body
+    assert "| labeled/train | clips and captions | its publisher's files |" in body
+    assert "| unlabeled/train | audio only | its publisher's files |" in body
+    assert "2 epochs, 6 steps of 8 clips, seed 0" in body
+    assert '| conjunction | `" and "` |' in body
+    assert '| captions_per_clip | `"one"` |' in body and '| partners | `"each_epoch"` |' in body
+    assert "2.56 s of mono audio (the mean of the channels) at 16,000 Hz, a shorter sound again and again; its" in body
+    metrics = json.loads((run.parents[2] / "evaluations/birds/seed0/labeled/metrics.json").read_text())
+    cells = " | ".join(f"{value:.1f}" for value in metrics["protocols"]["dcase"].values())
+    assert f"| labeled/train | 48, 24 | dcase | {cells} |" in body
+    assert "CC BY-SA 4.0" in body and "Komatsu" in body
+
+
+def test_the_lines_of_the_card_run_on_a_file_of_any_rate_and_length(run, tmp_path, monkeypatch, capsys):
+    import numpy as np
+    import soundfile
+
+    export_run(run, tmp_path / "birds")
+    card = (tmp_path / "birds" / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(tmp_path / "birds"))
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("file.wav", np.random.default_rng(0).normal(0, 0.1, (30_000, 2)), 44_100)
+    exec(code, {})
+    assert capsys.readouterr().out.startswith("tensor([")
+    assert len(code.splitlines()) == 9
+
+
+def test_the_notebook_lines_of_the_readme_run_on_a_file_of_any_rate_and_length(run, tmp_path, monkeypatch, capsys):
+    import numpy as np
+    import soundfile
+
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    code = readme.split("In a notebook:\n\n```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("file.wav", np.random.default_rng(0).normal(0, 0.1, (30_000, 2)), 44_100)
+    exec(code.replace("results/runs/clotho_composed_audioset/seed0", str(run)), {})
+    assert capsys.readouterr().out.startswith("tensor([")
+
+
+def test_the_card_says_how_a_model_of_other_settings_hears(run, tmp_path):
+    other = Path(shutil.copytree(run, tmp_path / "run"))
+    for name, entries in (
+        ("model.json", {"short_clips": "pad", "channels": "first"}),
+        ("training.json", {"data": {**json.loads((run / "training.json").read_text())["data"], "partners": "fixed"}}),
+    ):
+        (other / name).write_text(json.dumps({**json.loads((run / name).read_text()), **entries}))
+    export_run(other, tmp_path / "birds")
+    card = (tmp_path / "birds" / "README.md").read_text()
+    assert "(the first channel) at 16,000 Hz, a shorter sound with silence behind it;" in card
+    assert '| partners | `"fixed"` |' in card
+
+
+def test_a_card_of_soundscapes_says_so(run, tmp_path):
+    import pyarrow.parquet as pq
+
+    results = tmp_path / "results"
+    shutil.copytree(run.parents[2], results)
+    catalog = results / "catalogs" / "unlabeled" / "train.parquet"
+    table = pq.read_table(catalog)
+    paths = [f"results/raw/unlabeled/{name}" for name in table["source_name"].to_pylist()]
+    place = table.column_names.index("path")
+    pq.write_table(table.set_column(place, table.schema.field("path"), [paths]), catalog)
+    export_run(results / "runs" / "birds" / "seed0", tmp_path / "birds")
+    card = (tmp_path / "birds" / "README.md").read_text()
+    assert "| unlabeled/train | audio only | soundscapes of the small study, in this dataset's layout |" in card
+    assert "| labeled/train | clips and captions | its publisher's files |" in card
+
+
+def test_a_run_that_stands_alone_is_exported_without_figures(run, tmp_path):
+    shutil.copytree(run, tmp_path / "alone")
+    export_run(tmp_path / "alone", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert (
+        "No evaluation lay beside the run" in card and "| labeled/train | clips and captions | not recorded |" in card
+    )
+
+
+def test_the_same_run_gives_the_same_bytes(run, tmp_path):
+    for name in ("one", "two"):
+        export_run(run, tmp_path / name)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: shutil.rmtree(run), "seed0: not found; give the folder of a trained run"),
+        (lambda run: [path.unlink() for path in run.glob("training*")], "not a run, it holds no log of a training"),
+        (lambda run: (run / "checkpoints").mkdir(), "its training is not finished"),
+        (lambda run: (run / "model.json").unlink(), "it lacks model.json; train it again"),
+        (lambda run: (run / "model.safetensors").write_bytes(b"x"), "model.safetensors: damaged weights"),
+    ],
+)
+def test_what_is_no_whole_run_is_refused_by_name(run, tmp_path, change, message):
+    copy = tmp_path / "results" / "runs" / "birds" / "seed0"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("tensorboard"))
+    change(copy)
+    with pytest.raises(PipelineError, match=message):
+        export_run(copy, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_a_target_that_holds_something_is_left_alone(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(PipelineError, match="out: exists already and is not an empty folder"):
+        export_run(run, tmp_path / "out")
+    (tmp_path / "out" / "mine.txt").unlink()
+    assert len(export_run(run, tmp_path / "out")) == 6
+    assert sys.platform == "win32" or (tmp_path / "out").stat().st_mode & 0o777 == 0o755

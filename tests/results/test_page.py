@@ -1,0 +1,313 @@
+"""The page, made from a tiny study by the stages and opened in a real browser where there is one."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.results.curves import SHOWN, to_csv
+from pipeline.results.page.contents import Evaluation, by_target, read_evaluation, read_test_set, recall_at
+from pipeline.stages import compare, embed, evaluate, report, tabulate, train
+from pipeline.stages.report import curve_plot
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def results(tiny_study, tmp_path_factory):
+    """Two runs judged on the tiny study's captioned split: the random model, and the same after an epoch."""
+    folder = tmp_path_factory.mktemp("results")
+    models = {"vanilla": tiny_study.pretrained, "labeled_finetune": folder / "runs" / "labeled_finetune" / "seed0"}
+    train.main(
+        ["--pretrained", str(tiny_study.pretrained), "--pairs", str(tiny_study.pairs("finetune", epochs=1))]
+        + ["--shards", str(tiny_study.shards), "--seed", "0", "--out", str(models["labeled_finetune"])]
+    )
+    split = tiny_study.shards / "labeled" / "train"
+    rows, compared = [], []
+    for run, model in models.items():
+        out = folder / "evaluations" / run / "seed0" / "labeled"
+        embed.main(["--model", str(model), "--shards", str(split), "--embeddings", str(out / "embeddings.npz")])
+        evaluate.main(
+            ["--embeddings", str(out / "embeddings.npz"), "--run", run, "--seed", "0", "--target", "labeled"]
+            + ["--split", "train", "--metrics", str(out / "metrics.json"), "--ranks", str(out / "ranks.parquet")]
+            + ["--contributions", str(out / "contributions.parquet")]
+        )
+        cell, method = ("-", "vanilla") if run == "vanilla" else ("A+T", "finetune")
+        rows += ["--row", f"labeled|{method}|{cell}", str(out / "metrics.json")]
+        compared += ["--row", f"labeled|{method}|{cell}", str(out / "contributions.parquet")]
+    tabulate.main(
+        [*rows, "--datasets", "labeled", "--protocol", "paper", "--study-name", "tiny"]
+        + ["--csv", str(folder / "table1.csv"), "--tex", str(folder / "table1.tex")]
+    )
+    compare.main(
+        [*compared, "--datasets", "labeled", "--protocol", "paper", "--csv", str(folder / "comparisons" / "table1.csv")]
+    )
+    return folder
+
+
+def arguments(results, tiny_study, out):
+    evaluations = [results / "evaluations" / run / "seed0" / "labeled" for run in ("labeled_finetune", "vanilla")]
+    return [
+        *("--name", "tiny <study>", "--note", "A test."),
+        *("--protocol", "paper", "--tables", str(results / "table1.csv")),
+        *("--comparisons", str(results / "comparisons" / "table1.csv")),
+        *("--evaluations", *map(str, evaluations)),
+        *("--logs", str(results / "runs" / "labeled_finetune" / "seed0" / "training.parquet")),
+        *("--summaries", str(tiny_study.shards / "labeled" / "train" / "manifest.json"), "--out", str(out)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def page(results, tiny_study, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report")
+    report.main(arguments(results, tiny_study, out))
+    return out
+
+
+def test_page_needs_no_network(page):
+    html = (page / "index.html").read_text()
+    assert re.findall(r'(?:src|href)="(?!#)([^"]*)"', html) == ["data.js"]
+    assert "http" not in html.replace("http://www.w3.org", "")  # names of XML, which nothing fetches
+
+
+def test_same_results_give_same_page(page, results, tiny_study, tmp_path):
+    report.main(arguments(results, tiny_study, tmp_path))
+    for file in page.rglob("*.*"):
+        assert (tmp_path / file.relative_to(page)).read_bytes() == file.read_bytes(), file
+
+
+def test_page_shows_every_figure_of_the_table(page, results):
+    html = (page / "index.html").read_text()
+    cells = (results / "table1.csv").read_text().split("\n")[1].split(",")
+    assert all(f">{cell}</td>" in html for cell in cells)
+    assert "tiny &lt;study&gt;" in html
+
+
+def test_plots_are_well_formed_and_take_the_ink_of_the_page(page):
+    plots = re.findall(r"<svg xmlns.*?</svg>", (page / "index.html").read_text(), re.DOTALL)
+    assert len(plots) == 3
+    for plot in plots:
+        ElementTree.fromstring(plot)
+        assert "currentColor" in plot and ("labeled_finetune" in plot or "vanilla" in plot)
+
+
+def test_every_clip_can_be_played(page, tiny_study):
+    manifest = json.loads((tiny_study.shards / "labeled" / "train" / "manifest.json").read_text())
+    assert len(list((page / "audio").glob("*.mp3"))) == manifest["clips"]
+
+
+def test_recall_curve_counts_the_ranks_within_k():
+    ranks = pa.table(
+        {
+            "direction": ["t2a", "t2a", "t2a", "a2t"],
+            "rank": [1.0, 3.0, 11.0, 2.0],
+            "rank_one_caption": [None] * 3 + [1.0],
+        }
+    )
+    found = [Evaluation(folder=Path(), metrics={"run": "a", "seed": seed}, ranks=ranks) for seed in (0, 1)]
+    assert recall_at(found, "t2a", "paper", 12)["a"].round(1).tolist() == [33.3] * 2 + [66.7] * 8 + [100.0] * 2
+    assert recall_at(found, "a2t", "paper", 2)["a"].tolist() == [100, 100]
+    assert recall_at(found, "a2t", "dcase", 2)["a"].tolist() == [0, 100]
+
+
+def test_page_shows_curves_where_the_study_draws_them(page, results, tiny_study, tmp_path):
+    points = [
+        {"line": line, "run": f"{line}_{clips}", "labeled_clips": clips, "figure": figure}
+        | {"value": 10.0, "low": 8.0, "high": 12.0, "sd": math.nan, "seeds": 1}
+        | {"difference": math.nan, "difference_low": math.nan, "difference_high": math.nan, "p": math.nan}
+        | {"p_holm": math.nan, "significant": "" if line == "finetune" else "yes"}
+        for line in ("finetune", "composed") for clips in (100, 200) for figure in SHOWN
+    ]  # fmt: skip
+    path = tmp_path / "labeled_pairs.csv"
+    path.write_text(to_csv(pd.DataFrame(points)))
+    report.main([*arguments(results, tiny_study, tmp_path / "report"), "--curves", str(path)])
+    html = (tmp_path / "report" / "index.html").read_text()
+    plot = re.search(r'id="amount".*?(<svg xmlns.*?</svg>).*?</section>', html, re.DOTALL)[1]
+    ElementTree.fromstring(plot)
+    assert all(word in plot for word in ("finetune", "composed", "labeled clips", ">100<", ">200<"))
+    assert "#amount" not in (page / "index.html").read_text()
+
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(PipelineError, match=r"labeled_pairs.csv: its columns are a, b; a file of draw_curves"):
+        curve_plot(path)
+
+
+def test_evaluations_of_other_clips_are_refused(results, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(results / "evaluations" / "vanilla" / "seed0" / "labeled", folder)
+    with np.load(folder / "embeddings.npz") as file:
+        arrays = dict(file)
+    arrays["audio_key"][0] = "another"
+    np.savez(folder / "embeddings.npz", **arrays)
+    first = read_evaluation(results / "evaluations" / "vanilla" / "seed0" / "labeled")
+    group = by_target([first, read_evaluation(folder)])["labeled"]
+    with pytest.raises(PipelineError, match="other clips or captions"):
+        read_test_set(group)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
+        )
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def opened(browser, page):
+    tab = browser.new_page(viewport={"width": 400, "height": 800})
+    errors = []
+    tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.goto((page / "index.html").as_uri())
+    yield tab
+    assert errors == []
+    tab.close()
+
+
+def test_differences_name_what_a_row_was_trained_on(tmp_path):
+    path = tmp_path / "table1.csv"
+    head = "target,method,clotho,audioset,label,figure,difference,low,high,p,p_holm\n"
+    rows = [f"clotho,composed,A+T,A,longer,{name},2.0,1.0,3.0,0.01,0.02\n" for name in report.DIFFERENCES]
+    path.write_text(head + "".join(rows))
+    (plot,) = report.difference_plots(path)
+    assert (plot["table"], plot["target"]) == ("table1", "clotho")
+    assert "composed: longer" in plot["svg"] and "clotho A+T, audioset A" in plot["svg"]
+
+
+@needs_browser
+def test_filter_keeps_the_captions_that_hold_the_words(opened):
+    opened.fill("#filter", "WHISTLES")
+    listed = opened.locator("#queries li").all_inner_texts()
+    assert listed and all("whistles" in text for text in listed)
+    opened.fill("#filter", "no such words")
+    assert opened.locator("#queries li").count() == 0
+    assert opened.locator("#top-a li").count() == 0
+
+
+@needs_browser
+def test_arrow_keys_step_through_the_queries(opened):
+    opened.locator("#queries").press("ArrowDown")
+    assert opened.locator("#queries li").nth(1).get_attribute("aria-selected") == "true"
+
+
+@needs_browser
+def test_right_answer_is_marked_where_it_is_ranked(opened, results):
+    opened.select_option("#run-a", "vanilla")
+    ranks = read_evaluation(results / "evaluations" / "vanilla" / "seed0" / "labeled").queries("t2a").to_pylist()
+    query = next(row for row in ranks if row["rank"] in range(2, 11))
+    opened.locator(f"#query-{query['query']}").click()
+    answers = opened.locator("#top-a li").all_inner_texts()
+    assert [place for place, text in enumerate(answers, 1) if "right" in text] == [query["rank"]]
+
+
+@needs_browser
+def test_orders_put_the_largest_wins_first(opened):
+    def ranks():
+        texts = opened.locator("#queries .ranks").all_inner_texts()
+        return [tuple(map(float, re.findall(r"rank ([\d.]+)", text))) for text in texts]
+
+    opened.select_option("#order", "b")
+    leads = [1 / b - 1 / a for a, b in ranks()]
+    assert leads == sorted(leads, reverse=True)
+
+
+CONTRASTS = """() => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => numbers(colour).slice(0, 3).map((c) => c / 255)
+    .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = (node) => {
+    for (; node; node = node.parentElement) {
+      const [, , , alpha = 1] = numbers(getComputedStyle(node).backgroundColor);
+      if (alpha > 0) return getComputedStyle(node).backgroundColor;
+    }
+  };
+  const words = [...document.querySelectorAll("body *:not(svg *, script, style)")]
+    .filter((node) => [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim()));
+  return words.filter((node) => {
+    const [a, b] = [light(getComputedStyle(node).color), light(ground(node))];
+    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) < 4.5;
+  }).map((node) => `${node.tagName} ${node.className} ${node.textContent.slice(0, 40)}`);
+}"""
+PLAYING = "(async () => { const audio = document.getElementById('player'); while (audio.currentTime === 0)\
+ await new Promise((done) => setTimeout(done, 20)); return [audio.dataset.key, audio.duration]; })()"
+
+
+@needs_browser
+def test_clips_play_from_disk_one_at_a_time(opened):
+    opened.locator("#question .play").click()
+    key, seconds = opened.evaluate(PLAYING)
+    assert seconds >= 1
+    assert opened.locator(f".play[data-key={key}]").first.get_attribute("aria-pressed") == "true"
+    other = opened.locator(f"#top-a .play:not([data-key={key}])").first
+    other.click()
+    opened.wait_for_function("key => document.getElementById('player').dataset.key !== key", arg=key)
+    assert opened.locator(f"#question .play[data-key={key}]").get_attribute("aria-pressed") == "false"
+
+
+@needs_browser
+def test_the_list_is_worked_with_keys_alone(opened):
+    opened.keyboard.press("/")
+    opened.keyboard.type("hisses")
+    assert opened.input_value("#filter") == "hisses"
+    opened.locator("#queries").press("Enter")
+    key, _ = opened.evaluate(PLAYING)
+    assert key in opened.locator("#question .key").inner_text()
+
+
+@needs_browser
+def test_a_clip_asks_for_its_captions(opened, page):
+    opened.select_option("#direction", "a2t")
+    data = json.loads((page / "data.js").read_text().removeprefix("window.RETRIEVED = ").removesuffix(";\n"))["labeled"]
+    clip = data["keys"].index(opened.locator("#question .key").inner_text())
+    for side in ("a", "b"):
+        run = opened.input_value(f"#run-{side}")
+        top = data["runs"][run]["a2t"]["top"][clip]
+        texts = opened.locator(f"#top-{side} li").all_inner_texts()
+        assert [data["captions"][text] in shown for text, shown in zip(top, texts, strict=True)] == [True] * 10
+        assert ["right" in shown for shown in texts] == [data["audio_of_text"][text] == clip for text in top]
+
+
+@needs_browser
+def test_without_its_folder_the_page_says_where_the_answers_are(browser, page, tmp_path):
+    """As in Snakemake's report, which holds index.html alone."""
+    shutil.copy(page / "index.html", tmp_path)
+    tab = browser.new_page()
+    errors = []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.goto((tmp_path / "index.html").as_uri())
+    assert "open it in its own folder" in tab.locator("#browser").inner_text()
+    assert errors == []
+    tab.close()
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_stand_out_from_their_ground(opened, scheme):
+    """A contrast of 4.5 to 1 or more, as WCAG 2 asks for, of every text with the ground behind it."""
+    opened.emulate_media(color_scheme=scheme)
+    faint = opened.evaluate(CONTRASTS)
+    assert faint == []
+
+
+@needs_browser
+def test_nothing_is_wider_than_a_phone(opened):
+    for direction in ("t2a", "a2t"):
+        opened.select_option("#direction", direction)
+        assert opened.evaluate("document.documentElement.scrollWidth") <= 400
