@@ -1,9 +1,10 @@
 """Start a training: as one process, with torchrun on this machine, or with torchrun on every node of a SLURM job.
 
 `python -m pipeline.training.launch --processes 4 -m pipeline.stages.train ...` starts four processes here; with
-`--nodes 2` inside a SLURM job it starts two on each of the job's two nodes, through srun. SIGTERM reaches every process:
-the training saves its checkpoint, this command exits with 143, and the same command goes on from there. SLURM sends
-it ahead of the time limit when a job asks with `--signal=TERM@SECONDS`; then the job is put back into SLURM's queue.
+`--nodes 2` inside a SLURM job it starts two on each of the job's two nodes, through srun. SIGTERM reaches every
+process: the training saves its checkpoint, this command exits with 143, and the same command goes on from there.
+SLURM sends it ahead of the time limit when a job asks with `--signal=TERM@SECONDS`; then the job is put back into
+SLURM's queue.
 """
 
 from __future__ import annotations

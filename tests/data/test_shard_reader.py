@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.data.shards import reader as shards
+from pipeline.data.shards.format import read_manifest
 from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_json, write_parquet
@@ -140,7 +141,7 @@ def test_a_window_beyond_the_clip_is_refused(folder: Path) -> None:
 
 def test_a_dropped_or_unknown_clip_is_refused_by_name(own_folder: Path) -> None:
     reader = open_shards(own_folder)
-    rows = shards.read_manifest(own_folder / "manifest.parquet").to_pylist()
+    rows = read_manifest(own_folder / "manifest.parquet").to_pylist()
     (dropped,) = (row["key"] for row in rows if row["status"] != "ok")
     assert len(reader) == CLIPS - 1
     for key in (dropped, "clotho_test_rain_01234567"):
@@ -233,7 +234,7 @@ def test_whole_shards_pass_verification(folder: Path) -> None:
 
 
 def test_a_manifest_of_other_shards_is_refused(own_folder: Path) -> None:
-    manifest = shards.read_manifest(own_folder / "manifest.parquet")
+    manifest = read_manifest(own_folder / "manifest.parquet")
     write_parquet(manifest.slice(1), own_folder / "manifest.parquet")
     with pytest.raises(PipelineError, match=r"manifest.parquet: is not the manifest that .*manifest.json tells of"):
         open_shards(own_folder)
@@ -257,7 +258,7 @@ def test_a_damaged_summary_is_named(own_folder: Path, text: str) -> None:
 def test_a_manifest_that_its_tars_cannot_be_true_to_is_refused(own_folder: Path, column: str, value: object) -> None:
     """One whose checksum is right: whoever wrote it wrote it wrong."""
     manifest, summary = own_folder / "manifest.parquet", own_folder / "manifest.json"
-    rows = shards.read_manifest(manifest).to_pylist()
+    rows = read_manifest(manifest).to_pylist()
     usable = next(row for row in rows if row["status"] == "ok")
     usable[column] = value
     write_parquet(shards.rows_table(rows), manifest)
@@ -312,7 +313,7 @@ def test_flac_with_a_wrong_bit_or_more_is_named(folder: Path, tmp_path: Path) ->
     reader = open_shards(own)
     if reader.format == "wav":
         pytest.skip("PCM decodes whatever it holds")
-    row = shards.read_manifest(own / "manifest.parquet").to_pylist()[0]
+    row = read_manifest(own / "manifest.parquet").to_pylist()[0]
     whole = (own / "00000.tar").read_bytes()
     first, end = row["data_offset"], row["data_offset"] + row["data_size"]
     middle = (first + end) // 2
