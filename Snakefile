@@ -1,18 +1,20 @@
 """From raw audio datasets to a trained audio-text model and a table of results.
 
-`snakemake --cores all results/table1.tex` runs the study of config.yaml;
-`--configfile experiments/paper.yaml` lays another study's values over it.
+`snakemake --cores all results/table1.tex` runs the small study of config.yaml.
+`--configfile mine.yaml` runs another study. A file without `datasets` is laid over the small study.
 """
 
 from snakemake.utils import min_version
 
-min_version("9.27")
+min_version("9.0")
 
 
-configfile: "config.yaml"
+if "datasets" not in config:
+
+    configfile: "config.yaml"
 
 
-# Used only with --sdm apptainer; Dockerfile says how it is built from the lock.
+# Used only with --sdm apptainer; the Dockerfile says how it is built from the lock.
 container: "pipeline.sif"
 
 
@@ -20,7 +22,6 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/checkpoints.smk"
 include: "workflow/rules/datasets.smk"
 include: "workflow/rules/shards.smk"
 include: "workflow/rules/pairs.smk"
@@ -29,11 +30,17 @@ include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/sweep.smk"
+include: "workflow/rules/targets.smk"
 
 
 rule all:
+    """Tables, curves and the page."""
     default_target: True
     input:
-        expand("results/{table}.{format}", table=config["tables"], format=["csv", "md", "tex"]),
-        expand("results/curves/{curve}.{format}", curve=config.get("curves", {}), format=["csv", "svg"]),
+        expand("results/{table}.{format}", table=study.config.tables, format=["csv", "md", "tex"]),
+        expand("results/curves/{curve}.{format}", curve=study.config.curves, format=["csv", "svg"]),
         "results/report/index.html",
+
+
+onsuccess:
+    print(*study.closing_lines(), sep="\n")

@@ -30,12 +30,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pipeline.data.leaks import leaked_path
-from pipeline.devices import add_device_argument, choose_device, device_name
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.models import msclap2023
 from pipeline.models.backbones import BACKBONES
 from pipeline.models.clap import ClapModel
+from pipeline.models.devices import add_device_argument, choose_device, device_name
 from pipeline.models.tokenization import GPT2_TEXT, read_tokenizer
 from pipeline.stages import index_audio, index_shards, pair_clips, shard_audio
 from pipeline.training.batches import Batch, PairedBatches

@@ -14,7 +14,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.data.adapters.sources import SourceRow, without_extension
@@ -230,23 +229,10 @@ def regrouped(tables: Iterable[pa.Table], sizes: Iterable[int]) -> Iterator[pa.T
         waiting = waiting.slice(size)
 
 
-def read_catalog_rows(path: Path, first_key: str | None, rows: int) -> pa.Table:
-    """So many rows of a catalog from a key on, None for its first, or as many as there are.
-
-    Of the file are read the row groups that they lie in. Raises PipelineError for a key that is not there.
-    """
+def read_catalog_rows(path: Path, first_row: int, rows: int) -> pa.Table:
+    """`rows` rows of a catalog from a row on, reading only their row groups; fewer where the catalog ends."""
     with _opened(path, "index_audio") as file:
         _check_columns(file, path, CATALOG_SCHEMA, "index_audio")
-        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-        first, start = 0, 0
-        if first_key is not None:
-            first = next(
-                (number for number, group in enumerate(groups) if group.column(0).statistics.max >= first_key), 0
-            )
-            start = pc.index(file.read_row_group(first, ["key"])["key"], first_key).as_py()
-            if start < 0:
-                raise PipelineError(f"{path}: has no clip {first_key}; it was made anew, run Snakemake again")
-        end = first
-        while end < len(groups) and sum(group.num_rows for group in groups[first:end]) < start + rows:
-            end += 1
-        return file.read_row_groups(range(first, end), use_threads=False).slice(start, rows)
+        groups = range(first_row // ROW_GROUP_ROWS, -(-(first_row + rows) // ROW_GROUP_ROWS))
+        table = file.read_row_groups([group for group in groups if group < file.num_row_groups], use_threads=False)
+        return table.slice(first_row % ROW_GROUP_ROWS, rows)

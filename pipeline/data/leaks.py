@@ -10,22 +10,31 @@ a run's pairs that accounts for each of them.
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline.data.catalogs import REASONS, read_table
 from pipeline.data.shards.format import usable_batches
 from pipeline.errors import PipelineError
+from pipeline.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
 IDENTITIES = ("source_id", "sha256")
 """Columns of a manifest by which clips are recognised."""
+
+IDENTITIES_SCHEMA = pa.schema([(name, pa.string()) for name in ("key", "dataset", "split", *IDENTITIES)])
+"""Columns of the file of a split's identities, one row per usable clip."""
+
+FORM_KEY = b"audio"
 
 LEAKED_SCHEMA = pa.schema(
     [
@@ -59,12 +68,38 @@ class HeldOut:
     """`key`, `dataset`, `split` and `IDENTITIES` of each, in the order of the splits and their keys."""
 
 
-def read_held_out(manifests: Sequence[Path]) -> HeldOut:
-    """The usable clips of these splits and what they are recognised by."""
-    columns = ["key", "dataset", "split", *IDENTITIES]
-    batches = [batch for path in manifests for batch in usable_batches(path, columns)]
-    values = {name: pa.chunked_array([batch[name] for batch in batches], pa.string()) for name in columns}
-    return HeldOut(clips=pa.table(values).combine_chunks())
+@dataclass(frozen=True, kw_only=True)
+class AudioForm:
+    """How the audio of a split was made: equal sounds have equal checksums only where it is the same."""
+
+    sample_rate_hz: int
+    format: str
+    channels: str
+
+    @classmethod
+    def of(cls, summary: Mapping[str, Any]) -> Self:
+        """That of a split's manifest.json."""
+        return cls(**{field.name: summary[field.name] for field in fields(cls)})
+
+
+def write_identities(manifest: Path, form: AudioForm, path: Path) -> None:
+    """Write what the usable clips of a split are recognised by; nothing else of a held-out split decides any pairs."""
+    schema = IDENTITIES_SCHEMA.with_metadata({FORM_KEY: json.dumps(asdict(form))})
+    with write_atomically(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for batch in usable_batches(manifest, IDENTITIES_SCHEMA.names):
+            writer.write_table(pa.Table.from_batches([batch.select(IDENTITIES_SCHEMA.names)]).cast(schema))
+
+
+def read_audio_form(path: Path) -> AudioForm:
+    """How the audio of a split was made, of its file of identities."""
+    found = read_table(path, IDENTITIES_SCHEMA, "index_shards").schema.metadata
+    return AudioForm(**json.loads(found[FORM_KEY]))
+
+
+def read_held_out(paths: Sequence[Path]) -> HeldOut:
+    """The usable clips of these splits and what they are recognised by, of files of `write_identities`."""
+    tables = [read_table(path, IDENTITIES_SCHEMA, "index_shards").replace_schema_metadata(None) for path in paths]
+    return HeldOut(clips=pa.concat_tables([IDENTITIES_SCHEMA.empty_table(), *tables]).combine_chunks())
 
 
 def leaks_of(batch: pa.RecordBatch, held_out: HeldOut, role: str) -> tuple[pa.Array, pa.Table]:
@@ -92,8 +127,8 @@ def leaks_of(batch: pa.RecordBatch, held_out: HeldOut, role: str) -> tuple[pa.Ar
     return mask, pa.table(columns, schema=LEAKED_SCHEMA)
 
 
-def settle(path: Path, leaked: pa.Table, clips: int, policy: str) -> None:
-    """What becomes of the leaked ones, at least one, of a manifest's usable clips: PipelineError, or a warning.
+def check_leaked(path: Path, leaked: pa.Table, clips: int, policy: str) -> None:
+    """Raise `PipelineError` for the leaked ones, at least one, of a manifest's usable clips, or warn of them.
 
     Where every clip leaks, that is an error under either policy.
     """

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.data.leaks import LEAKED_SCHEMA, LOOKED_AT, HeldOut, leaks_of, settle
+from pipeline.data.leaks import LEAKED_SCHEMA, LOOKED_AT, HeldOut, check_leaked, leaks_of
 from pipeline.data.shards.format import count_rows, usable_batches
 from pipeline.errors import PipelineError
 from pipeline.files import write_atomically
@@ -73,9 +73,9 @@ def read_clips(
 ) -> tuple[Clips, list[tuple[Path, pa.Table]]]:
     """The usable clips of the splits whose `manifest.parquet` files are given, in that order, without held-out ones.
 
-    Beside the clips comes what was left out of each manifest that lost any, as
-    `pipeline.data.leaks.LEAKED_SCHEMA` with this `role`; `leaks` says whether it may be (`pipeline.data.leaks.settle`).
-    Manifests are read a batch of rows at a time: of a clip are kept 16 bytes.
+    The second value holds what was left out of each manifest that lost any, as `pipeline.data.leaks.LEAKED_SCHEMA` with
+    this `role`; `leaks` is the policy of `pipeline.data.leaks.check_leaked`. Manifests are read a batch of rows at a
+    time; 16 bytes are kept per clip.
     """
     most = sum(map(count_rows, manifests))
     rows, frames, captions = np.empty(most, np.int32), np.empty(most, np.int64), np.empty(most, np.int32)
@@ -94,7 +94,7 @@ def read_clips(
         if first == first_of_split:
             raise PipelineError(f"{path}: has no usable clip; `reason` in that file says what became of each row")
         if len(table := pa.concat_tables(leaked)):
-            settle(path, table, first - first_of_split, leaks)
+            check_leaked(path, table, first - first_of_split, leaks)
             left_out.append((path, table))
     return Clips(rows=rows[:clips], frames=frames[:clips], captions=captions[:clips]), left_out
 

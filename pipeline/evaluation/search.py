@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.data.shards.reader import ShardReader, open_shards
-from pipeline.devices import choose_device
 from pipeline.errors import PipelineError, printable
 from pipeline.evaluation.embedding import BATCH_SIZE, captions_of, embed_audio, embed_files, embed_texts
 from pipeline.evaluation.vectors import check_vectors, nearest, unit_rows
 from pipeline.files import sha256_of, write_atomically
 from pipeline.models import load_model
+from pipeline.models.devices import choose_device
 
 logger = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.devices import choose_device
 from pipeline.evaluation.classification import confusion, find_clips, prompts_of, wilson_interval
 from pipeline.evaluation.embedding import BATCH_SIZE, embed_files, embed_texts
 from pipeline.evaluation.vectors import check_vectors, unit_rows
 from pipeline.files import write_atomically
 from pipeline.models import load_model
+from pipeline.models.devices import choose_device
 
 WINDOWS = "mean"
 """How the windows of clips longer than the model's are taken."""

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 
+MODEL_FILES = ("model.safetensors", "tokenizer.json", "model.json")
+"""The files of a saved model; they decide its embeddings."""
+
 
 def load_model(
     name_or_folder: str | Path,

@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.devices import send
 from pipeline.errors import PipelineError
 from pipeline.models.a2t import AudioToText
 from pipeline.models.backbones import BACKBONES
+from pipeline.models.devices import send
 from pipeline.models.text import TextEncoder
 
 # B = batch, S = samples, P = captions with pseudo-tokens, K = pseudo-tokens of a caption, L = tokens, E = token width,

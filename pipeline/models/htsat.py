@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchlibrosa.augmentation import DropStripes
 
-from pipeline.devices import send
+from pipeline.models.devices import send
 from pipeline.models.msclap_parts import HTSAT_Swin_Transformer, Projection
 from pipeline.models.spectrogram import log_mel
 

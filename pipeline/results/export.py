@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -130,7 +129,7 @@ def source_of(run: Path, split: Sequence[str]) -> str:
 def model_card(run: Path, description: dict[str, Any], account: dict[str, Any], figures: list[dict[str, Any]]) -> str:
     """README.md with the front matter of the Hugging Face hub."""
     settings, data, backbone = account["settings"], account["data"], description["backbone"]
-    drawing = dataclasses.asdict(PairingSettings.of(data))
+    drawing = PairingSettings.of(data).model_dump()
     short_clips, channels = description.get("short_clips", "repeat"), description.get("channels", "mean")
     splits = {role: [Path(folder).parts[-2:] for folder in data[role]] for role in ("labeled", "unlabeled")}
     sources = {split: source_of(run, split) for role in splits.values() for split in role}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
@@ -12,6 +13,31 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError, printable
 
+VERSIONS = {
+    "mix_soundscapes": 1,
+    "index_audio": 1,
+    "shard_audio": 1,
+    "index_shards": 1,
+    "stage_shards": 1,
+    "pair_clips": 1,
+    "find_near_duplicates": 1,
+    "pretrain": 1,
+    "import_weights": 1,
+    "train": 1,
+    "embed": 1,
+    "evaluate": 1,
+    "compare": 1,
+    "tabulate": 1,
+    "draw_curves": 1,
+    "report": 1,
+    "choose_learning_rates": 1,
+}
+"""The version of each stage's output, a parameter of its rule.
+
+Raise it when the bytes of an output change for the same input: the stage then runs again in every study, and so does
+what depends on it. `tests/test_golden.py` fails when bytes change and the version does not.
+"""
+
 SECONDS_TO_BE_ENDED = 5
 """torchrun looks at its processes ten times a second."""
 
@@ -21,6 +47,18 @@ class OneLine(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return printable(super().formatMessage(record))
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A type of argparse for whole numbers from `least` on."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} must be at least {least}")
+        return value
+
+    return number
 
 
 def run(main: Callable[[list[str]], None]) -> None:

@@ -8,23 +8,27 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline.data.shards.reader import ShardReader, open_shards
-from pipeline.devices import add_device_argument, choose_device
 from pipeline.errors import PipelineError
-from pipeline.evaluation.embedding import BATCH_SIZE, captions_of, embed_audio, embed_texts
 from pipeline.evaluation.windows import WINDOWS
-from pipeline.files import write_atomically
-from pipeline.models import load_model
-from pipeline.stages import run
+from pipeline.files import read_json, sha256_of, write_atomically
+from pipeline.models import MODEL_FILES, load_model
+from pipeline.models.devices import add_device_argument, choose_device
+from pipeline.provenance import remember, restore
+from pipeline.stages import VERSIONS, at_least, run
 
 logger = logging.getLogger(__name__)
 
 
+BATCH_SIZE = 64
+
+
 def retrievable_captions(shards: ShardReader) -> tuple[list[str], NDArray[np.int64]]:
     """All captions of a split and the row of each one's clip; PipelineError for a clip that nothing can retrieve."""
+    from pipeline.evaluation.embedding import captions_of
+
     captions, audio_of_text = captions_of(shards)
     captions_N = np.bincount(audio_of_text, minlength=len(shards))
     for row in np.flatnonzero(captions_N == 0)[:1]:
@@ -33,6 +37,34 @@ def retrievable_captions(shards: ShardReader) -> tuple[list[str], NDArray[np.int
             "index the split with --labeled, which leaves such clips out"
         )
     return captions, audio_of_text
+
+
+def write_embeddings(
+    model_folder: Path, shards_folder: Path, path: Path, *, windows: str, batch_size: int, device: str | None
+) -> None:
+    """Embed the clips and captions of a split, whose tars must have the checksums of their manifest."""
+    from pipeline.evaluation.embedding import embed_audio, embed_texts
+
+    shards = open_shards(shards_folder, verify=True)
+    captions, audio_of_text = retrievable_captions(shards)
+    model = load_model(model_folder, device=str(choose_device(device)))
+    started = time.perf_counter()
+    audio = embed_audio(model, shards, windows, batch_size)
+    text = embed_texts(model, captions, batch_size)
+    with write_atomically(path) as temporary, temporary.open("wb") as file:
+        np.savez(  # members carry no time of writing: equal arrays give equal bytes
+            file,
+            audio=audio,
+            audio_key=np.array(shards.keys),
+            text=text,
+            audio_of_text=audio_of_text,
+            caption=np.array(captions),
+            windows=np.array(windows),
+        )
+    logger.info(
+        "%s: %d clips and %d captions in %.1f s on %s",
+        shards_folder, len(audio), len(text), time.perf_counter() - started, model.logit_scale.device,
+    )  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
@@ -46,35 +78,56 @@ def main(argv: list[str]) -> None:
         help="of a clip longer than the model's window (default: %(default)s)",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=BATCH_SIZE, help="windows, and captions, at once (default: %(default)s)"
+        "--batch-size",
+        type=at_least(1),
+        default=BATCH_SIZE,
+        help="windows or captions at once (default: %(default)s)",
     )
-    parser.add_argument("--threads", type=int, help="CPU threads (default: as many as there are cores)")
+    parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: as many as there are cores)")
     add_device_argument(parser)
+    parser.add_argument(
+        "--outcome", type=Path, help="outcome of the training: of one that diverged nothing is embedded"
+    )
     parser.add_argument("--embeddings", type=Path, required=True, help="npz file to write")
     args = parser.parse_args(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
 
-    shards = open_shards(args.shards)
-    captions, audio_of_text = retrievable_captions(shards)
-    model = load_model(args.model, device=str(choose_device(args.device)))
-    started = time.perf_counter()
-    audio = embed_audio(model, shards, args.windows, args.batch_size)
-    text = embed_texts(model, captions, args.batch_size)
-    with write_atomically(args.embeddings) as temporary, temporary.open("wb") as file:
-        np.savez(  # members carry no time of writing: equal arrays give equal bytes
-            file,
-            audio=audio,
-            audio_key=np.array(shards.keys),
-            text=text,
-            audio_of_text=audio_of_text,
-            caption=np.array(captions),
-            windows=np.array(args.windows),
-        )
-    logger.info(
-        "%s: %d clips and %d captions in %.1f s on %s",
-        args.shards, len(audio), len(text), time.perf_counter() - started, model.logit_scale.device,
-    )  # fmt: skip
+    if args.outcome is not None and args.outcome.read_text(encoding="utf-8").strip() != "finished":
+        with write_atomically(args.embeddings) as temporary, temporary.open("wb") as file:
+            np.savez(file)
+        logger.warning("%s: the training diverged; nothing is embedded", args.outcome)
+        return
+    made_from = {
+        "stage": "embed",
+        "version": VERSIONS["embed"],
+        "model": {name: sha256_of(args.model / name) for name in MODEL_FILES if (args.model / name).exists()},
+        "split": _checksums(args.shards),
+        "windows": args.windows,
+        "batch_size": args.batch_size,
+        "threads": args.threads,
+        "device": args.device,
+    }
+    if restore([args.embeddings], made_from):
+        return
+    if args.threads:
+        import torch
+
+        torch.set_num_threads(args.threads)
+    write_embeddings(
+        args.model,
+        args.shards,
+        args.embeddings,
+        windows=args.windows,
+        batch_size=args.batch_size,
+        device=args.device,
+    )
+    remember([args.embeddings], made_from)
+
+
+def _checksums(shards: Path) -> dict[str, str]:
+    """The checksums of a split's manifest and tars, of its manifest.json."""
+    summary = read_json(shards / "manifest.json")
+    tars = {shard["tar"]: shard["sha256"] for shard in summary.get("shards", [])}
+    return {"manifest.parquet": summary.get("manifest_sha256", ""), **tars}
 
 
 if __name__ == "__main__":

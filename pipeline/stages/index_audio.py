@@ -1,4 +1,4 @@
-"""List every clip of a split with its file, captions and source, or the reason why it cannot be used."""
+"""List every clip of a split with its file, captions and source, or the reason why it is unusable; plan its shards."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 
 from pipeline.data.adapters import ADAPTERS
 from pipeline.data.catalogs import ROW_GROUP_ROWS, Loss, catalog_of, check_losses
+from pipeline.data.shards.partition import read_assignment, write_plan
 from pipeline.files import write_parquet
-from pipeline.stages import run
+from pipeline.stages import at_least, run
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,11 @@ def main(argv: list[str]) -> None:
     captions.add_argument("--labeled", action="store_true", help="a clip without a caption is dropped")
     captions.add_argument("--unlabeled", action="store_true", help="captions are neither needed nor kept")
     parser.add_argument("--max-dropped-fraction", type=float, default=0.0, help="fail above it (default: %(default)s)")
+    parser.add_argument(
+        "--clips-per-shard", type=at_least(1), required=True, help="rows of the catalog per shard, at most"
+    )
     parser.add_argument("--catalog", type=Path, required=True, help="Parquet file to write")
+    parser.add_argument("--plan", type=Path, required=True, help="Parquet file of the shards to write")
     args = parser.parse_args(argv)
 
     rows = ADAPTERS[args.adapter](args.root, args.split)
@@ -48,6 +53,7 @@ def main(argv: list[str]) -> None:
     log_losses(losses)
     check_losses(losses, len(catalog), args.max_dropped_fraction, str(args.root))
     write_parquet(catalog, args.catalog, ROW_GROUP_ROWS)
+    write_plan(read_assignment(args.catalog, args.clips_per_shard), args.plan)
     logger.info("%s: %d clips, %d of them usable", args.catalog, len(catalog), len(catalog) - len(losses))
 
 

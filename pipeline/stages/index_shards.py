@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.data.catalogs import OK, Loss, check_losses, regrouped
+from pipeline.data.leaks import AudioForm, write_identities
 from pipeline.data.shards.format import MANIFEST_SCHEMA, ShardFacts, check_tar, manifest_batches, read_rows
-from pipeline.data.shards.partition import Assignment, read_assignment
+from pipeline.data.shards.partition import Assignment, read_plan
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_atomically, write_json
 from pipeline.stages import run
@@ -121,15 +122,15 @@ def losses_of(manifest: Path) -> Iterator[Loss]:
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--catalog", type=Path, required=True, help="Parquet file of index_audio")
-    parser.add_argument("--clips-per-shard", type=int, required=True, help="as the shards were made with")
+    parser.add_argument("--plan", type=Path, required=True, help="Parquet file of index_audio, one row per shard")
     parser.add_argument("--shards", type=Path, required=True, help="folder of the row files and tars of all shards")
     parser.add_argument("--manifest", type=Path, required=True, help="Parquet file to write, beside the tars")
     parser.add_argument("--summary", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--identities", type=Path, required=True, help="Parquet file to write, for the leak guard")
     parser.add_argument("--max-dropped-fraction", type=float, default=0.0, help="fail above it (default: %(default)s)")
     args = parser.parse_args(argv)
 
-    shards = read_assignment(args.catalog, args.clips_per_shard)
+    shards = read_plan(args.plan)
     paths = [args.shards / f"{assignment.shard}.parquet" for assignment in shards]
     warn_of_strangers(args.shards, shards)
     facts: list[ShardFacts] = []
@@ -138,6 +139,7 @@ def main(argv: list[str]) -> None:
         rows = sum(assignment.rows for assignment in shards)
         check_losses(losses_of(temporary), rows, args.max_dropped_fraction, str(args.manifest.parent))
     summary = summarize(args.manifest, facts)
+    write_identities(args.manifest, AudioForm.of(summary), args.identities)
     write_json(summary, args.summary)
     logger.info(
         "%s: %d of %d clips, %.1f h, %s", args.manifest, summary["clips"], summary["rows"],

@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
-from pipeline.data.leaks import LEAKED_SCHEMA, read_held_out
+from pipeline.data.leaks import LEAKED_SCHEMA, AudioForm, read_audio_form, read_held_out
 from pipeline.data.pairs import pair_epoch, read_clips, slots_an_epoch, with_keys, write_pairs
 from pipeline.data.shards.format import read_summary
 from pipeline.data.subsets import subset
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_parquet
 from pipeline.models.backbones import BACKBONES
-from pipeline.stages import run
+from pipeline.stages import at_least, run
 from pipeline.training.settings import PairingSettings, add_settings_arguments, settings_from_arguments
 
 logger = logging.getLogger(__name__)
@@ -50,49 +51,52 @@ def check_fraction(parser: argparse.ArgumentParser, flag: str, fraction: float) 
         parser.error(f"{flag} must be above 0 and at most 1, not {fraction}")
 
 
-def check_shards(manifests: list[Path], sample_rate_hz: int) -> None:
+def check_shards(manifests: list[Path], held_out: list[Path], sample_rate_hz: int) -> None:
     """Raise when a split was sharded for another backbone, or two of them kept other channels of their files.
 
     Warns when the leak guard is blind between formats.
     """
-    formats, kept = set(), {}
-    for path in manifests:
-        summary = path.with_suffix(".json")
+    summaries = [path.with_suffix(".json") for path in manifests]
+    for path, summary in zip(manifests, summaries, strict=True):
         if not (path.exists() and summary.exists()):
-            raise PipelineError(f"{path}: it or {summary.name} beside it is missing; make both with index_shards")
-        facts = read_summary(summary)
-        found = facts["sample_rate_hz"]
-        formats.add(facts["format"])
-        kept[facts["channels"]] = path
-        if found != sample_rate_hz:
+            raise PipelineError(f"{path}: it or {summary.name} next to it is missing; make both with index_shards")
+    made = {path: AudioForm.of(read_summary(summary)) for path, summary in zip(manifests, summaries, strict=True)}
+    made |= {path: read_audio_form(path) for path in held_out}
+    for path, form in made.items():
+        if form.sample_rate_hz != sample_rate_hz:
             raise PipelineError(
-                f"{path}: shards are at {found} Hz, the backbone hears {sample_rate_hz} Hz; make them again"
+                f"{path}: shards are at {form.sample_rate_hz} Hz, the backbone takes {sample_rate_hz} Hz; "
+                "make them again"
             )
+    kept = {form.channels: path for path, form in made.items()}
     if len(kept) > 1:
-        told = " and ".join(f"the {channels} of the channels ({path})" for channels, path in sorted(kept.items()))
-        raise PipelineError(f"the shards kept {told}; make them again with one shards.channels for all")
+        found = " and ".join(f"the {channels} of the channels ({path})" for channels, path in sorted(kept.items()))
+        raise PipelineError(f"the shards kept {found}; make them again with one shards.channels for all")
+    formats = sorted({form.format for form in made.values()})
     if len(formats) > 1:
         logger.warning(
-            "shards of %s: the same audio has another checksum in each, so that held-out clips without a source id are "
-            "not recognised across them; use one shards.format for all",
-            " and ".join(sorted(formats)),
+            "shards of %s: the same audio has another checksum in each, so held-out clips without a source id are not "
+            "recognised across them; use one shards.format for all",
+            " and ".join(formats),
         )
 
 
-def main(argv: list[str]) -> None:
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the stage."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--labeled", type=Path, nargs="+", required=True, help="manifest.parquet of labeled splits")
+    paths: dict[str, Any] = {"type": Path, "nargs": "+", "action": "extend"}
+    parser.add_argument("--labeled", required=True, help="manifest.parquet of labeled splits", **paths)
     partners = parser.add_mutually_exclusive_group()
-    partners.add_argument("--unlabeled", type=Path, nargs="*", default=[], help="manifest.parquet of unlabeled splits")
+    partners.add_argument("--unlabeled", default=[], help="manifest.parquet of unlabeled splits", **paths)
     partners.add_argument("--mix-labeled", action="store_true", help="partners are labeled clips too (`concatenate`)")
     parser.add_argument(
-        "--held-out", type=Path, nargs="*", default=[], help="manifest.parquet of splits that nothing is trained on"
+        "--held-out", default=[], help="identities.parquet of splits that nothing is trained on", **paths
     )
     parser.add_argument("--leaks", choices=["drop", "fail"], default="fail", help="clips of held-out sources or audio")
     parser.add_argument("--backbone", choices=sorted(BACKBONES), required=True)
-    parser.add_argument("--epochs", type=int, required=True)
-    parser.add_argument("--batch-size", type=int, required=True, help="global batch, over all processes")
-    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--epochs", type=at_least(1), required=True)
+    parser.add_argument("--batch-size", type=at_least(2), required=True, help="global batch, over all processes")
+    parser.add_argument("--seed", type=at_least(0), required=True)
     parser.add_argument(
         "--labeled-fraction",
         type=float,
@@ -106,13 +110,18 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--pairs", type=Path, required=True, help="Parquet file to write")
     parser.add_argument("--leaked", type=Path, required=True, help="Parquet file to write of the clips left out")
     add_settings_arguments(parser, PairingSettings)
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    parser = build_parser()
     args = parser.parse_args(argv)
     check_fraction(parser, "--labeled-fraction", args.labeled_fraction)
     check_fraction(parser, "--unlabeled-fraction", args.unlabeled_fraction)
 
     settings = settings_from_arguments(args, PairingSettings)
     backbone = BACKBONES[args.backbone]
-    check_shards([*args.labeled, *args.unlabeled, *args.held_out], backbone.sample_rate_hz)
+    check_shards([*args.labeled, *args.unlabeled], args.held_out, backbone.sample_rate_hz)
     held_out = read_held_out(args.held_out)
     all_labeled, left_out = read_clips(args.labeled, held_out, leaks=args.leaks, role="labeled")
     labeled = subset(all_labeled, args.labeled, args.labeled_fraction, args.seed)
@@ -134,7 +143,6 @@ def main(argv: list[str]) -> None:
         "sample_rate_hz": backbone.sample_rate_hz,
         "labeled": {str(path.parent): sha256_of(path) for path in args.labeled},
         "unlabeled": {str(path.parent): sha256_of(path) for path in args.unlabeled},
-        "held_out": {str(path.parent): sha256_of(path) for path in args.held_out},
         "left_out_as_leaked": {str(path.parent): len(leaked) for path, leaked in left_out},
         "labeled_clips": len(labeled),
         "labeled_captions": int(labeled.captions.sum()),

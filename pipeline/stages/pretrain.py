@@ -12,8 +12,8 @@ import torch
 
 from pipeline.data.pairs import read_facts
 from pipeline.data.shards.reader import open_shards
-from pipeline.devices import add_device_argument, choose_device
 from pipeline.models import mini, save_model
+from pipeline.models.devices import add_device_argument, choose_device
 from pipeline.stages import run
 from pipeline.training.distributed import Processes
 from pipeline.training.settings import TrainingSettings, add_settings_arguments, settings_from_arguments

@@ -1,101 +1,102 @@
-"""Write one shard: the mono, resampled audio of its clips as a WebDataset tar, and a row a clip with its place."""
+"""Write the shards of one part of a split: WebDataset tars of mono, resampled audio, and a row file for each.
+
+A shard that is complete and made from the same rows with the same settings is kept.
+"""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.audio import CHANNELS, WAV_HEADER_BYTES, UnusableAudio, flac_of, read_recording
-from pipeline.data.catalogs import OK, REASONS
-from pipeline.data.containers import Members, place_of
-from pipeline.data.shards.format import FACTS_KEY, ShardFacts, rows_table
-from pipeline.data.shards.partition import FIRST_SHARD, digest_of, read_shard
-from pipeline.data.shards.writer import add_sample
+from pipeline.data.audio import CHANNELS
+from pipeline.data.catalogs import OK
+from pipeline.data.containers import Members
+from pipeline.data.shards.format import FACTS_KEY, ShardFacts, check_tar, read_rows, rows_table
+from pipeline.data.shards.partition import Assignment, part_of, read_plan, read_shard
+from pipeline.data.shards.writer import AudioSettings, write_clips
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_of, write_atomically, write_parquet
-from pipeline.stages import run
+from pipeline.files import sha256_of, write_atomically, write_json, write_parquet
+from pipeline.stages import VERSIONS, at_least, run
 
 logger = logging.getLogger(__name__)
 
-COPIED = ("key", "dataset", "split", "status", "reason", "source_id", "source_name", "start_s", "captions")
 
+@dataclass(frozen=True, kw_only=True)
+class ShardMaker:
+    """Makes the shards of a catalog in a folder."""
 
-def write_clips(
-    clips: Sequence[Mapping[str, Any]],
-    tar: tarfile.TarFile,
-    members: Members,
-    *,
-    shard: str,
-    sample_rate_hz: int,
-    audio_format: str,
-    min_duration_s: float,
-    channels: str,
-) -> list[dict[str, Any]]:
-    """Append the clips to a tar and return the manifest's row of each, with a reason where the audio cannot be used."""
-    rows = []
-    for clip in clips:
-        row = {name: clip[name] for name in COPIED} | {"shard": shard}
-        rows.append(row)
-        if clip["status"] != OK:
-            continue
+    catalog: Path
+    folder: Path
+    settings: AudioSettings
+
+    def kept(self, assignment: Assignment) -> ShardFacts | None:
+        """What a complete shard of these rows and settings says of itself; None where it must be made."""
+        rows = self.folder / f"{assignment.shard}.parquet"
+        if not rows.exists():
+            return None
         try:
-            source = clip["path"] if clip["member"] is None else members.read(clip["path"], clip["member"])
-            if source is None:
-                raise UnusableAudio("missing_file", "the row holds no bytes")
-            recording = read_recording(
-                source, sample_rate_hz=sample_rate_hz, min_duration_s=min_duration_s, channels=channels
+            _, facts = read_rows(rows)
+            if not self._made_alike(facts, assignment):
+                return None
+            check_tar(rows.with_suffix(".tar"), facts.bytes, None)
+        except PipelineError as error:
+            logger.warning("%s; making it now", error)
+            return None
+        return facts
+
+    def _made_alike(self, facts: ShardFacts, assignment: Assignment) -> bool:
+        settings = self.settings
+        expected = (assignment.digest, VERSIONS["shard_audio"], settings.sample_rate_hz, settings.audio_format)
+        found = (facts.rows_digest, facts.version, facts.sample_rate_hz, facts.format)
+        same_duration = facts.min_duration_s in (None, settings.min_duration_s)
+        return found == expected and facts.channels == settings.channels and same_duration
+
+    def make(self, assignment: Assignment) -> ShardFacts:
+        """Write a shard's tar, then its row file, each atomically."""
+        clips = read_shard(self.catalog, assignment).to_pylist()
+        tar_path = self.folder / f"{assignment.shard}.tar"
+        rows_path = tar_path.with_suffix(".parquet")
+        rows_path.unlink(missing_ok=True)  # rows of an earlier tar must not stand next to a new one
+        with write_atomically(tar_path) as temporary:
+            rows = self._write_tar(clips, temporary, assignment.shard)
+            facts = ShardFacts(
+                shard=assignment.shard,
+                format=self.settings.audio_format,
+                sample_rate_hz=self.settings.sample_rate_hz,
+                channels=self.settings.channels,
+                min_duration_s=self.settings.min_duration_s,
+                version=VERSIONS["shard_audio"],
+                clips=sum(row["status"] == OK for row in rows),
+                bytes=temporary.stat().st_size,
+                sha256=sha256_of(temporary),
+                rows_digest=assignment.digest,
             )
-        except UnusableAudio as error:
-            status, wording = REASONS[error.reason]
-            row |= {"status": status, "reason": error.reason}
-            logger.warning("%s %s: %s (%s)", place_of(clip), wording, error, clip["key"])
-            continue
-        audio = recording.wav if audio_format == "wav" else flac_of(recording)
-        frames = len(recording.samples_S)
-        facts = {  # in every sample the same names and types, none null, as datasets of Hugging Face want it
-            "captions": clip["captions"],
-            "dataset": clip["dataset"],
-            "split": clip["split"],
-            "source_name": clip["source_name"],
-            "source_id": clip["source_id"] or "",
-            "start_s": -1.0 if clip["start_s"] is None else clip["start_s"],
-            "frames": frames,
-            "sample_rate_hz": sample_rate_hz,
-        }
-        offset = add_sample(tar, clip["key"], audio_format, audio, facts)
-        row |= {
-            "data_offset": offset,
-            "data_size": len(audio),
-            "pcm_offset": offset + WAV_HEADER_BYTES if audio_format == "wav" else None,
-            "frames": frames,
-            "sample_rate_hz": sample_rate_hz,
-            "source_sample_rate_hz": recording.source_sample_rate_hz,
-            "source_channels": recording.source_channels,
-            "peak_dbfs": recording.peak_dbfs,
-            "rms_dbfs": recording.rms_dbfs,
-            "sha256": hashlib.sha256(audio).hexdigest(),
-        }
-    return rows
+        write_parquet(rows_table(rows).replace_schema_metadata({FACTS_KEY: json.dumps(asdict(facts))}), rows_path)
+        logger.info("%s: %d of %d clips, %d bytes", tar_path, facts.clips, len(rows), facts.bytes)
+        return facts
+
+    def _write_tar(self, clips: Sequence[Mapping[str, Any]], path: Path, shard: str) -> list[dict[str, Any]]:
+        places = [(clip["path"], clip["member"]) for clip in clips if clip["status"] == OK and clip["member"]]
+        with (
+            tempfile.TemporaryFile(dir=path.parent) as spool,
+            tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
+            return write_clips(clips, tar, Members(places, spool), shard=shard, settings=self.settings)
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--catalog", type=Path, required=True, help="Parquet file of index_audio")
-    parser.add_argument("--shard", required=True, help=f"which shard of the catalog: {FIRST_SHARD}, or its first key")
-    parser.add_argument("--clips-per-shard", type=int, required=True, help="at most so many clips a shard")
-    parser.add_argument(
-        "--clips", type=int, help="how many rows of the catalog the shard has; without it the keys of all are read"
-    )
-    parser.add_argument("--digest", help="refuse a catalog whose rows of this shard have another digest")
-    parser.add_argument("--sample-rate-hz", type=int, required=True)
+    parser.add_argument("--plan", type=Path, required=True, help="Parquet file of index_audio, one row per shard")
+    parser.add_argument("--part", default="0-of-1", help="which part of the shards: 2-of-4 (default: %(default)s, all)")
+    parser.add_argument("--sample-rate-hz", type=at_least(1), required=True)
     parser.add_argument(
         "--format", choices=["wav", "flac"], required=True, help="wav: read by offset; flac: half the size"
     )
@@ -103,51 +104,26 @@ def main(argv: list[str]) -> None:
         "--channels", choices=CHANNELS, default="mean", help="what is kept of several (default: %(default)s)"
     )
     parser.add_argument("--min-duration-s", type=float, default=0.1, help="drop shorter clips (default: %(default)s)")
-    parser.add_argument("--tar", type=Path, required=True, help="tar file to write")
-    parser.add_argument("--rows", type=Path, required=True, help="Parquet file to write")
+    parser.add_argument("--shards", type=Path, required=True, help="folder to write tars and row files to")
+    parser.add_argument("--done", type=Path, required=True, help="JSON file to write when all shards are complete")
     args = parser.parse_args(argv)
-    for name in ("clips_per_shard", "sample_rate_hz"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
 
-    table = read_shard(args.catalog, args.shard, clips_per_shard=args.clips_per_shard, clips=args.clips)
-    digest = digest_of(table)
-    if args.digest not in (None, digest):
-        raise PipelineError(
-            f"{args.catalog}: the rows of shard {args.shard} have the digest {digest}, {args.digest} asked; "
-            "the catalog was made anew since the shard was planned, run Snakemake again"
-        )
-    clips = table.to_pylist()
-    args.rows.unlink(missing_ok=True)  # rows of an earlier tar must not stand beside a new one
-    with write_atomically(args.tar) as temporary:
-        places = [(clip["path"], clip["member"]) for clip in clips if clip["status"] == OK and clip["member"]]
-        with (
-            tempfile.TemporaryFile(dir=args.tar.parent) as spool,
-            tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
-        ):
-            rows = write_clips(
-                clips,
-                tar,
-                Members(places, spool),
-                shard=args.shard,
-                sample_rate_hz=args.sample_rate_hz,
-                audio_format=args.format,
-                min_duration_s=args.min_duration_s,
-                channels=args.channels,
-            )
-        facts = ShardFacts(
-            shard=args.shard,
-            format=args.format,
-            sample_rate_hz=args.sample_rate_hz,
-            channels=args.channels,
-            clips=sum(row["status"] == OK for row in rows),
-            bytes=temporary.stat().st_size,
-            sha256=sha256_of(temporary),
-            rows_digest=digest,
-        )
-    written = rows_table(rows).replace_schema_metadata({FACTS_KEY: json.dumps(asdict(facts))})
-    write_parquet(written, args.rows)
-    logger.info("%s: %d of %d clips, %d bytes", args.tar, facts.clips, len(rows), facts.bytes)
+    settings = AudioSettings(
+        sample_rate_hz=args.sample_rate_hz,
+        audio_format=args.format,
+        channels=args.channels,
+        min_duration_s=args.min_duration_s,
+    )
+    maker = ShardMaker(catalog=args.catalog, folder=args.shards, settings=settings)
+    assignments = part_of(read_plan(args.plan), args.part)
+    kept, shards = 0, {}
+    for assignment in assignments:
+        found = maker.kept(assignment)
+        kept += found is not None
+        facts = found or maker.make(assignment)
+        shards[facts.shard] = {"sha256": facts.sha256, "rows_digest": facts.rows_digest}
+    write_json({"part": args.part, "shards": shards}, args.done)
+    logger.info("part %s: %d shards, %d of them kept", args.part, len(assignments), kept)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.data.addresses import check_ranges, copy_file
+from pipeline.data.leaks import AudioForm, write_identities
 from pipeline.data.shards.format import read_published_summary
 from pipeline.files import sha256_of, write_json
 from pipeline.stages import run
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--manifest", type=Path, required=True, help="manifest.parquet to write; tars go beside it")
     parser.add_argument("--summary", type=Path, required=True, help="manifest.json to write")
+    parser.add_argument("--identities", type=Path, required=True, help="Parquet file to write, for the leak guard")
     args = parser.parse_args(argv)
 
     address = args.address.rstrip("/")
@@ -54,6 +56,7 @@ def main(argv: list[str]) -> None:
             copied = sum(tqdm(tasks, total=len(shards), unit="shard", disable=None))
         found = f"{copied} copied, {len(shards) - copied} were there"
     copy_file(f"{address}/manifest.parquet", args.manifest, summary["manifest_sha256"])
+    write_identities(args.manifest, AudioForm.of({"channels": "mean", **summary}), args.identities)
     write_json(summary, args.summary)
     logger.info("%s: %d clips in %d shards, %s", address, summary["clips"], len(shards), found)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from pipeline.devices import add_device_argument, choose_device
 from pipeline.files import sha256_of, write_atomically
 from pipeline.models import load_model, save_model
+from pipeline.models.devices import add_device_argument, choose_device
 from pipeline.stages import run
 from pipeline.training.distributed import join_processes
 from pipeline.training.settings import TrainingSettings, add_settings_arguments, settings_from_arguments

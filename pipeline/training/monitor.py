@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import torch
 
-from pipeline.devices import device_name
 from pipeline.files import write_atomically, write_json
+from pipeline.models.devices import device_name
 from pipeline.training.distributed import Processes, gather_rows
 from pipeline.training.throughput import flop_counter, utilization
 

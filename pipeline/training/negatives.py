@@ -11,7 +11,7 @@ import re
 import torch
 from torch import Tensor
 
-from pipeline.devices import send
+from pipeline.models.devices import send
 from pipeline.training.batches import Batch
 from pipeline.training.distributed import gather_rows
 

@@ -1,116 +1,185 @@
-"""What defines a training, apart from its data: each open question of the paper is a field and a key of the config.
+"""The settings of a training, each declared once: default, bounds, description and reason.
 
-`PairingSettings` say how the pairs are drawn, before the training; `TrainingSettings` are those of the training itself.
+Configuration, JSON schema, `--help`, validation and the documentation page are made from these models.
+`PairingSettings` say how pairs are drawn, before the training. `TrainingSettings` are those of the training itself.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from pipeline.errors import PipelineError
 
 Objective = Literal["finetune", "composed", "concatenate"]
 
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
-def _documented(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+
+class Settings(BaseModel):
+    """A frozen group of settings; an unknown key or a value of another type is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @classmethod
+    def of_values(cls, values: Mapping[str, Any], place: str = "") -> Self:
+        """The settings with these values; raises `PipelineError` that lists every wrong one."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise PipelineError("; ".join(describe_errors(error, cls, place))) from None
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairingSettings:
-    """How a pairs file draws from the clips; `python -m pipeline.stages.pair_clips --help` prints every field."""
+class BatchPlan(Settings):
+    """How long a training takes and how many clips a step has."""
 
-    captions_per_clip: Literal["one", "all"] = _documented(
-        "one", "captions of a labeled clip in an epoch: one, drawn anew each epoch, or all, each in a slot of its own"
+    epochs: Count = Field(30, description="Passes over the labeled clips. The paper trains 30 and evaluates the last.")
+    batch_size: Annotated[int, Field(ge=2)] = Field(
+        32, description="Global batch, over all processes. The paper's is 256."
     )
-    partners: Literal["each_epoch", "fixed"] = _documented(
-        "each_epoch", "when a labeled clip's partner is drawn: anew each epoch, or once for the whole training"
+
+
+class PairingSettings(Settings):
+    """How a pairs file draws from the clips."""
+
+    captions_per_clip: Literal["one", "all"] = Field(
+        "one",
+        description="Captions of a labeled clip per epoch. one: drawn again in each epoch. all: each in its own slot; "
+        "an epoch then has as many steps as fit all captions, and a batch of 256 holds about seven pairs of one "
+        "Clotho clip, which are false negatives of each other (see mask_false_negatives).",
     )
-    windows: Literal["random", "first", "center"] = _documented(
-        "random", "window of a clip that is longer than one: drawn anew each time, its beginning, or its middle"
+    partners: Literal["each_epoch", "fixed"] = Field(
+        "each_epoch",
+        description="When the partner of a labeled clip is drawn: in each epoch, so that a clip meets many partners, "
+        "or once for the whole training. The paper does not say.",
     )
-    short_clips: Literal["repeat", "pad"] = _documented(
-        "repeat", "what fills the window of a shorter clip: the clip again, or silence; kept in model.json"
+    windows: Literal["random", "first", "center"] = Field(
+        "random",
+        description="Window of a training clip that is longer than the model's. random: as ms-clap crops, so that "
+        "over the epochs the whole clip is used. first, center: as in evaluation.windows.",
+    )
+    short_clips: Literal["repeat", "pad"] = Field(
+        "repeat",
+        description="What fills the window of a shorter clip: the clip again, as in ms-clap, or silence. The model "
+        "keeps it (model.json), so that evaluation, search and classification do the same.",
     )
 
-    def differing(self) -> dict[str, str]:
-        """What is not the default: the entries of a pairs file's footer, which says nothing of the others."""
-        return {
-            item.name: getattr(self, item.name)
-            for item in dataclasses.fields(self)
-            if getattr(self, item.name) != item.default
-        }
+    def differing(self) -> dict[str, Any]:
+        """The values that are not the default: entries of a pairs file's footer."""
+        return self.model_dump(exclude_defaults=True)
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Self:
-        """Those of a pairs file, by its footer."""
-        return cls(**{item.name: facts.get(item.name, item.default) for item in dataclasses.fields(cls)})
+        """The settings of a pairs file, by its footer."""
+        return cls(**{name: facts[name] for name in cls.model_fields if name in facts})
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
-    """The settings of one training; `python -m pipeline.stages.train --help` prints every field with its meaning."""
+class OptimizationSettings(Settings):
+    """Losses, text composition and optimizer of a training."""
 
-    objective: Objective = _documented(
-        "finetune",
-        "finetune: Eq. (5); composed: Eq. (18); concatenate: Eq. (5) and InfoNCE of mixtures of two labeled clips",
+    learning_rate: Rate = Field(
+        0.0001,
+        description="Peak learning rate of the encoders. The paper names none. Depends on the backbone: 0.0003 for "
+        "mini, 0.00005 for published weights (WavCaps; LAION-CLAP has 0.0001, DCASE 2024 0.00002).",
     )
-    learning_rate: float = _documented(1e-5, "peak learning rate of the encoders")
-    a2t_learning_rate: float = _documented(1e-4, "peak learning rate of the a2t module (Pic2Word: 1e-4)")
-    warmup_steps: int = _documented(0, "steps over which the learning rates rise linearly before the cosine")
-    weight_decay: float = _documented(0.0, "Adam's weight decay")
-    a2t_dropout: float = _documented(0.1, "dropout of the a2t module (Pic2Word: 0.1)")
-    detach_unlabeled: bool = _documented(
-        False, "keep the gradient of the pseudo-token out of the audio encoder; Eq. (18) read as one sum lets it in"
+    a2t_learning_rate: Rate = Field(
+        0.0001,
+        description="Peak learning rate of the a2t module. Depends on the backbone: 0.001 for mini, 0.0001 for "
+        "published weights, as in Pic2Word.",
     )
-    pseudo_tokens: int = _documented(1, "pseudo-tokens that the a2t module makes of a clip; Eq. (7) makes one")
-    pseudo_position: Literal["before_end", "after_end"] = _documented(
-        "before_end", "where the pseudo-token stands to the end-of-text token; pooled at the later of the two"
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="Steps of linear warm-up before the cosine, for both learning rates. WavCaps has none."
     )
-    prompt: str = _documented("this sound is", "text before the pseudo-token in Eq. (8)")
-    conjunction: str = _documented(" ", "text between the two captions of `concatenate`")
-    mixing_gain: float = _documented(
-        0.5, "gain g of the partner in a mixture, (1 - g) X + g X_unlabel, between 0 and 1; Eq. (11) has 0.5"
-    )
-    info_nce_weight: float = _documented(1.0, "weight of L_InfoNCE in Eq. (18); 0 leaves the term out")
-    a2t_weight: float = _documented(1.0, "weight of L_a2t in Eq. (18); 0 leaves the term out")
-    composed_weight: float = _documented(
-        1.0, "weight of L_composed in Eq. (18), for concatenate of the mixtures' loss; 0 leaves the term out"
-    )
-    mask_false_negatives: bool = _documented(
+    weight_decay: Weight = Field(0.0, description="Adam's weight decay. The paper names Adam and no decay.")
+    a2t_dropout: Fraction = Field(0.1, description="Dropout of the a2t module, as in Pic2Word.")
+    detach_unlabeled: bool = Field(
         False,
-        "leave rows of the batch that say the same (equal captions, or the same clips) out of each other's negatives; "
-        "the sums of Eqs. (3) and (4) keep them",
+        description="Keep the gradient of the pseudo-token out of the audio encoder. Eq. (18) is one sum whose terms "
+        "refine both encoders, so the default lets it in. Pic2Word freezes its encoders.",
     )
-    learn_temperature: bool = _documented(
-        True, "learn the temperature, from the checkpoint's on; else it stays at the checkpoint's, whatever the bound"
+    pseudo_tokens: Annotated[int, Field(ge=1, le=16)] = Field(
+        1, description="Pseudo-tokens that the a2t module makes of a clip. Eq. (7) makes one."
     )
-    max_logit_scale: float = _documented(100.0, "upper bound of 1/tau, as CLIP's")
-    encoder_regularisation: bool = _documented(
-        False, "ms-clap's own SpecAugment, DropPath and projection dropout during training"
+    pseudo_position: Literal["before_end", "after_end"] = Field(
+        "before_end",
+        description="Place of the pseudo-token relative to the end-of-text token. before_end: pooled at the end "
+        "token, as in Pic2Word. after_end: [text ; z] read literally, pooled at z.",
     )
-    batch_norm: Literal["frozen", "batch", "synchronized"] = _documented(
+    prompt: Annotated[str, Field(min_length=1)] = Field(
+        "this sound is", description="Text before the pseudo-token in Eq. (8), as in the paper."
+    )
+    conjunction: str = Field(
+        " ",
+        description="Text between the two captions of `concatenate`. The paper only says that texts are concatenated. "
+        "Works it cites use ` and ` and ` followed by `.",
+    )
+    mixing_gain: Fraction = Field(
+        0.5, description="Gain g of the partner in a mixture (1 - g) X + g X_unlabel. Eq. (11) has 0.5."
+    )
+    info_nce_weight: Weight = Field(
+        1.0,
+        description="Weight of L_InfoNCE, the first term of Eq. (18); 0 leaves it out. `finetune` is this term alone, "
+        "with weight 1.",
+    )
+    a2t_weight: Weight = Field(1.0, description="Weight of L_a2t, the second term of Eq. (18); 0 leaves it out.")
+    composed_weight: Weight = Field(
+        1.0,
+        description="Weight of L_composed, the third term of Eq. (18), or of the mixtures' loss of `concatenate`; "
+        "0 leaves it out.",
+    )
+    mask_false_negatives: bool = Field(
+        False,
+        description="Leave rows of a batch with equal captions, or of the same clip, out of each other's negatives. "
+        "The sums of Eqs. (3) and (4) keep them.",
+    )
+    learn_temperature: bool = Field(
+        True, description="Learn the temperature, starting at the checkpoint's. false keeps the checkpoint's."
+    )
+    max_logit_scale: Rate = Field(
+        100.0, description="Upper bound of 1/tau where it is learned, as in CLIP, LAION-CLAP and open_clip."
+    )
+    encoder_regularisation: bool = Field(
+        False,
+        description="The encoders' SpecAugment, DropPath and dropout in training. Depends on the backbone: true for "
+        "published weights, as ms-clap trains; false for mini.",
+    )
+    batch_norm: Literal["frozen", "batch", "synchronized"] = Field(
         "frozen",
-        "statistics of the front end's BatchNorm: the checkpoint's, or learned, from each process's share of the batch "
-        "or from the global batch",
+        description="Statistics of the front end's BatchNorm: the checkpoint's, or learned from each process's share "
+        "of the batch, or from the global batch. Several encodings per step and small batches would move them.",
     )
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.mixing_gain <= 1:
-            raise PipelineError(f"mixing_gain is {self.mixing_gain}; a number between 0 and 1 was expected")
+
+class TrainingSettings(OptimizationSettings):
+    """The settings of one training."""
+
+    objective: Objective = Field(
+        "finetune",
+        description="finetune: Eq. (5); composed: Eq. (18); concatenate: Eq. (5) plus InfoNCE of mixtures of two "
+        "labeled clips.",
+    )
+
+    def model_post_init(self, context: Any) -> None:
+        """Raise `PipelineError` when no term of the objective is left."""
         if not self.term_weights:
             raise PipelineError(
-                f"every term of the objective {self.objective} has weight 0, so that there is nothing to train; "
-                "give one of info_nce_weight, a2t_weight and composed_weight another value"
+                f"every term of the objective {self.objective} has weight 0, so there is nothing to train; "
+                "set one of info_nce_weight, a2t_weight and composed_weight above 0"
             )
 
     @property
     def term_weights(self) -> dict[str, float]:
-        """The terms of the loss that are computed, with their weights: those of weight 0 are left out."""
+        """The terms of the loss that are computed, with their weights; terms of weight 0 are left out."""
         info_nce, a2t, composed = self.info_nce_weight, self.a2t_weight, self.composed_weight
         weights = {
             "finetune": {"info_nce": 1.0},
@@ -121,32 +190,146 @@ class TrainingSettings:
 
     @property
     def uses_a2t(self) -> bool:
-        """True where a term goes through the a2t module: composed training, unless both its terms are left out."""
+        """True where a term goes through the a2t module."""
         return self.objective == "composed" and not {"a2t", "composed"}.isdisjoint(self.term_weights)
 
 
-def add_settings_arguments(parser: argparse.ArgumentParser, kind: type[PairingSettings | TrainingSettings]) -> None:
-    """One command-line option a field: `--learning-rate 1e-4`, `--detach-unlabeled`/`--no-detach-unlabeled`."""
-    group = parser.add_argument_group("settings of the training")
-    types = get_type_hints(kind)
-    for item in dataclasses.fields(kind):
-        name, text, type_of = (
-            "--" + item.name.replace("_", "-"),
-            item.metadata["help"].replace("%", "%%"),
-            types[item.name],
-        )
-        text += " (default: %(default)r)"
-        if type_of is bool:
-            group.add_argument(name, action=argparse.BooleanOptionalAction, default=item.default, help=text)
-        elif get_origin(type_of) is Literal:
-            group.add_argument(name, choices=get_args(type_of), default=item.default, help=text)
+# --- messages --------------------------------------------------------------------------------------------------------
+
+
+def describe_errors(error: ValidationError, model: type[BaseModel], place: str = "") -> list[str]:
+    """One line per error: the key, what is wrong with it, and the keys or values that would be right."""
+    lines: list[str] = []
+    unknown: dict[tuple[str, ...], list[str]] = {}
+    for item in error.errors(include_url=False):
+        path = [str(part) for part in item["loc"] if part != "[key]"]
+        if item["type"] == "extra_forbidden":
+            unknown.setdefault(tuple(path[:-1]), []).append(path[-1])
+            continue
+        parent, key = path[:-1], path[-1] if path else ""
+        if item["type"] == "missing":
+            lines.append(f"{_joined(place, parent) or 'top level'}: {key!r} is missing")
         else:
-            group.add_argument(name, type=type_of, default=item.default, help=text)
+            lines.append(f"{_joined(place, path) or 'top level'}: {_reason(item)}")
+    for above, keys in unknown.items():
+        lines.append(f"{_joined(place, above) or 'top level'}: {_unknown(keys, _known_keys(model, above))}")
+    return lines
 
 
-Settings = TypeVar("Settings", PairingSettings, TrainingSettings)
+def _joined(place: str, path: list[str] | tuple[str, ...]) -> str:
+    return ".".join(part for part in (place, *path) if part)
 
 
-def settings_from_arguments(args: argparse.Namespace, kind: type[Settings]) -> Settings:
+def _unknown(keys: list[str], known: list[str]) -> str:
+    import difflib
+
+    guesses = [match for key in keys for match in difflib.get_close_matches(key, known, n=1)]
+    hint = f"did you mean {', '.join(guesses)}? " if guesses else ""
+    return f"unknown key {', '.join(keys)}; {hint}known keys: {', '.join(sorted(known))}"
+
+
+def _reason(item: Any) -> str:
+    value, context = item["input"], item.get("ctx", {})
+    match item["type"]:
+        case "literal_error":
+            allowed = context["expected"].replace("'", "").replace(" or ", ", ")
+            return f"{value!r} is not one of {allowed}"
+        case "bool_type" | "bool_parsing":
+            return f"{value!r} is neither true nor false"
+        case "float_type" | "int_type" if isinstance(value, str) and _is_number(value):
+            return f"{value!r} is read as text; write {float(value):.10g}"
+        case "greater_than":
+            return f"{value!r} must be above {context['gt']:g}"
+        case "greater_than_equal":
+            return f"{value!r} must be at least {context['ge']:g}"
+        case "less_than_equal":
+            return f"{value!r} must be at most {context['le']:g}"
+        case "less_than":
+            return f"{value!r} must be below {context['lt']:g}"
+        case "value_error":
+            return str(context["error"])
+    return f"{value!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _is_number(text: str) -> bool:
+    """True for text that is a number, such as 1e-4, which YAML 1.1 reads as text without a decimal point."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _known_keys(model: type[BaseModel], path: tuple[str, ...]) -> list[str]:
+    """The keys that a model takes at a path of keys."""
+    kind: Any = model
+    for part in path:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = _plain(kind.model_fields[part].annotation)
+        else:  # a mapping or list: its values
+            kind = _plain(get_args(kind)[-1])
+    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+
+
+def _plain(annotation: Any) -> Any:
+    """A type without Annotated and without None."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if isinstance(annotation, UnionType):
+        return next(_plain(kind) for kind in get_args(annotation) if kind is not type(None))
+    return annotation
+
+
+# --- command line ----------------------------------------------------------------------------------------------------
+
+
+Kind = TypeVar("Kind", bound=Settings)
+
+
+def add_settings_arguments(parser: argparse.ArgumentParser, kind: type[Settings]) -> None:
+    """Add one option per field: `--learning-rate 1e-4`, `--detach-unlabeled`/`--no-detach-unlabeled`."""
+    group = parser.add_argument_group("settings of the training")
+    for name, field in kind.model_fields.items():
+        flag = "--" + name.replace("_", "-")
+        text = f"{field.description} (default: {field.default!r})".replace("%", "%%")
+        type_of = _plain(field.annotation)
+        if type_of is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default, help=text)
+        elif get_origin(type_of) is Literal:
+            group.add_argument(flag, choices=get_args(type_of), default=field.default, help=text)
+        else:
+            group.add_argument(flag, type=_checked(name, type_of, field), default=field.default, help=text)
+
+
+def _checked(name: str, type_of: Any, field: FieldInfo) -> Any:
+    """A conversion of argparse that obeys the bounds of a field."""
+    from pydantic import TypeAdapter
+
+    adapter = TypeAdapter(Annotated[type_of, field])
+
+    def convert(text: str) -> Any:
+        value = type_of(text)
+        try:
+            return adapter.validate_python(value)
+        except ValidationError as error:
+            raise argparse.ArgumentTypeError(_reason(error.errors()[0])) from None
+
+    convert.__name__ = type_of.__name__  # for argparse's message about text that is no number
+    return convert
+
+
+def settings_from_arguments(args: argparse.Namespace, kind: type[Kind]) -> Kind:
     """The settings in what a parser with `add_settings_arguments` has parsed."""
-    return kind(**{item.name: getattr(args, item.name) for item in dataclasses.fields(kind)})
+    return kind.of_values({name: getattr(args, name) for name in kind.model_fields})
+
+
+def settings_flags(settings: Settings) -> list[str]:
+    """The settings as flags of a stage: `--learning-rate=0.001 --no-detach-unlabeled`."""
+    return [_flag(name, value) for name, value in settings.model_dump().items()]
+
+
+def _flag(key: str, value: Any) -> str:
+    name = key.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={value}"

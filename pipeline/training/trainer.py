@@ -93,7 +93,7 @@ def fingerprint(pairs: Path, settings: TrainingSettings, seed: int, start: str) 
     code = hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()
     return {
         "pairs": sha256_of(pairs),
-        "settings": json.dumps({**dataclasses.asdict(settings), "seed": seed}, sort_keys=True),
+        "settings": json.dumps({**settings.model_dump(), "seed": seed}, sort_keys=True),
         "starting weights": start,
         "code": code,
         "torch": str(torch.__version__),  # a plain str, which weights_only loading allows
@@ -361,7 +361,7 @@ def train(
         if not math.isfinite(loss):
             outcome = str(diverged(steps - 1, f"the loss after it is {loss}", batches, resume_point.path))
     if processes.is_first:
-        facts = {**dataclasses.asdict(settings), "seed": seed}
+        facts = {**settings.model_dump(), "seed": seed}
         table = pa.Table.from_pylist(rows).replace_schema_metadata({"settings": json.dumps(facts, sort_keys=True)})
         write_parquet(table, log)
         watch.finish(table, facts, resume_point.belongs_to, batches.facts, dataclasses.asdict(machine))

@@ -1,9 +1,15 @@
+"""Embeddings and figures of a run on a target's test split.
+
+embed     a model and a split -> results/evaluations/{run}/seed{seed}/{target}/embeddings.npz
+evaluate  embeddings          -> .../metrics.json, ranks.parquet, contributions.parquet
+"""
+
+
 rule embed:
     """Embed the audio and captions of a target's test split with a run's model."""
     input:
-        model=run_model,
-        split=split_summary("test"),
-        code=code_of("embed"),
+        model=ask(study.model),
+        split=ask(study.test_summary),
     output:
         embeddings="results/evaluations/{run}/seed{seed}/{target}/embeddings.npz",
     log:
@@ -16,20 +22,28 @@ rule embed:
         mem_mb=4000,
         runtime=60,
     params:
+        version=VERSIONS["embed"],
         model=subpath(input.model, parent=True),
         shards=subpath(input.split, parent=True),
-        windows=config["evaluation"]["windows"],
+        windows=study.config.evaluation.windows,
         device=device,
+        outcome=[],
     shell:
-        "python -m pipeline.stages.embed --model {params.model:q} --shards {params.shards:q}"
-        " --windows {params.windows} --threads {threads} --device {params.device} --embeddings {output.embeddings:q} 2> {log:q}"
+        "python -m pipeline.stages.embed"
+        " --model={params.model:q}"
+        " --shards={params.shards:q}"
+        " --windows={params.windows}"
+        " --threads={threads}"
+        " --device={params.device}"
+        " {params.outcome:q}"
+        " --embeddings={output.embeddings:q}"
+        " 2> {log:q}"
 
 
 rule evaluate:
     """Rank every query of a target and compute the figures under each protocol."""
     input:
         embeddings="results/evaluations/{run}/seed{seed}/{target}/embeddings.npz",
-        code=code_of("evaluate"),
     output:
         metrics="results/evaluations/{run}/seed{seed}/{target}/metrics.json",
         ranks="results/evaluations/{run}/seed{seed}/{target}/ranks.parquet",
@@ -37,10 +51,21 @@ rule evaluate:
     log:
         "logs/evaluate/{run}/seed{seed}/{target}.log",
     params:
-        split=target_split("test"),
-        expected=expected_clips_flags,
-        seed=run_seed,
+        version=VERSIONS["evaluate"],
+        split=ask(study.test_split),
+        expected=ask(study.expected_clips_flags),
+        seed=lambda wildcards: wildcards.seed,
+        outcome=[],
     shell:
-        "python -m pipeline.stages.evaluate --embeddings {input.embeddings:q} --run {wildcards.run}"
-        " --seed {params.seed} --target {wildcards.target} --split {params.split} {params.expected}"
-        " --metrics {output.metrics:q} --ranks {output.ranks:q} --contributions {output.contributions:q} 2> {log:q}"
+        "python -m pipeline.stages.evaluate"
+        " --embeddings={input.embeddings:q}"
+        " --run={wildcards.run}"
+        " --seed={params.seed}"
+        " --target={wildcards.target}"
+        " --split={params.split}"
+        " {params.expected}"
+        " {params.outcome:q}"
+        " --metrics={output.metrics:q}"
+        " --ranks={output.ranks:q}"
+        " --contributions={output.contributions:q}"
+        " 2> {log:q}"

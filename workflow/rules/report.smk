@@ -1,16 +1,17 @@
+"""The page: tables, comparisons, curves, metrics, logs and shards of a study -> results/report/index.html."""
+
+
 rule report:
-    """Write the page with tables, curves and data accounts, in which every run's answers can be seen and heard."""
+    """Write the page with tables, curves and data accounts, on which every run's answers can be seen and heard."""
     input:
-        tables=expand("results/{table}.csv", table=config["tables"]),
-        comparisons=expand("results/comparisons/{table}.csv", table=config["tables"]),
-        curves=expand("results/curves/{curve}.csv", curve=config.get("curves", {})),
-        metrics=study_metrics,
-        logs=study_logs,
-        summaries=study_summaries,
-        templates=["pipeline/results/page/page.html", "pipeline/results/page/page.css", "pipeline/results/page/page.js"],
-        code=code_of("report"),
+        tables=expand("results/{table}.csv", table=study.config.tables),
+        comparisons=expand("results/comparisons/{table}.csv", table=study.config.tables),
+        curves=expand("results/curves/{curve}.csv", curve=study.config.curves),
+        metrics=study.table_files(None, "metrics.json"),
+        logs=study.page_logs(),
+        summaries=study.page_summaries(),
     output:
-        # The folder, so that the report holds the browser's data and the clips as well.
+        # The folder, so that Snakemake's report holds the page's data and clips as well.
         folder=report(
             directory("results/report"),
             htmlindex="index.html",
@@ -22,12 +23,21 @@ rule report:
     log:
         "logs/report/report.log",
     params:
-        name=config["study"]["name"],
-        note=config["study"]["note"],
-        protocol=config["evaluation"]["protocol"],
-        evaluations=parent_folders,
+        version=VERSIONS["report"],
+        name=study.name,
+        note=study.note,
+        protocol=study.protocol,
+        evaluations=[str(Path(path).parent) for path in study.table_files(None, "metrics.json")],
     shell:
-        "python -m pipeline.stages.report --name {params.name:q} --note {params.note:q} --protocol {params.protocol}"
-        " --tables {input.tables:q} --comparisons {input.comparisons:q}"
-        " --curves {input.curves:q} --evaluations {params.evaluations:q} --logs {input.logs:q}"
-        " --summaries {input.summaries:q} --out {output.folder:q} 2> {log:q}"
+        "python -m pipeline.stages.report"
+        " --name={params.name:q}"
+        " --note={params.note:q}"
+        " --protocol={params.protocol}"
+        " --tables {input.tables:q}"
+        " --comparisons {input.comparisons:q}"
+        " --curves {input.curves:q}"
+        " --evaluations {params.evaluations:q}"
+        " --logs {input.logs:q}"
+        " --summaries {input.summaries:q}"
+        " --out={output.folder:q}"
+        " 2> {log:q}"

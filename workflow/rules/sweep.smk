@@ -1,11 +1,16 @@
-"""The learning rate of every run, found on the validation splits: `snakemake --cores all results/sweep.csv`."""
+"""The learning rate of every run, chosen on the validation splits: `snakemake --cores all results/sweep.csv`.
+
+train_candidate, embed_candidate, evaluate_candidate  as train, embed, evaluate -> results/sweep/{learning_rate}/{run}/
+choose_learning_rates                                 metrics of all candidates -> results/sweep.csv
+
+A candidate that diverges says so in outcome.txt and in its metrics; it is never chosen.
+"""
 
 
 use rule train as train_candidate with:
     input:
-        pretrained=pretrained_model,
-        pairs=f"results/pairs/{{run}}/seed{config['sweep']['seed']}.parquet",
-        code=code_of("train"),
+        pretrained=study.pretrained(),
+        pairs=f"results/pairs/{{run}}/seed{study.config.sweep.seed}.parquet",
     output:
         model="results/sweep/{learning_rate}/{run}/model.safetensors",
         description="results/sweep/{learning_rate}/{run}/model.json",
@@ -19,31 +24,40 @@ use rule train as train_candidate with:
     benchmark:
         "benchmarks/train_candidate/{learning_rate}/{run}.tsv"
     params:
+        version=VERSIONS["train"],
         pretrained=subpath(input.pretrained, parent=True),
         folder=subpath(output.model, parent=True),
-        settings=candidate_flags,
+        settings=ask(study.candidate_flags),
         processes=process_count,
         device=device,
-        seed=config["sweep"]["seed"],
+        seed=study.config.sweep.seed,
+        outcome=lambda wildcards, output: [f"--outcome={output.outcome}"],
 
 
 use rule embed as embed_candidate with:
     input:
         model="results/sweep/{learning_rate}/{run}/model.safetensors",
-        split=split_summary("validation"),
-        code=code_of("embed"),
+        outcome="results/sweep/{learning_rate}/{run}/outcome.txt",
+        split=ask(study.validation_summary),
     output:
         embeddings="results/sweep/{learning_rate}/{run}/{target}/embeddings.npz",
     log:
         "logs/embed_candidate/{learning_rate}/{run}/{target}.log",
     benchmark:
         "benchmarks/embed_candidate/{learning_rate}/{run}/{target}.tsv"
+    params:
+        version=VERSIONS["embed"],
+        model=subpath(input.model, parent=True),
+        shards=subpath(input.split, parent=True),
+        windows=study.config.evaluation.windows,
+        device=device,
+        outcome=lambda wildcards, input: [f"--outcome={input.outcome}"],
 
 
 use rule evaluate as evaluate_candidate with:
     input:
         embeddings="results/sweep/{learning_rate}/{run}/{target}/embeddings.npz",
-        code=code_of("evaluate"),
+        outcome="results/sweep/{learning_rate}/{run}/outcome.txt",
     output:
         metrics="results/sweep/{learning_rate}/{run}/{target}/metrics.json",
         ranks="results/sweep/{learning_rate}/{run}/{target}/ranks.parquet",
@@ -51,35 +65,27 @@ use rule evaluate as evaluate_candidate with:
     log:
         "logs/evaluate_candidate/{learning_rate}/{run}/{target}.log",
     params:
-        split=target_split("validation"),
+        version=VERSIONS["evaluate"],
+        split=ask(study.validation_split),
         expected=[],
-        seed=config["sweep"]["seed"],
-
-
-checkpoint list_diverged:
-    """List the candidates that diverged: they are not evaluated, and none of them can be chosen."""
-    input:
-        outcomes=sweep_outcomes,
-    output:
-        diverged="results/sweep/diverged.txt",
-    log:
-        "logs/list_diverged/sweep.log",
-    shell:
-        "(grep -Lx finished {input.outcomes:q} || true) > {output.diverged:q} 2> {log:q}"
+        seed=study.config.sweep.seed,
+        outcome=lambda wildcards, input: [f"--outcome={input.outcome}"],
 
 
 rule choose_learning_rates:
     """Choose every run's learning rate: the highest validation mAP@10, averaged over directions and targets."""
     input:
-        metrics=sweep_metrics,
-        diverged=sweep_diverged,
-        code=code_of("choose_learning_rates"),
+        metrics=ask(study.sweep_files, name="metrics.json"),
     output:
         csv="results/sweep.csv",
     log:
         "logs/choose_learning_rates/sweep.log",
     params:
-        protocol=config["evaluation"]["protocol"],
+        version=VERSIONS["choose_learning_rates"],
+        protocol=study.protocol,
     shell:
-        "python -m pipeline.stages.choose_learning_rates --metrics {input.metrics:q} --diverged {input.diverged:q}"
-        " --protocol {params.protocol} --csv {output.csv:q} 2> {log:q}"
+        "python -m pipeline.stages.choose_learning_rates"
+        " --metrics {input.metrics:q}"
+        " --protocol={params.protocol}"
+        " --csv={output.csv:q}"
+        " 2> {log:q}"

@@ -1,10 +1,44 @@
+"""Tables, comparisons and curves.
+
+compare      contributions of a table's rows -> results/comparisons/{table}.csv
+tabulate     metrics of a table's rows       -> results/{table}.csv, .md, .tex
+draw_curves  pairs and contributions         -> results/curves/{curve}.csv, .svg
+"""
+
+
+rule compare:
+    """Compare a table's rows with their target's finetune row by a paired bootstrap over clips."""
+    input:
+        contributions=ask(study.table_contributions),
+    output:
+        csv=report(
+            "results/comparisons/{table}.csv",
+            caption="../report/comparisons.rst",
+            category="Differences from finetune",
+            labels={"table": "{table}"},
+        ),
+    log:
+        "logs/compare/{table}.log",
+    params:
+        version=VERSIONS["compare"],
+        protocol=study.protocol,
+        datasets=ask(study.table_datasets),
+        rows=ask(study.contribution_rows),
+    shell:
+        "python -m pipeline.stages.compare"
+        " --protocol={params.protocol}"
+        " --datasets {params.datasets}"
+        " {params.rows:q}"
+        " --csv={output.csv:q}"
+        " 2> {log:q}"
+
+
 rule tabulate:
     """Write a table's rows as CSV, Markdown and LaTeX in the paper's arrangement."""
     input:
-        metrics=table_files("metrics.json"),
+        metrics=ask(study.table_metrics),
         comparisons="results/comparisons/{table}.csv",
-        published=published_figures,
-        code=code_of("tabulate"),
+        published=study.published,
     output:
         csv=report(
             "results/{table}.csv",
@@ -22,47 +56,32 @@ rule tabulate:
     log:
         "logs/tabulate/{table}.log",
     params:
-        name=config["study"]["name"],
-        note=config["study"]["note"],
-        protocol=config["evaluation"]["protocol"],
-        datasets=table_datasets,
-        rows=table_rows("metrics.json"),
-        published=published_flags,
+        version=VERSIONS["tabulate"],
+        name=study.name,
+        note=study.note,
+        protocol=study.protocol,
+        datasets=ask(study.table_datasets),
+        rows=ask(study.metrics_rows),
+        published=[f"--published={path}" for path in study.published],
     shell:
-        "python -m pipeline.stages.tabulate --study-name {params.name:q} --study-note {params.note:q}"
-        " --protocol {params.protocol} --datasets {params.datasets} {params.rows:q} --comparisons {input.comparisons:q}"
+        "python -m pipeline.stages.tabulate"
+        " --study-name={params.name:q}"
+        " --study-note={params.note:q}"
+        " --protocol={params.protocol}"
+        " --datasets {params.datasets}"
+        " {params.rows:q}"
+        " --comparisons={input.comparisons:q}"
         " {params.published:q}"
-        " --csv {output.csv:q} --markdown {output.markdown:q} --tex {output.tex:q} 2> {log:q}"
-
-
-rule compare:
-    """Compare a table's rows with their target's finetune row by a paired bootstrap over clips."""
-    input:
-        contributions=table_files("contributions.parquet"),
-        code=code_of("compare"),
-    output:
-        csv=report(
-            "results/comparisons/{table}.csv",
-            caption="../report/comparisons.rst",
-            category="Differences from finetune",
-            labels={"table": "{table}"},
-        ),
-    log:
-        "logs/compare/{table}.log",
-    params:
-        protocol=config["evaluation"]["protocol"],
-        datasets=table_datasets,
-        rows=table_rows("contributions.parquet"),
-    shell:
-        "python -m pipeline.stages.compare --protocol {params.protocol} --datasets {params.datasets}"
-        " {params.rows:q} --csv {output.csv:q} 2> {log:q}"
+        " --csv={output.csv:q}"
+        " --markdown={output.markdown:q}"
+        " --tex={output.tex:q}"
+        " 2> {log:q}"
 
 
 rule draw_curves:
     """Draw R@1 against the amount of training data, every point with its interval."""
     input:
-        files=curve_files,
-        code=code_of("draw_curves"),
+        files=ask(study.curve_files),
     output:
         csv="results/curves/{curve}.csv",
         svg=report(
@@ -74,9 +93,15 @@ rule draw_curves:
     log:
         "logs/draw_curves/{curve}.log",
     params:
-        protocol=config["evaluation"]["protocol"],
-        against=curve_axis,
-        points=curve_points,
+        version=VERSIONS["draw_curves"],
+        protocol=study.protocol,
+        against=ask(study.curve_axis),
+        points=ask(study.curve_points),
     shell:
-        "python -m pipeline.stages.draw_curves --protocol {params.protocol} --against {params.against}"
-        " {params.points:q} --csv {output.csv:q} --svg {output.svg:q} 2> {log:q}"
+        "python -m pipeline.stages.draw_curves"
+        " --protocol={params.protocol}"
+        " --against={params.against}"
+        " {params.points:q}"
+        " --csv={output.csv:q}"
+        " --svg={output.svg:q}"
+        " 2> {log:q}"

@@ -1,8 +1,17 @@
+"""Models.
+
+pretrain        results/pairs/pretrain/seed{seed}.parquet -> results/pretrained/mini/
+import_weights  published weights                         -> results/pretrained/{backbone}/
+train           pretrained weights and pairs              -> results/runs/{run}/seed{seed}/
+
+`train` and `pretrain` keep the outputs that they made from the same inputs before, in a hidden folder next to them.
+"""
+
+
 rule pretrain:
-    """Make the backbone `mini` on general captioned audio."""
+    """Train the backbone `mini` on general captioned audio."""
     input:
-        pairs=f"results/pairs/pretrain/seed{config['pretrain']['seed']}.parquet",
-        code=code_of("pretrain"),
+        pairs=f"results/pairs/pretrain/seed{study.config.pretrain.seed}.parquet",
     output:
         model="results/pretrained/mini/model.safetensors",
         description="results/pretrained/mini/model.json",
@@ -12,7 +21,7 @@ rule pretrain:
             "results/pretrained/mini/learning_curves.svg",
             caption="../report/pretraining.rst",
             category="Learning curves",
-            labels={"run": "pretrain", "seed": str(config["pretrain"]["seed"])},
+            labels={"run": "pretrain", "seed": str(study.config.pretrain.seed)},
         ),
         account="results/pretrained/mini/training.json",
     log:
@@ -26,45 +35,57 @@ rule pretrain:
         mem_mb=2000,
         runtime=60,
     params:
+        version=VERSIONS["pretrain"],
         folder=subpath(output.model, parent=True),
-        seed=config["pretrain"]["seed"],
-        vocabulary_size=config["pretrain"]["vocabulary_size"],
-        settings=pretrain_flags,
+        seed=study.config.pretrain.seed,
+        vocabulary_size=study.config.pretrain.vocabulary_size,
+        settings=study.training_flags("pretrain"),
         device=device,
     shell:
-        "python -m pipeline.stages.pretrain --pairs {input.pairs:q} --shards results/shards"
-        " --vocabulary-size {params.vocabulary_size} --seed {params.seed} --threads {threads} --device {params.device}"
-        " {params.settings:q} --out {params.folder:q} 2> {log:q}"
+        "exec python -m pipeline.stages.pretrain"
+        " --pairs={input.pairs:q}"
+        " --shards=results/shards"
+        " --vocabulary-size={params.vocabulary_size}"
+        " --seed={params.seed}"
+        " --threads={threads}"
+        " --device={params.device}"
+        " {params.settings:q}"
+        " --out={params.folder:q}"
+        " 2> {log:q}"
 
 
 rule import_weights:
-    """Bring published weights into the form that every other stage reads."""
+    """Convert published weights to the form that every other stage reads."""
     input:
-        files=weights_files,
-        code=code_of("import_weights"),
+        files=study.weights_files(),
     output:
         model="results/pretrained/{backbone}/model.safetensors",
         description="results/pretrained/{backbone}/model.json",
         tokenizer="results/pretrained/{backbone}/tokenizer.json",
     log:
         "logs/import_weights/{backbone}.log",
+    wildcard_constraints:
+        backbone=one_of(PUBLISHED),
     resources:
         mem_mb=6000,
         runtime=30,
     params:
+        version=VERSIONS["import_weights"],
         folder=subpath(output.model, parent=True),
-        sources=weights_flags,
+        sources=study.weights_flags(),
     shell:
-        "python -m pipeline.stages.import_weights --backbone {wildcards.backbone} {params.sources:q}"
-        " --out {params.folder:q} 2> {log:q}"
+        "python -m pipeline.stages.import_weights"
+        " --backbone={wildcards.backbone}"
+        " {params.sources:q}"
+        " --out={params.folder:q}"
+        " 2> {log:q}"
 
 
 rule train:
-    """Train a run, one process a GPU; a training that was killed goes on from its checkpoint."""
+    """Train a run, one process per GPU; a training that was killed continues from its checkpoint."""
     input:
-        pretrained=pretrained_model,
+        pretrained=study.pretrained(),
         pairs="results/pairs/{run}/seed{seed}.parquet",
-        code=code_of("train"),
     output:
         model="results/runs/{run}/seed{seed}/model.safetensors",
         description="results/runs/{run}/seed{seed}/model.json",
@@ -93,17 +114,31 @@ rule train:
         mem_mb=4000,
         runtime=240,
     params:
+        version=VERSIONS["train"],
         pretrained=subpath(input.pretrained, parent=True),
         folder=subpath(output.model, parent=True),
-        settings=run_flags,
+        settings=ask(study.training_flags),
         processes=process_count,
         device=device,
-        seed=run_seed,
+        seed=lambda wildcards: wildcards.seed,
+        outcome=[],
     # exec: a signal to the job reaches the launcher, and no shell dies before the checkpoint is written.
     shell:
-        "exec python -m pipeline.training.launch --nodes {resources.nodes} --processes {params.processes}"
+        "exec python -m pipeline.training.launch"
+        " --nodes {resources.nodes}"
+        " --processes {params.processes}"
         " -m pipeline.stages.train"
-        " --pretrained {params.pretrained:q} --pairs {input.pairs:q} --shards results/shards --seed {params.seed}"
-        " --threads {threads} --workers {resources.loader_workers} --micro-batch {resources.micro_batch}"
-        " --compile {resources.compile} --verify-shards {resources.verify_shards} --device {params.device}"
-        " {params.settings:q} --out {params.folder:q} 2> {log:q}"
+        " --pretrained={params.pretrained:q}"
+        " --pairs={input.pairs:q}"
+        " --shards=results/shards"
+        " --seed={params.seed}"
+        " --threads={threads}"
+        " --workers={resources.loader_workers}"
+        " --micro-batch={resources.micro_batch}"
+        " --compile={resources.compile}"
+        " --verify-shards={resources.verify_shards}"
+        " --device={params.device}"
+        " {params.settings:q}"
+        " {params.outcome:q}"
+        " --out={params.folder:q}"
+        " 2> {log:q}"

@@ -6,7 +6,6 @@ ten million clips fits in memory; texts are compared by 64-bit hashes.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import struct
@@ -280,7 +279,7 @@ def pairs_facts(path: Path, shards: Path | None, samples: int) -> dict[str, Any]
     plan |= {"clips_left_out_as_leaked": sum(facts.get("left_out_as_leaked", {}).values()), "list_of_leaked": state}
     return {
         "plan": plan,
-        "drawing": dataclasses.asdict(PairingSettings.of(facts)),
+        "drawing": PairingSettings.of(facts).model_dump(),
         "splits": [
             {
                 "split": split.name,

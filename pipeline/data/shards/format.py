@@ -71,6 +71,10 @@ class ShardFacts:
     """Of the catalog's rows that it was made from (`pipeline.data.shards.partition.digest_of`)."""
     channels: str = "mean"
     """What was kept of its files' channels (`pipeline.data.audio.CHANNELS`); earlier versions kept the mean."""
+    min_duration_s: float | None = None
+    """Shorter clips were dropped; None in row files of earlier versions, which did not record it."""
+    version: int = 1
+    """Of the stage shard_audio."""
 
 
 FACTS_KEY = b"shard"
@@ -151,19 +155,19 @@ def read_manifest(path: Path) -> pa.Table:
 
 
 def check_tar(path: Path, size: int, sha256: str | None) -> None:
-    """Raise PipelineError unless the tar is there, has that size and, where given, that checksum."""
+    """Raise `PipelineError` unless the tar is there, has that size and, where given, that checksum."""
     try:
         found = path.stat().st_size
     except FileNotFoundError:
-        raise PipelineError(f"{path}: not found; make the shard again with shard_audio") from None
+        raise PipelineError(f"{path}: not found; {remake(path)}") from None
     if found != size:
-        raise PipelineError(f"{path}: {found} bytes, {size} expected; delete it and make the shard again")
+        raise PipelineError(f"{path}: {found} bytes, {size} expected; {remake(path)}")
     if sha256 is not None and (digest := sha256_of(path)) != sha256:
-        raise PipelineError(f"{path}: SHA-256 {digest}, {sha256} expected; delete it and make the shard again")
+        raise PipelineError(f"{path}: SHA-256 {digest}, {sha256} expected; {remake(path)}")
 
 
 def check_tars(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Raise PipelineError unless every tar of a split is in its folder, or at its address, and has its size."""
+    """Raise `PipelineError` unless every tar of a split is in its folder, or at its address, and has its size."""
     shards = summary["shards"]
     if "address" in summary:
         check_sizes({f"{summary['address']}/{shard['tar']}": shard["bytes"] for shard in shards})
@@ -172,16 +176,35 @@ def check_tars(folder: Path, summary: Mapping[str, Any]) -> None:
         check_tar(folder / shard["tar"], shard["bytes"], None)
 
 
+def remake(tar: Path) -> str:
+    """Let the next run of the workflow make a tar again, and return what to do for it.
+
+    Removes the tar's row file, and the record of the part of the split that it belongs to, so that Snakemake plans
+    this part again. The part's other tars are kept.
+    """
+    folder = tar.parent
+    if not any((folder / "parts").glob("*.json")):
+        return "make it again with shard_audio, or with stage_shards where the shards were copied"
+    with contextlib.suppress(OSError):  # a folder that may only be read: the user removes them
+        tar.with_suffix(".parquet").unlink(missing_ok=True)
+        for record in (folder / "parts").glob("*.json"):
+            if f'"{tar.stem}"' in record.read_text(encoding="utf-8"):
+                record.unlink()
+        return "give the same Snakemake command again, which makes this tar again"
+    return f"delete it and {folder / 'parts'}, and give the same Snakemake command again"
+
+
 def read_rows(path: Path) -> tuple[pa.Table, ShardFacts]:
-    """A shard's row file and what its footer tells about the tar."""
+    """A shard's row file, and what its footer says about the tar."""
     table = read_table(path, MANIFEST_SCHEMA, "shard_audio")
     footer = (table.schema.metadata or {}).get(FACTS_KEY)
     if footer is None:
-        raise PipelineError(f"{path}: is not a shard's row file, its footer tells of no tar; make it with shard_audio")
-    told = {"channels": "mean", **json.loads(footer)}
-    if told.keys() != {field.name for field in fields(ShardFacts)}:
-        raise PipelineError(f"{path}: was made by another version of shard_audio; make it again")
-    return table, ShardFacts(**told)
+        raise PipelineError(f"{path}: is not a shard's row file, its footer names no tar; make it with shard_audio")
+    known = {field.name for field in fields(ShardFacts)}
+    try:
+        return table, ShardFacts(**{name: value for name, value in json.loads(footer).items() if name in known})
+    except (ValueError, TypeError) as error:
+        raise PipelineError(f"{path}: its footer is damaged; make it again with shard_audio") from error
 
 
 def rows_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:

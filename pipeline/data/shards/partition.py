@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.data.catalogs import CATALOG_SCHEMA, catalog_tables, read_catalog_rows, regrouped
+from pipeline.data.catalogs import CATALOG_SCHEMA, catalog_tables, read_catalog_rows, read_table, regrouped
 from pipeline.errors import PipelineError
+from pipeline.files import write_parquet
 
 FIRST_SHARD = "00000"
 LEAST_SHARE = 4
@@ -38,6 +39,17 @@ class Assignment:
     rows: int
     digest: str
     """Of these rows of the catalog: equal digests, equal rows."""
+
+
+PLAN_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("first_row", pa.int64(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("digest", pa.string(), nullable=False),
+    ]
+)
+"""Columns of the plan of a split, one row per shard."""
 
 
 def cuts(priorities: NDArray[np.uint64], most: int) -> list[int]:
@@ -66,20 +78,12 @@ def boundaries_of(keys: Iterable[str], clips_per_shard: int) -> list[int]:
     return [*cuts(priorities, clips_per_shard), len(priorities)]
 
 
-def assign(catalog: pa.Table, clips_per_shard: int) -> list[Assignment]:
-    """The shards of a catalog, in the order of their keys."""
-    return _assignments([catalog], boundaries_of(catalog["key"].to_pylist(), clips_per_shard))
-
-
 def read_assignment(catalog: Path, clips_per_shard: int) -> list[Assignment]:
     """The shards of the catalog in a file, which is read twice, a batch of rows at a time."""
     keys = (key for table in catalog_tables(catalog, ["key"]) for key in table["key"].to_pylist())
     boundaries = boundaries_of(keys, clips_per_shard)
-    return _assignments(catalog_tables(catalog, CATALOG_SCHEMA.names), boundaries)
-
-
-def _assignments(tables: Iterable[pa.Table], boundaries: Sequence[int]) -> list[Assignment]:
     sizes = [end - first for first, end in pairwise(boundaries)]
+    tables = regrouped(catalog_tables(catalog, CATALOG_SCHEMA.names), sizes)
     return [
         Assignment(
             shard=table["key"][0].as_py() if first else FIRST_SHARD,
@@ -87,28 +91,47 @@ def _assignments(tables: Iterable[pa.Table], boundaries: Sequence[int]) -> list[
             rows=len(table),
             digest=digest_of(table),
         )
-        for first, table in zip(boundaries, regrouped(tables, sizes), strict=False)
+        for first, table in zip(boundaries, tables, strict=False)
     ]
 
 
-def read_shard(catalog: Path, shard: str, *, clips_per_shard: int, clips: int | None = None) -> pa.Table:
-    """The rows of a catalog that stand in a shard; PipelineError for a shard that the catalog does not have.
+# --- the plan of a split ---------------------------------------------------------------------------------------------
 
-    clips: how many they are, where that is known. Then no others are read, otherwise the keys of all.
+
+def write_plan(shards: Sequence[Assignment], path: Path) -> None:
+    """Write the shards of a catalog, so that no job needs to read the whole catalog to find its own."""
+    write_parquet(pa.Table.from_pylist([asdict(shard) for shard in shards], schema=PLAN_SCHEMA), path)
+
+
+def read_plan(path: Path) -> list[Assignment]:
+    """The shards of a catalog, in the order of their keys, as `write_plan` wrote them."""
+    return [Assignment(**row) for row in read_table(path, PLAN_SCHEMA, "index_audio").to_pylist()]
+
+
+def part_of(shards: Sequence[Assignment], part: str) -> Sequence[Assignment]:
+    """The shards of one of several jobs: part `2-of-4` is the third quarter.
+
+    Raises `PipelineError` for a part that does not exist.
     """
-    if clips is None:
-        keys = [key for table in catalog_tables(catalog, ["key"]) for key in table["key"].to_pylist()]
-        boundaries = boundaries_of(keys, clips_per_shard)
-        names = [FIRST_SHARD, *(keys[first] for first in boundaries[1:-1])]
-        if shard not in names:
-            more = f", ... ({len(names)} in all)" if len(names) > 3 else ""
-            raise PipelineError(
-                f"{catalog}: no shard {shard}; {len(keys)} clips, at most {clips_per_shard} a shard, make the shards "
-                f"{', '.join(names[:3])}{more}"
-            )
-        number = names.index(shard)
-        clips = boundaries[number + 1] - boundaries[number]
-    return read_catalog_rows(catalog, None if shard == FIRST_SHARD else shard, clips)
+    number, _, jobs = part.partition("-of-")
+    if not (number.isdecimal() and jobs.isdecimal() and int(number) < int(jobs)):
+        raise PipelineError(f"there is no part {part!r}; parts are 0-of-4, 1-of-4, ... of any number of jobs")
+    first, end = (len(shards) * place // int(jobs) for place in (int(number), int(number) + 1))
+    return shards[first:end]
+
+
+def read_shard(catalog: Path, shard: Assignment) -> pa.Table:
+    """The rows of a catalog that stand in a shard, reading only their row groups.
+
+    Raises `PipelineError` when they are not those that the plan was made of.
+    """
+    table = read_catalog_rows(catalog, shard.first_row, shard.rows)
+    if digest_of(table) != shard.digest:
+        raise PipelineError(
+            f"{catalog}: the rows of shard {shard.shard} are not those of the plan next to it; make both again with "
+            "index_audio"
+        )
+    return table
 
 
 def digest_of(table: pa.Table) -> str:

@@ -1,12 +1,102 @@
-"""Writing a shard: a WebDataset tar of mono 16-bit audio."""
+"""Writing a shard: a WebDataset tar of mono 16-bit audio, and one manifest row per clip."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import logging
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from pipeline.data.audio import WAV_HEADER_BYTES, Recording, UnusableAudio, flac_of, read_recording
+from pipeline.data.catalogs import OK, REASONS
+from pipeline.data.containers import Members, place_of
+
+logger = logging.getLogger(__name__)
+
+COPIED = ("key", "dataset", "split", "status", "reason", "source_id", "source_name", "start_s", "captions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioSettings:
+    """How the audio of shards is made."""
+
+    sample_rate_hz: int
+    audio_format: str
+    """wav or flac."""
+    channels: str
+    """What is kept of several channels (`pipeline.data.audio.CHANNELS`)."""
+    min_duration_s: float
+    """Shorter clips are dropped."""
+
+
+def write_clips(
+    clips: Sequence[Mapping[str, Any]],
+    tar: tarfile.TarFile,
+    members: Members,
+    *,
+    shard: str,
+    settings: AudioSettings,
+) -> list[dict[str, Any]]:
+    """Append the clips to a tar and return the manifest's row of each, with a reason where the audio is unusable."""
+    rows = []
+    for clip in clips:
+        row = {name: clip[name] for name in COPIED} | {"shard": shard}
+        rows.append(row)
+        if clip["status"] != OK:
+            continue
+        try:
+            source = clip["path"] if clip["member"] is None else members.read(clip["path"], clip["member"])
+            if source is None:
+                raise UnusableAudio("missing_file", "the row holds no bytes")
+            recording = read_recording(
+                source,
+                sample_rate_hz=settings.sample_rate_hz,
+                min_duration_s=settings.min_duration_s,
+                channels=settings.channels,
+            )
+        except UnusableAudio as error:
+            status, wording = REASONS[error.reason]
+            row |= {"status": status, "reason": error.reason}
+            logger.warning("%s %s: %s (%s)", place_of(clip), wording, error, clip["key"])
+            continue
+        row |= add_clip(tar, clip, recording, settings)
+    return rows
+
+
+def add_clip(
+    tar: tarfile.TarFile, clip: Mapping[str, Any], recording: Recording, settings: AudioSettings
+) -> dict[str, Any]:
+    """Append one clip to a tar and return the columns of the manifest that say where its audio lies."""
+    is_wav = settings.audio_format == "wav"
+    audio = recording.wav if is_wav else flac_of(recording)
+    frames = len(recording.samples_S)
+    description = {  # in every sample the same names and types, none null, as datasets of Hugging Face need it
+        "captions": clip["captions"],
+        "dataset": clip["dataset"],
+        "split": clip["split"],
+        "source_name": clip["source_name"],
+        "source_id": clip["source_id"] or "",
+        "start_s": -1.0 if clip["start_s"] is None else clip["start_s"],
+        "frames": frames,
+        "sample_rate_hz": settings.sample_rate_hz,
+    }
+    offset = add_sample(tar, clip["key"], settings.audio_format, audio, description)
+    return {
+        "data_offset": offset,
+        "data_size": len(audio),
+        "pcm_offset": offset + WAV_HEADER_BYTES if is_wav else None,
+        "frames": frames,
+        "sample_rate_hz": settings.sample_rate_hz,
+        "source_sample_rate_hz": recording.source_sample_rate_hz,
+        "source_channels": recording.source_channels,
+        "peak_dbfs": recording.peak_dbfs,
+        "rms_dbfs": recording.rms_dbfs,
+        "sha256": hashlib.sha256(audio).hexdigest(),
+    }
 
 
 def add_sample(tar: tarfile.TarFile, key: str, extension: str, audio: bytes, facts: Mapping[str, Any]) -> int:

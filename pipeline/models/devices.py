@@ -1,4 +1,4 @@
-"""The device that a stage computes on: what it was told, else a GPU where there is one."""
+"""The device that a stage computes on: the one asked for, else a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import logging
 import os
 import platform
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,8 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
 
 def choose_device(asked: str | None) -> torch.device:
     """The device by name; under torchrun each process of a machine takes the GPU of its own local rank."""
+    import torch
+
     if asked == "cuda" and not torch.cuda.is_available():
         raise PipelineError("asked for a GPU, but torch finds none; set gpu to 0 in the profile, or check the driver")
     if asked == "cpu" and torch.cuda.is_available():
@@ -40,6 +44,8 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def device_name(device: torch.device) -> str:
     """What computes: the GPU's name, or the processor's as the kernel knows it."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     information = Path("/proc/cpuinfo")
