@@ -116,12 +116,19 @@ def main(argv: list[str]) -> None:
     )
     maker = ShardMaker(catalog=args.catalog, folder=args.shards, settings=settings)
     assignments = part_of(read_plan(args.plan), args.part)
-    kept, shards = 0, {}
+    kept, shards, errors = 0, {}, []
     for assignment in assignments:
         found = maker.kept(assignment)
         kept += found is not None
-        facts = found or maker.make(assignment)
-        shards[facts.shard] = {"sha256": facts.sha256, "rows_digest": facts.rows_digest}
+        try:
+            facts = found or maker.make(assignment)
+        except PipelineError as error:  # the other shards are made, and kept when the same command is given again
+            logger.error("shard %s: %s", assignment.shard, error)
+            errors.append(error)
+        else:
+            shards[facts.shard] = {"sha256": facts.sha256, "rows_digest": facts.rows_digest}
+    if errors:
+        raise PipelineError(f"{len(errors)} of {len(assignments)} shards cannot be made: {errors[0]}")
     write_json({"part": args.part, "shards": shards}, args.done)
     logger.info("part %s: %d shards, %d of them kept", args.part, len(assignments), kept)
 
