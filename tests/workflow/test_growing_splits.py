@@ -6,14 +6,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import soundfile
 import yaml
 from test_workflow import SHIPPED, snakemake
 
 from pipeline.data.shards.partition import read_assignment
+from pipeline.data.shards.reader import open_shards
+from pipeline.errors import PipelineError
 
 ROOT = Path(__file__).parents[2]
 SUMMARY = "results/shards/field/all/manifest.json"
@@ -34,7 +34,9 @@ def make_study(folder: Path) -> None:
     (folder / "raw" / "all").mkdir(parents=True)
     record(folder / "raw" / "all", 0, 24)
     field = {"adapter": "folder", "root": "raw", "captions": False, "splits": {"train": "all"}}
-    (folder / "field.yaml").write_text(yaml.safe_dump({"datasets": {"field": field}, "shards": {"clips_per_shard": 8}}))
+    datasets = {**yaml.safe_load((ROOT / "config.yaml").read_text())["datasets"], "field": field}
+    study = {**yaml.safe_load((ROOT / "config.yaml").read_text()), "datasets": datasets}
+    (folder / "field.yaml").write_text(yaml.safe_dump({**study, "shards": {"clips_per_shard": 8, "jobs": 3}}))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,28 @@ def test_only_the_shards_that_new_clips_fall_into_are_made_again(study):
 
     # Other settings are other shards.
     (study / "flac.yaml").write_text("shards: {format: flac}\n")
-    assert plan(study, "flac.yaml")["shard_audio"] == len(shards)
+    assert plan(study, "flac.yaml")["shard_audio"] == 3
+
+
+def test_another_number_of_jobs_makes_no_shard_again(study):
+    before = modified(study)
+    (study / "jobs.yaml").write_text("shards: {jobs: 2}\n")
+    make(study, settings="jobs.yaml")
+    assert modified(study) == before
+
+
+def test_a_tar_that_is_deleted_or_cut_is_made_again_by_the_command_that_failed(study):
+    folder = study / "results/shards/field/all"
+    before = {path: path.read_bytes() for path in folder.glob("*.tar")}
+    deleted, cut, *others = sorted(before)
+    kept = {path: path.stat().st_mtime_ns for path in others}
+    for damage in (deleted.unlink, lambda: cut.write_bytes(before[cut][:1000])):
+        damage()
+        with pytest.raises(PipelineError, match="give the same Snakemake command again"):
+            open_shards(folder)
+        make(study)
+    assert {path: path.read_bytes() for path in folder.glob("*.tar")} == before
+    assert {path: path.stat().st_mtime_ns for path in others} == kept
 
 
 def test_identical_files_that_were_written_again_rerun_nothing(study):
@@ -84,14 +107,7 @@ def test_identical_files_that_were_written_again_rerun_nothing(study):
     assert "Nothing to be done" in make(study, "-n")
 
 
-def test_a_thousand_shards_are_planned_from_one_reading_of_the_catalog(study):
-    path = study / "results/catalogs/field/all.parquet"
-    whole, table = path.read_bytes(), pq.read_table(path)
-    rows = [table.slice(0, 1).to_pylist()[0] | {"key": f"field_all_{row:06d}_{row:08x}"} for row in range(20_000)]
-    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
-    (study / "large.yaml").write_text("shards: {clips_per_shard: 32}\n")
-    try:
-        counts = plan(study, "large.yaml")
-    finally:
-        path.write_bytes(whole)
-    assert "index_audio" not in counts and counts["shard_audio"] > 1_000
+def test_the_plan_does_not_grow_with_the_data(study):
+    """Neither the number of jobs nor what is read of the catalog: it is not there yet."""
+    record(study / "raw" / "all", 28, 30)
+    assert plan(study)["shard_audio"] == 3

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from pipeline.data.pairs import read_facts
+from pipeline.stages import mix_soundscapes
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ["Snakefile", "config.yaml", "workflow", "pipeline", "profiles", "data", "experiments"]
@@ -37,6 +38,12 @@ def snakemake(folder, *arguments, status=0, variables=None):
     return done.stdout
 
 
+def jobs_in(plan):
+    """How many jobs of each rule a dry run plans."""
+    found = re.findall(r"^(\w+) +(\d+)$", plan, flags=re.MULTILINE)
+    return {name: int(count) for name, count in found}
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A copy of what ships, so that no test writes into the checkout."""
@@ -52,35 +59,44 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny(project):
-    """A study of all stages and objectives at the smallest size that still fills every batch."""
-    path = project / "tiny.yaml"
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "study": {"name": "tiny", "note": "A test.", "published": "data/paper_table1.csv"},
-                "soundscapes": {"scale": 0.08},
-                "shards": {"clips_per_shard": 32},
-                "pretrain": {"epochs": 1, "batch_size": 8},
-                "training": {"epochs": 1, "batch_size": 8},
-                "runs": {"clotho_composed_audioset": {"labeled_fraction": 0.6, "unlabeled_fraction": 0.5}},
-                "curves": {
-                    "audio": {
-                        "target": "clotho",
-                        "against": "unlabeled_hours",
-                        "lines": {"composed": ["clotho_composed_audioset"]},
-                    }
-                },
-                "tables": {
-                    "table1": [
-                        {"target": "clotho", "method": "vanilla", "run": "vanilla"},
-                        {"target": "clotho", "method": "composed", "run": "clotho_composed_audioset"},
-                        {"target": "audiocaps", "method": "finetune", "run": "audiocaps_finetune"},
-                        {"target": "audiocaps", "method": "concatenate", "run": "all_pairs_concatenate"},
-                    ]
-                },
+    """A study of raw trees of one's own, of all stages and objectives, at the smallest size that fills every batch."""
+    for name in ("clotho", "audiocaps", "audioset"):
+        arguments = ["--recordings", str(ROOT / "data" / "recordings"), "--dataset", name, "--seed", "0"]
+        mix_soundscapes.main([*arguments, "--scale", "0.08", "--out", str(project / "own" / name)])
+    datasets = yaml.safe_load((ROOT / "config.yaml").read_text())["datasets"]
+    study = {
+        "study": {"name": "tiny", "note": "A test.", "published": "data/paper_table1.csv"},
+        "soundscapes": {"scale": 0.08},
+        "datasets": {name: {**datasets[name], "root": f"own/{name}"} for name in ("clotho", "audiocaps", "audioset")},
+        "shards": {"clips_per_shard": 32, "jobs": 2},
+        "pretrain": {"epochs": 1, "batch_size": 8},
+        "training": {"epochs": 1, "batch_size": 8},
+        "runs": {
+            "clotho_composed_audioset": {
+                **{"objective": "composed", "labeled": ["clotho"], "unlabeled": ["audioset"]},
+                **{"labeled_fraction": 0.6, "unlabeled_fraction": 0.5},
+            },
+            "audiocaps_finetune": {"objective": "finetune", "labeled": ["audiocaps"]},
+            "all_pairs_concatenate": {"objective": "concatenate", "labeled": ["clotho", "audiocaps"]},
+        },
+        "curves": {
+            "audio": {
+                "target": "clotho",
+                "against": "unlabeled_hours",
+                "lines": {"composed": ["clotho_composed_audioset"]},
             }
-        )
-    )
+        },
+        "tables": {
+            "table1": [
+                {"target": "clotho", "method": "vanilla", "run": "vanilla"},
+                {"target": "clotho", "method": "composed", "run": "clotho_composed_audioset"},
+                {"target": "audiocaps", "method": "finetune", "run": "audiocaps_finetune"},
+                {"target": "audiocaps", "method": "concatenate", "run": "all_pairs_concatenate"},
+            ]
+        },
+    }
+    path = project / "tiny.yaml"
+    path.write_text(yaml.safe_dump(study))
     return path
 
 
@@ -100,8 +116,8 @@ def test_the_default_study_plans_every_stage(project):
         "tabulate",
     ):
         assert stage in plan
-    counts = dict(line.split() for line in plan.splitlines() if len(line.split()) == 2)
-    assert counts["train"] == "8" and counts["evaluate"] == "12"
+    counts = jobs_in(plan)
+    assert counts["train"] == 8 and counts["evaluate"] == 12
 
 
 def test_an_unknown_key_ends_in_one_message_that_names_it(project):
@@ -112,9 +128,27 @@ def test_an_unknown_key_ends_in_one_message_that_names_it(project):
 
 
 def test_a_missing_root_ends_in_one_message_that_names_it(project):
-    (project / "wrong.yaml").write_text("datasets: {clotho: {root: nowhere}}\n")
+    study = yaml.safe_load((project / "config.yaml").read_text())
+    study["datasets"]["clotho"]["root"] = "nowhere"
+    (project / "wrong.yaml").write_text(yaml.safe_dump(study))
     output = snakemake(project, "-n", "--configfile", "wrong.yaml", status=1)
     assert "datasets.clotho.root: there is no directory nowhere" in output
+
+
+@pytest.mark.parametrize(
+    ("target", "rules"),
+    [
+        ("shards", {"mix_soundscapes", "index_audio", "shard_audio", "index_shards"}),
+        ("pairs", {"pair_clips"}),
+        ("models", {"pretrain", "train"}),
+        ("evaluations", {"embed", "evaluate"}),
+        ("tables", {"compare", "tabulate"}),
+    ],
+)
+def test_people_ask_for_a_kind_of_result_by_name(project, target, rules):
+    found = jobs_in(snakemake(project, target, "-n", "--quiet", "rules"))
+    assert rules <= found.keys() and found[target] == 1
+    assert "report" not in found
 
 
 def test_the_whole_study_runs_at_a_tiny_size_and_a_second_run_has_nothing_to_do(project, tiny):
@@ -169,16 +203,48 @@ def test_the_whole_study_runs_at_a_tiny_size_and_a_second_run_has_nothing_to_do(
     ):
         assert caption in text, caption
 
-    # An edit of a module deep below a stage reruns that stage and what follows, and nothing before.
-    with (project / "pipeline" / "tables.py").open("a") as file:
-        file.write("\n# An edit.\n")
-    plan = snakemake(project, "--configfile", tiny, "-n", "--quiet", "rules")
-    assert "tabulate" in plan and "train" not in plan.split()
-
     # A labeled set smaller than a batch, found by the stage that fills the batches.
     (project / "large.yaml").write_text("training: {batch_size: 1000}\n")
     output = snakemake(project, "--configfile", tiny, "large.yaml", status=1)
     assert "batch_size is 1000, but the labeled set holds" in output
+
+
+def test_a_stage_runs_again_when_its_version_rises_and_not_when_its_code_is_edited(project, tiny):
+    with (project / "pipeline" / "results" / "tables.py").open("a") as file:
+        file.write("\n# An edit.\n")
+    assert "Nothing to be done" in snakemake(project, "--configfile", tiny, "-n")
+    versions = project / "pipeline" / "stages" / "__init__.py"
+    before = versions.read_text()
+    versions.write_text(before.replace('"tabulate": 1', '"tabulate": 2'))
+    try:
+        assert jobs_in(snakemake(project, "--configfile", tiny, "-n", "--quiet", "rules")).keys() == {
+            *("tabulate", "report", "all", "total"),
+        }
+    finally:
+        versions.write_text(before)
+
+
+def test_touched_folders_and_lock_files_rerun_nothing(project, tiny):
+    (project / "own" / "clotho" / ".~lock.clotho_captions_evaluation.csv#").touch()
+    for folder in (project / "own").rglob("*"):
+        if folder.is_dir():
+            folder.touch()
+    assert "Nothing to be done" in snakemake(project, "--configfile", tiny, "-n")
+
+
+def test_a_corrected_caption_of_a_test_split_trains_nothing_again(project, tiny):
+    path = project / "own" / "clotho" / "clotho_captions_evaluation.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:-1], lines[-1].rpartition(",")[0] + ",A corrected caption"]) + "\n")
+    weights = [project / "results" / "pretrained" / "mini", *(project / f"results/runs/{run}/seed0" for run in RUNS)]
+    before = {folder: (folder / "model.safetensors").stat().st_ino for folder in weights}
+    output = snakemake(project, "--configfile", tiny)
+    assert {folder: (folder / "model.safetensors").stat().st_ino for folder in weights} == before
+    assert "rule train:" in output, "Snakemake plans trainings, which recognise their inputs"
+    split = project / "results" / "shards" / "clotho" / "evaluation"
+    captions = [text for texts in pq.read_table(split / "manifest.parquet")["captions"].to_pylist() for text in texts]
+    assert "A corrected caption" in captions
+    assert "Nothing to be done" in snakemake(project, "--configfile", tiny)
 
 
 def test_a_sweep_goes_on_past_a_rate_that_diverges_and_chooses_the_best_of_the_others(project, tiny):
@@ -204,12 +270,12 @@ def test_table2_and_curves_are_planned_on_top_of_the_papers_study(project):
     studies = [f"experiments/{name}.yaml" for name in ("paper", "table2", "curves")]
     targets = ["results/table2.tex", "results/curves/labeled_pairs.svg", "results/curves/unlabeled_audio.csv"]
     plan = snakemake(project, "-n", "-p", "--configfile", *studies, "roots.yaml", "--", *targets)
-    counts = dict(line.split() for line in plan.splitlines() if re.fullmatch(r"\w+ +\d+", line))
-    assert (counts["train"], counts["draw_curves"], counts["tabulate"]) == ("25", "2", "1")
+    counts = jobs_in(plan)
+    assert (counts["train"], counts["draw_curves"], counts["tabulate"]) == (25, 2, 1)
     assert "--unlabeled-fraction=0.0625" in plan and "--labeled-fraction=0.25" in plan
-    together = "--unlabeled results/shards/audiocaps/train/manifest.parquet results/shards/audioset/balanced_train/"
+    together = "--unlabeled=results/shards/audiocaps/train/manifest.parquet --unlabeled=results/shards/audioset/"
     assert together in plan and "'--conjunction= followed by '" in plan
-    assert "--published data/paper_table1.csv" in plan
+    assert "--published=data/paper_table1.csv" in plan
 
 
 def test_ablations_are_planned_each_with_its_own_setting(project):
@@ -227,7 +293,7 @@ def test_ablations_are_planned_each_with_its_own_setting(project):
         ("ablation_center_windows", "--captions-per-clip=one --partners=each_epoch --windows=center"),
     ):
         assert flags in drawn[run], run
-    assert "--epochs 6 " in drawn["ablation_all_captions"] and "--epochs 30 " in drawn["ablation_fixed_partners"]
+    assert "--epochs=6 " in drawn["ablation_all_captions"] and "--epochs=30 " in drawn["ablation_fixed_partners"]
     fixed = [run for (stage, run), line in commands.items() if stage == "train" and "--no-learn-temperature" in line]
     assert fixed == ["ablation_fixed_temperature"]
 
@@ -235,14 +301,18 @@ def test_ablations_are_planned_each_with_its_own_setting(project):
 def test_a_parquet_file_that_changes_makes_the_catalog_again(project):
     path = project / "mirror" / "data" / "train-00000-of-00001.parquet"
     path.parent.mkdir(parents=True)
-    rows = [{"audio": {"bytes": b"x", "path": None}, "caption": caption} for caption in ("one", "two")]
-    pq.write_table(pa.Table.from_pylist(rows), path)
+    clips = [{"audio": {"bytes": b"x", "path": None}, "caption": caption} for caption in ("one", "two")]
+    pq.write_table(pa.Table.from_pylist(clips), path)
     dataset = {"adapter": "parquet", "root": "mirror", "captions": True, "splits": {"train": "train"}}
-    (project / "mirror.yaml").write_text(yaml.safe_dump({"datasets": {"mirror": dataset}}))
+    dataset["splits"] |= {"test": "train"}
+    runs = {"tuned": {"objective": "finetune", "labeled": ["mirror"]}}
+    rows = {"table": [{"target": "mirror", "method": "finetune", "run": "tuned"}]}
+    study = {"datasets": {"mirror": dataset}, "runs": runs, "tables": rows}
+    (project / "mirror.yaml").write_text(yaml.safe_dump(study))
     catalog = "results/catalogs/mirror/train.parquet"
     snakemake(project, catalog, "--configfile", "mirror.yaml")
     assert pq.read_metadata(project / catalog).num_rows == 2
-    pq.write_table(pa.Table.from_pylist(rows[:1]), path)  # in place: its folder does not change
+    pq.write_table(pa.Table.from_pylist(clips[:1]), path)  # in place: its folder does not change
     assert "index_audio" in snakemake(project, catalog, "--configfile", "mirror.yaml", "-n", "--quiet", "rules")
 
 
