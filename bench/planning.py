@@ -1,7 +1,7 @@
-"""Seconds that Snakemake takes to plan: 1,000 shard jobs, and the paper's study at the true size of its lists.
+"""Seconds that Snakemake takes to plan: a million hours of audio, and the paper's study at the true size of its lists.
 
-`python -m bench.planning` makes up empty audio files of the right number and names, runs the stage that lists them, and
-times dry runs. Nothing is shared with the checkout but its code.
+`python -m bench.planning` makes up empty files of the right number and names and times dry runs. Nothing is shared with
+the checkout but its code.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -23,7 +24,9 @@ ROOT = Path(__file__).parents[1]
 CLOTHO = {"development": 3839, "validation": 1045, "evaluation": 1045}
 AUDIOCAPS = {"train": 49_838, "val": 495, "test": 975}
 AUDIOSET = 22_160
-MANY_SHARDS = 1000
+SOURCE_TARS = 360_000
+"""A million hours in clips of 10 s, 1,000 clips per tar of the raw dataset and of the shards."""
+JOBS = 1000
 
 
 def write_csv(path: Path, rows: Iterable[list[object]]) -> None:
@@ -39,7 +42,7 @@ def touch_all(folder: Path, names: Iterable[str]) -> None:
 
 
 def make_up_datasets(data: Path, scale: float) -> None:
-    """Empty files and lists in the layouts of Clotho, AudioCaps and AudioSet, and a folder with a clip a shard."""
+    """Empty files and lists in the layouts of Clotho, AudioCaps and AudioSet, and a folder of empty tars."""
     for split, clips in CLOTHO.items():
         names = [f"{split} {clip}.wav" for clip in range(round(clips * scale))]
         header = ["file_name", *(f"caption_{number}" for number in range(1, 6))]
@@ -53,7 +56,26 @@ def make_up_datasets(data: Path, scale: float) -> None:
     ids = [f"as{clip:09d}" for clip in range(round(AUDIOSET * scale))]
     write_csv(data / "audioset" / "balanced_train_segments.csv", [[name, 30, 40, "/m/0"] for name in ids])
     touch_all(data / "audioset" / "balanced_train", (f"{name}.wav" for name in ids))
-    touch_all(data / "many" / "all", (f"{clip}.wav" for clip in range(round(MANY_SHARDS * scale))))
+    touch_all(data / "many" / "all", (f"{number:06}.tar" for number in range(round(SOURCE_TARS * scale))))
+
+
+def many_study(scale: float) -> dict[str, Any]:
+    """A study with one dataset of very many tars."""
+    many = {"adapter": "webdataset", "root": "data/many", "captions": True, "splits": {"train": "all", "test": "all"}}
+    return {
+        "backbone": {"name": "msclap-2023"},
+        "datasets": {"many": many},
+        "shards": {"jobs": max(1, round(JOBS * scale))},
+        "runs": {"tuned": {"objective": "finetune", "labeled": ["many"]}},
+        "tables": {"table": [{"target": "many", "method": "finetune", "run": "tuned"}]},
+    }
+
+
+def make_up_results(project: Path, jobs: int) -> None:
+    """Empty files in place of a sharded split's, which Snakemake then takes for made."""
+    touch_all(project / "results/catalogs/many", ["all.parquet", "all.shards.parquet"])
+    touch_all(project / "results/shards/many/all/parts", (f"{number}-of-{jobs}.json" for number in range(jobs)))
+    touch_all(project / "results/shards/many/all", ["manifest.parquet", "manifest.json", "identities.parquet"])
 
 
 def seconds_of(project: Path, *words: str) -> tuple[float, str]:
@@ -68,7 +90,7 @@ def seconds_of(project: Path, *words: str) -> tuple[float, str]:
 
 def jobs_in(plan: str) -> int:
     """The total of a dry run's table of jobs."""
-    return next(int(line.split()[1]) for line in plan.splitlines() if line.startswith("total "))
+    return next((int(line.split()[1]) for line in plan.splitlines() if line.startswith("total ")), 0)
 
 
 def report(what: str, seconds: float, plan: str) -> None:
@@ -86,13 +108,9 @@ def main() -> None:
             copy(ROOT / name, project / name)
         make_up_datasets(project / "data", scale)
         shutil.copy(ROOT / "data" / "paper_table1.csv", project / "data")  # which the study shows beside its own
-        splits = {"train": "all"}
-        many = {"adapter": "folder", "root": "data/many", "captions": False, "splits": splits}
-        (project / "many.yaml").write_text(
-            yaml.safe_dump({"datasets": {"many": many}, "shards": {"clips_per_shard": 1}})
-        )
+        (project / "many.yaml").write_text(yaml.safe_dump(many_study(scale)))
         dry = ["snakemake", "--quiet", "rules", "-n"]
-        many_study = ["results/shards/many/all/manifest.json", "--configfile", "many.yaml"]
+        many = ["results/shards/many/all/manifest.json", "--configfile", "many.yaml"]
         paper = ["results/table1.tex", "--configfile", "experiments/paper.yaml"]
         lists = [f"clotho/{split}" for split in CLOTHO] + [f"audiocaps/{split}" for split in AUDIOCAPS]
         catalogs = [f"results/catalogs/{name}.parquet" for name in [*lists, "audioset/balanced_train"]]
@@ -101,11 +119,14 @@ def main() -> None:
         report("the paper's study, nothing made yet", *seconds_of(project, *dry, *paper))
         seconds_of(project, *make, *catalogs, *paper[1:])
         report("the paper's study, all lists read", *seconds_of(project, *dry, *paper))
-        seconds_of(project, *make, "results/catalogs/many/all.parquet", *many_study[1:])
-        report(f"{round(MANY_SHARDS * scale)} shards of one split", *seconds_of(project, *dry, *many_study))
+        tars, jobs = round(SOURCE_TARS * scale), many_study(scale)["shards"]["jobs"]
+        report(f"{tars} tars in {jobs} jobs, nothing made yet", *seconds_of(project, *dry, *many))
+        make_up_results(project, jobs)
+        seconds_of(project, *make, "--touch", *many)
+        report(f"{tars} tars in {jobs} jobs, all made", *seconds_of(project, *dry, *many))
         if shutil.which("sbatch"):
-            slurm = ["--profile", "profiles/slurm"]
-            report("the same in groups, for SLURM", *seconds_of(project, *dry, *slurm, *many_study))
+            slurm = ["--profile", "profiles/slurm", "--config", f"shards={{jobs: {jobs}}}"]
+            report("the same, for SLURM", *seconds_of(project, *dry, *slurm, *many))
 
 
 if __name__ == "__main__":

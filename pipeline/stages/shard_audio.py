@@ -6,8 +6,10 @@ A shard that is complete and made from the same rows with the same settings is k
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
+import os
 import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -28,6 +30,18 @@ from pipeline.stages import VERSIONS, at_least, run
 logger = logging.getLogger(__name__)
 
 
+def sources_digest(clips: Sequence[Mapping[str, Any]]) -> str:
+    """A digest of the sizes and times of the files that clips are read from, by which a replaced file is noticed."""
+    digest = hashlib.sha256()
+    for path in sorted({clip["path"] for clip in clips if clip["status"] == OK}):
+        try:
+            found = os.stat(path)
+            digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        except OSError:
+            digest.update(f"{path}\0missing\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:32]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardMaker:
     """Makes the shards of a catalog in a folder."""
@@ -45,6 +59,9 @@ class ShardMaker:
             _, facts = read_rows(rows)
             if not self._made_alike(facts, assignment):
                 return None
+            clips = read_shard(self.catalog, assignment).to_pylist()
+            if facts.sources not in (None, sources_digest(clips)):
+                return None
             check_tar(rows.with_suffix(".tar"), facts.bytes, None)
         except PipelineError as error:
             logger.warning("%s; making it now", error)
@@ -61,6 +78,7 @@ class ShardMaker:
     def make(self, assignment: Assignment) -> ShardFacts:
         """Write a shard's tar, then its row file, each atomically."""
         clips = read_shard(self.catalog, assignment).to_pylist()
+        sources = sources_digest(clips)  # before they are read: a file that changes meanwhile is seen the next time
         tar_path = self.folder / f"{assignment.shard}.tar"
         rows_path = tar_path.with_suffix(".parquet")
         rows_path.unlink(missing_ok=True)  # rows of an earlier tar must not stand next to a new one
@@ -73,6 +91,7 @@ class ShardMaker:
                 channels=self.settings.channels,
                 min_duration_s=self.settings.min_duration_s,
                 version=VERSIONS["shard_audio"],
+                sources=sources,
                 clips=sum(row["status"] == OK for row in rows),
                 bytes=temporary.stat().st_size,
                 sha256=sha256_of(temporary),

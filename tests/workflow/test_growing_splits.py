@@ -111,3 +111,17 @@ def test_the_plan_does_not_grow_with_the_data(study):
     """Neither the number of jobs nor what is read of the catalog: it is not there yet."""
     record(study / "raw" / "all", 28, 30)
     assert plan(study)["shard_audio"] == 3
+
+
+def test_a_replaced_recording_remakes_its_tar(study):
+    make(study)
+    before = modified(study)
+    recording = study / "raw" / "all" / "20260501_000300.wav"
+    soundfile.write(recording, np.random.default_rng(99).normal(0, 0.1, 6_000), 16_000)  # of another size
+    make(study)
+    after = modified(study)
+    assert sum(before[name] != after[name] for name in before) == 1
+
+    soundfile.write(recording, np.random.default_rng(98).normal(0, 0.1, 6_000), 16_000)  # of the same size
+    make(study, "--forcerun", "index_audio")
+    assert sum(after[name] != changed for name, changed in modified(study).items()) == 1

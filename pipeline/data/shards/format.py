@@ -75,6 +75,8 @@ class ShardFacts:
     """Shorter clips were dropped; None in row files of earlier versions, which did not record it."""
     version: int = 1
     """Of the stage shard_audio."""
+    sources: str | None = None
+    """Digest of the sizes and times of the files it was made from; None in row files of earlier versions."""
 
 
 FACTS_KEY = b"shard"
