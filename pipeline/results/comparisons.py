@@ -36,6 +36,14 @@ SAMPLES = 10_000
 SIGNIFICANT_BELOW = 0.05
 FOOTER = b"evaluation"
 TEST_SET = ("target", "split", "windows")
+CONTRIBUTIONS = pa.schema(
+    [
+        ("protocol", pa.string()),
+        ("key", pa.string()),
+        ("captions", pa.int64()),
+        *((name, pa.float64()) for name in FIGURES),
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,25 +83,27 @@ class Comparison:
 # --- what evaluate writes --------------------------------------------------------------------------------------------
 
 
-def contributions_table(retrieval: Retrieval, keys: Sequence[str], facts: Mapping[str, object]) -> pa.Table:
-    """One row a protocol and clip: its key, its number of captions, and what it adds to each figure.
+def contributions_table(retrieval: Retrieval, keys: Sequence[str], identity: Mapping[str, object]) -> pa.Table:
+    """One row per protocol and clip: its key, its number of captions, and what it adds to each figure.
 
-    `facts` (run, seed and the values of `TEST_SET`) go into the footer.
+    `identity` (run, seed and the values of `TEST_SET`) goes into the footer.
     """
     parts = []
     for protocol in PROTOCOLS:
         columns_FN = contributions(retrieval, protocol).T
-        parts.append(
-            pa.table(
-                {
-                    "protocol": pa.array([protocol] * len(keys)),
-                    "key": pa.array(keys, pa.string()),
-                    "captions": retrieval.captions_N,
-                    **dict(zip(FIGURES, columns_FN, strict=True)),
-                }
-            )
-        )
-    return pa.concat_tables(parts).replace_schema_metadata({FOOTER: json.dumps(facts, sort_keys=True)})
+        columns = {
+            "protocol": [protocol] * len(keys),
+            "key": keys,
+            "captions": retrieval.captions_N,
+            **dict(zip(FIGURES, columns_FN, strict=True)),
+        }
+        parts.append(pa.table(columns, schema=CONTRIBUTIONS))
+    return pa.concat_tables(parts).replace_schema_metadata({FOOTER: json.dumps(identity, sort_keys=True)})
+
+
+def no_contributions(identity: Mapping[str, object]) -> pa.Table:
+    """The table of a run that was not evaluated: no rows, and the footer."""
+    return CONTRIBUTIONS.empty_table().replace_schema_metadata({FOOTER: json.dumps(identity, sort_keys=True)})
 
 
 def read_contributions(path: Path, protocol: str) -> Evaluation:
