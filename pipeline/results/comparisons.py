@@ -34,6 +34,10 @@ from pipeline.evaluation.ranking import Retrieval
 SAMPLES = 10_000
 """Bootstrap samples: the smallest p, 2 / 10,001, stays below 0.05 after a correction over 200 rows."""
 SIGNIFICANT_BELOW = 0.05
+SIGNIFICANCE_NOTE = (
+    "Differs from finetune on the same clips: paired bootstrap over clips, "
+    f"p < {SIGNIFICANT_BELOW} after Holm's correction over the rows."
+)
 FOOTER = b"evaluation"
 TEST_SET = ("target", "split", "windows")
 CONTRIBUTIONS = pa.schema(
@@ -246,7 +250,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def read_comparisons(path: Path) -> dict[str, dict[str, Comparison]]:
-    """What the stage compare wrote: for each compared row, as `tables.Row` writes it, its figures' comparisons.
+    """What the stage compare wrote: for each compared row, as `table.rows.Row` writes it, its figures' comparisons.
 
     Rows without a finetune counterpart, and finetune itself, are not in it.
     """

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.errors import PipelineError
 from pipeline.files import write_atomically
 from pipeline.results.comparisons import SAMPLES, Evaluation, compare, corrected, mean_over_seeds, read_contributions
-from pipeline.results.tables import Row, add_row_arguments, number
+from pipeline.results.table.rows import Row, add_row_arguments, number
 from pipeline.stages import run
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ import yaml
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import FIGURES, PROTOCOLS
 from pipeline.evaluation.windows import WINDOWS
-from pipeline.results.tables import _ESCAPES, PROTOCOL_NOTES, WINDOW_NOTES, escape, read_published
+from pipeline.results.table.latex import _ESCAPES, PROTOCOL_NOTES, WINDOW_NOTES, escape
+from pipeline.results.table.published import read_published
 from pipeline.stages import tabulate
 
 PAPER = Path(__file__).parents[2] / "data" / "paper_table1.csv"
@@ -228,10 +229,10 @@ def test_missing_or_damaged_metrics_are_named(tmp_path):
     arguments = ["--row", "clotho|vanilla|-|-|-", str(tmp_path / "a.json"), "--protocol", "paper", "--study-name", "x"]
     arguments += DATASETS
     arguments += ["--csv", str(tmp_path / "x.csv"), "--tex", str(tmp_path / "x.tex")]
-    with pytest.raises(PipelineError, match=r"a\.json: there is no such file"):
+    with pytest.raises(PipelineError, match=r"a\.json: not found"):
         tabulate.main(arguments)
     (tmp_path / "a.json").write_text('{"run": ')
-    with pytest.raises(PipelineError, match=r"a\.json: is no JSON"):
+    with pytest.raises(PipelineError, match=r"a\.json: is not JSON"):
         tabulate.main(arguments)
     with pytest.raises(PipelineError, match="names a metrics file twice"):
         (tmp_path / "a.json").write_text("{}")
