@@ -14,9 +14,7 @@ Journal of Statistics 6, 1979) over the rows, figure by figure.
 
 from __future__ import annotations
 
-import csv
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,34 +242,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, p_values[place] * (len(p_values) - i)))
         adjusted[place] = highest
     return adjusted
-
-
-# --- the file of a table ---------------------------------------------------------------------------------------------
-
-
-def read_comparisons(path: Path) -> dict[str, dict[str, Comparison]]:
-    """What the stage compare wrote: for each compared row, as `table.rows.Row` writes it, its figures' comparisons.
-
-    Rows without a finetune counterpart, and finetune itself, are not in it.
-    """
-    needed = ("target", "method", "label", "figure", "difference", "low", "high", "p", "p_holm")
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            names = list(reader.fieldnames or [])
-            lines = list(reader)
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: there is no such file; make it with the stage compare") from None
-    if missing := [name for name in needed if name not in names]:
-        raise PipelineError(f"{path}: has no column {', '.join(missing)}; make it with the stage compare")
-    found: dict[str, dict[str, Comparison]] = {}
-    for number, line in enumerate(lines, start=2):
-        row = "|".join([*(line[name] for name in names[: names.index("label")]), *filter(None, [line["label"]])])
-        try:
-            values = {name: float(line[name]) for name in needed[4:]}
-        except (TypeError, ValueError):
-            values = {"difference": math.nan}
-        if not all(map(math.isfinite, values.values())):
-            raise PipelineError(f"{path} line {number}: a number is missing; make the file again with compare")
-        found.setdefault(row, {})[line["figure"]] = Comparison(**values)
-    return found

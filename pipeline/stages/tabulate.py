@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError
 from pipeline.files import read_json, write_atomically
-from pipeline.results.comparisons import read_comparisons
 from pipeline.results.table.csv import to_csv
+from pipeline.results.table.differences import read_comparisons
 from pipeline.results.table.latex import to_latex
 from pipeline.results.table.markdown import to_markdown
 from pipeline.results.table.published import add_published, read_published
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
         results.append((Row.parse(spec, args.datasets), files))
     table = tabulate(results, args.datasets, args.protocol)
     if args.comparisons:
-        table = mark_significant(table, read_comparisons(args.comparisons))
+        table = mark_significant(table, read_comparisons(args.comparisons).figures)
     if args.published:
         table = add_published(table, read_published(args.published))
     outputs = {args.csv: to_csv(table), args.tex: to_latex(table, args.study_name, args.study_note)}

@@ -17,8 +17,8 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.results.curves import SHOWN, to_csv
 from pipeline.results.page.contents import Evaluation, by_target, read_evaluation, read_test_set, recall_at
+from pipeline.results.page.sections import DIFFERENCES, curve_plot, difference_plots
 from pipeline.stages import compare, embed, evaluate, report, tabulate, train
-from pipeline.stages.report import curve_plot
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -183,11 +183,11 @@ def opened(browser, page):
 def test_differences_name_what_a_row_was_trained_on(tmp_path):
     path = tmp_path / "table1.csv"
     head = "target,method,clotho,audioset,label,figure,difference,low,high,p,p_holm\n"
-    rows = [f"clotho,composed,A+T,A,longer,{name},2.0,1.0,3.0,0.01,0.02\n" for name in report.DIFFERENCES]
+    rows = [f"clotho,composed,A+T,A,longer,{name},2.0,1.0,3.0,0.01,0.02\n" for name in DIFFERENCES]
     path.write_text(head + "".join(rows))
-    (plot,) = report.difference_plots(path)
-    assert (plot["table"], plot["target"]) == ("table1", "clotho")
-    assert "composed: longer" in plot["svg"] and "clotho A+T, audioset A" in plot["svg"]
+    (plot,) = difference_plots(path)
+    assert (plot.name, plot.subject) == ("table1", "clotho")
+    assert "composed: longer" in plot.svg and "clotho A+T, audioset A" in plot.svg
 
 
 @needs_browser

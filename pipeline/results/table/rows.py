@@ -221,17 +221,13 @@ def _check_file(path: Path, metrics: Mapping[str, Any], row: Row, protocol: str)
             raise PipelineError(f"{path}: {protocol} {name} is {found.get(name)}; a number was expected")
 
 
-def mark_significant(table: Table, comparisons: Mapping[str, Mapping[str, Comparison]]) -> Table:
-    """The table with the figures marked that `comparisons.read_comparisons` found significant."""
-    lines = [
-        replace(
-            line,
-            significant=frozenset(
-                name for name, found in comparisons.get(str(line.row), {}).items() if found.is_significant
-            ),
-        )
-        for line in table.lines
-    ]
+def mark_significant(table: Table, comparisons: Mapping[Row, Mapping[str, Comparison]]) -> Table:
+    """The table with the figures marked that differ significantly from finetune's, by row."""
+    lines = []
+    for line in table.lines:
+        compared = comparisons.get(line.row, {})
+        significant = frozenset(name for name, found in compared.items() if found.is_significant)
+        lines.append(replace(line, significant=significant))
     return replace(table, lines=lines, has_marks=bool(comparisons))
 
 
