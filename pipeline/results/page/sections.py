@@ -78,14 +78,17 @@ class Plot:
 
 
 def read_table(path: Path) -> PageTable:
-    """A table's CSV as the page shows it: deviations next to their means, each target's best figures marked."""
+    """A table's CSV as the page shows it: deviations next to their means, each target's best figures marked.
+
+    The protocol is left out: the page's caption names it.
+    """
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise PipelineError(f"{path}: cannot be read as CSV ({error}); make it with tabulate") from error
     figures = table[[name for name in table if name in FIGURES]].apply(pd.to_numeric, errors="coerce")
     is_best = figures == figures.groupby(table["target"]).transform("max")
-    names = [str(name) for name in table if not str(name).endswith("_sd")]
+    names = [str(name) for name in table if name != "protocol" and not str(name).endswith("_sd")]
     rows = []
     for line, best in zip(table.to_dict("records"), is_best.to_dict("records"), strict=True):
         texts = {name: " ± ".join(filter(None, [line[name], line.get(f"{name}_sd")])) for name in names}
