@@ -280,6 +280,34 @@ def test_note_prints_as_it_was_written(tmp_path, study):
     assert all(letter in text for letter in "ßøÆ")  # others print as letter and accent, in pieces
 
 
+HOSTILE = r"\input{x} 5 % & $y^{ #1 ~ a_b \end{document} \\"
+
+
+def hostile_study(study: Study) -> Study:
+    """A finetune row on a dataset whose names are LaTeX commands, with such a label and split."""
+    metrics = {**study[0][1][0], "target": HOSTILE, "split": HOSTILE}
+    return [(f"{HOSTILE}|finetune|A+T|A|-|{HOSTILE}", [metrics])]
+
+
+def test_commands_in_names_labels_and_notes_are_printed(tmp_path, study):
+    _, tex = run_stage(tmp_path, hostile_study(study), name=HOSTILE, note=HOSTILE)
+    text = tex.read_text()
+    assert text.count(escape(HOSTILE)) == 7  # header, label, caption twice, notes thrice
+    assert text.count(r"\input") == 1 and text.count(r"\end{document}") == 1  # the file's own
+
+
+def test_document_with_commands_in_names_compiles_to_their_text(tmp_path, study):
+    run_stage(tmp_path, hostile_study(study), name=HOSTILE, note=HOSTILE)
+    text = pdf_text(tmp_path, "table1")
+    assert r"\input{x} 5 % & $y" in text
+
+
+def test_commands_in_columns_of_training_data_are_printed(tmp_path, study, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.DATASETS", ["--datasets", r"a_b & \input{x}", "50 %", "#"])
+    _, tex = run_stage(tmp_path, study)
+    assert r"a\_b \& \textbackslash{}input\{x\} & 50 \% & \#" in tex.read_text()
+
+
 def test_table_can_be_input_into_a_document(tmp_path, study):
     run_stage(tmp_path, study)
     (tmp_path / "parent.tex").write_text(
