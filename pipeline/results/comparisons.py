@@ -3,10 +3,10 @@
 Both runs answer the same queries, so a bootstrap sample is one draw of clips, with all their captions, for both (the
 paired bootstrap of Koehn, EMNLP 2004, and for retrieval Sakai, SIGIR 2006). A figure is the mean over a run's seeds
 before the difference is taken. Interval and p-value are of the percentile method (Efron and Tibshirani, An Introduction
-to the Bootstrap, chapters 13 and 15): an interval that excludes 0 has p < 0.05. They speak of other clips, given the
-trained models; how far other seeds would move them, the standard deviation over the seeds tells.
+to the Bootstrap, chapters 13 and 15): an interval that excludes 0 has p < 0.05. Both cover
+the choice of test clips for the trained models; the standard deviation over seeds shows the variation across seeds.
 
-Of the rows of a table each is a test of its own, so p is also given after Holm's step-down correction (Scandinavian
+Each row of a table is a separate test, so p is also given after Holm's step-down correction (Scandinavian
 Journal of Statistics 6, 1979) over the rows, figure by figure.
 """
 
@@ -50,7 +50,7 @@ CONTRIBUTIONS = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What every clip adds to the figures of one evaluation under one protocol."""
+    """What every clip adds to the figures of an evaluation under one protocol."""
 
     path: Path
     run: str
@@ -169,7 +169,8 @@ def check_same_clips(found: Evaluation, other: Evaluation) -> None:
 def mean_over_seeds(evaluations: Sequence[Evaluation]) -> Evaluation:
     """The contributions of a run, averaged over its seeds; path and seed are the first's.
 
-    Raises PipelineError for other runs or clips among them, or a seed that comes twice.
+    Raises:
+        PipelineError: the evaluations are of several runs or test sets, or two are of one seed.
     """
     first = evaluations[0]
     by_seed: dict[int, Path] = {}
@@ -189,10 +190,10 @@ def mean_over_seeds(evaluations: Sequence[Evaluation]) -> Evaluation:
 def compare(
     runs: Sequence[Evaluation], baseline: Evaluation, *, seed: int = 0, samples: int = SAMPLES
 ) -> list[dict[str, Comparison]]:
-    """Each run against the baseline, by figure; every run and figure meets the same draws of clips.
+    """Each run against the baseline, by figure; every run and figure uses the same draws of clips.
 
-    p is twice the smaller share of samples on either side of 0, the observed one counted in: a run that equals the
-    baseline clip by clip has 1. `p_holm` is corrected over the runs given here; see `corrected` for more than these.
+    p is twice the smaller share of samples on either side of 0, including the observed one: a run that equals the
+    baseline clip by clip has p = 1. `p_holm` is corrected over these runs; `corrected` does it over more.
     """
     for run in runs:
         check_same_clips(run, baseline)
@@ -226,7 +227,7 @@ def compare(
 
 
 def corrected(comparisons: Sequence[Mapping[str, Comparison]]) -> list[dict[str, Comparison]]:
-    """The comparisons with `p_holm` computed anew over all of them, figure by figure."""
+    """The comparisons with `p_holm` corrected over all of them, figure by figure."""
     p_holm = {name: holm([row[name].p for row in comparisons]) for name in FIGURES}
     return [
         {name: Comparison(**{**vars(row[name]), "p_holm": p_holm[name][r]}) for name in FIGURES}

@@ -38,7 +38,7 @@ PAPER = (
 METHODS = {
     "finetune": "InfoNCE between clips and their captions, Eq. (5) of the paper.",
     "composed": "Eq. (18) of the paper: captioned clips are also mixed with unlabeled audio, for which a pseudo-token "
-    "made from its embedding stands in the caption.",
+    "made from its embedding takes its place in the caption.",
     "concatenate": "Eq. (5) of the paper, and InfoNCE between mixtures of two captioned clips and their joined "
     "captions.",
 }
@@ -135,7 +135,7 @@ def results_folder(run: Path) -> Path:
 
 
 def read_figures(run: Path) -> list[dict[str, Any]]:
-    """The metrics of the run on every target that it was evaluated on; none where its folder stands alone."""
+    """The metrics of the run on every target that it was evaluated on; none where only its folder is at hand."""
     folder = results_folder(run) / "evaluations" / run.absolute().parent.name / run.absolute().name
     return [read_json(path) for path in sorted(folder.glob("*/metrics.json"))]
 

@@ -107,7 +107,7 @@ def _check(found: Embeddings) -> None:
 
 
 def ranks_table(retrieval: Retrieval, found: Embeddings) -> pa.Table:
-    """One row a query: every text among the clips, then every clip among all texts.
+    """One row per query: every text among the clips, then every clip among all texts.
 
     `rank` is the expected place, 1-based, of the text's clip or of the clip's best caption. `rank_one_caption` is that
     of the clip's first caption among the first captions of all clips, which the protocol `paper` counts.

@@ -1,4 +1,4 @@
-"""Write the page that shows a study: tables, curves, data accounts, and every run's answers, to see and to hear."""
+"""Write the page that shows a study: tables, curves, data accounts, and every run's answers."""
 
 from __future__ import annotations
 
