@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import PipelineError
+from pipeline.results.comparisons import Comparison
 from pipeline.results.curves import SHOWN, to_csv
 from pipeline.results.page.contents import (
     Evaluation,
@@ -28,7 +29,7 @@ from pipeline.results.page.contents import (
 )
 from pipeline.results.page.render import render_data
 from pipeline.results.page.sections import DIFFERENCES, column, curve_plot, difference_plots, read_table
-from pipeline.results.plots import colours_of, recall_curves
+from pipeline.results.plots import COLOURS, colours_of, differences, recall_curves
 from pipeline.stages import compare, embed, evaluate, report, tabulate, train
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
@@ -208,6 +209,15 @@ def test_name_and_note_of_a_study_are_plain_text(page, results, tiny_study, tmp_
 def test_plots_have_a_size_where_no_page_gives_them_one(results):
     svg = ElementTree.fromstring((results / "runs" / "labeled_finetune" / "seed0" / "learning_curves.svg").read_text())
     assert svg.get("width") == "576pt" and svg.get("height") == "504pt" and svg.get("viewBox") == "0 0 576 504"
+
+
+def test_two_rows_of_differences_keep_off_the_frame():
+    found = Comparison(difference=1.0, low=0.5, high=1.5, p=0.1, p_holm=0.1)
+    svg = differences({row: {"t2a_mAP10": found} for row in ("one", "two")}, {"t2a_mAP10": "title"})
+    uses = re.findall(r'<use [^>]*y="([\d.]+)" style="[^"]*stroke: ([^;"]+)', svg)
+    frame = max(float(y) for y, stroke in uses if stroke == "currentColor")  # where the ticks of the x axis are
+    points = [float(y) for y, stroke in uses if stroke == COLOURS[0]]
+    assert len(points) == 2 and frame - max(points) > 10
 
 
 def test_evaluations_of_other_clips_are_refused(results, tmp_path):
