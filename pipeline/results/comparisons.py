@@ -3,10 +3,10 @@
 Both runs answer the same queries, so a bootstrap sample is one draw of clips, with all their captions, for both (the
 paired bootstrap of Koehn, EMNLP 2004, and for retrieval Sakai, SIGIR 2006). A figure is the mean over a run's seeds
 before the difference is taken. Interval and p-value are of the percentile method (Efron and Tibshirani, An Introduction
-to the Bootstrap, chapters 13 and 15): an interval that excludes 0 has p < 0.05. They speak of other clips, given the
-trained models; how far other seeds would move them, the standard deviation over the seeds tells.
+to the Bootstrap, chapters 13 and 15): an interval that excludes 0 has p < 0.05. Both cover
+the choice of test clips for the trained models; the standard deviation over seeds shows the variation across seeds.
 
-Of the rows of a table each is a test of its own, so p is also given after Holm's step-down correction (Scandinavian
+Each row of a table is a separate test, so p is also given after Holm's step-down correction (Scandinavian
 Journal of Statistics 6, 1979) over the rows, figure by figure.
 """
 
@@ -14,9 +14,7 @@ Journal of Statistics 6, 1979) over the rows, figure by figure.
 
 from __future__ import annotations
 
-import csv
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +32,25 @@ from pipeline.evaluation.ranking import Retrieval
 SAMPLES = 10_000
 """Bootstrap samples: the smallest p, 2 / 10,001, stays below 0.05 after a correction over 200 rows."""
 SIGNIFICANT_BELOW = 0.05
+SIGNIFICANCE_NOTE = (
+    "Differs from finetune on the same clips: paired bootstrap over clips, "
+    f"p < {SIGNIFICANT_BELOW} after Holm's correction over the rows."
+)
 FOOTER = b"evaluation"
 TEST_SET = ("target", "split", "windows")
+CONTRIBUTIONS = pa.schema(
+    [
+        ("protocol", pa.string()),
+        ("key", pa.string()),
+        ("captions", pa.int64()),
+        *((name, pa.float64()) for name in FIGURES),
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What every clip adds to the figures of one evaluation under one protocol."""
+    """What every clip adds to the figures of an evaluation under one protocol."""
 
     path: Path
     run: str
@@ -75,25 +85,27 @@ class Comparison:
 # --- what evaluate writes --------------------------------------------------------------------------------------------
 
 
-def contributions_table(retrieval: Retrieval, keys: Sequence[str], facts: Mapping[str, object]) -> pa.Table:
-    """One row a protocol and clip: its key, its number of captions, and what it adds to each figure.
+def contributions_table(retrieval: Retrieval, keys: Sequence[str], identity: Mapping[str, object]) -> pa.Table:
+    """One row per protocol and clip: its key, its number of captions, and what it adds to each figure.
 
-    `facts` (run, seed and the values of `TEST_SET`) go into the footer.
+    `identity` (run, seed and the values of `TEST_SET`) goes into the footer.
     """
     parts = []
     for protocol in PROTOCOLS:
         columns_FN = contributions(retrieval, protocol).T
-        parts.append(
-            pa.table(
-                {
-                    "protocol": pa.array([protocol] * len(keys)),
-                    "key": pa.array(keys, pa.string()),
-                    "captions": retrieval.captions_N,
-                    **dict(zip(FIGURES, columns_FN, strict=True)),
-                }
-            )
-        )
-    return pa.concat_tables(parts).replace_schema_metadata({FOOTER: json.dumps(facts, sort_keys=True)})
+        columns = {
+            "protocol": [protocol] * len(keys),
+            "key": keys,
+            "captions": retrieval.captions_N,
+            **dict(zip(FIGURES, columns_FN, strict=True)),
+        }
+        parts.append(pa.table(columns, schema=CONTRIBUTIONS))
+    return pa.concat_tables(parts).replace_schema_metadata({FOOTER: json.dumps(identity, sort_keys=True)})
+
+
+def no_contributions(identity: Mapping[str, object]) -> pa.Table:
+    """The table of a run that was not evaluated: no rows, and the footer."""
+    return CONTRIBUTIONS.empty_table().replace_schema_metadata({FOOTER: json.dumps(identity, sort_keys=True)})
 
 
 def read_contributions(path: Path, protocol: str) -> Evaluation:
@@ -157,7 +169,8 @@ def check_same_clips(found: Evaluation, other: Evaluation) -> None:
 def mean_over_seeds(evaluations: Sequence[Evaluation]) -> Evaluation:
     """The contributions of a run, averaged over its seeds; path and seed are the first's.
 
-    Raises PipelineError for other runs or clips among them, or a seed that comes twice.
+    Raises:
+        PipelineError: the evaluations are of several runs or test sets, or two are of one seed.
     """
     first = evaluations[0]
     by_seed: dict[int, Path] = {}
@@ -177,10 +190,10 @@ def mean_over_seeds(evaluations: Sequence[Evaluation]) -> Evaluation:
 def compare(
     runs: Sequence[Evaluation], baseline: Evaluation, *, seed: int = 0, samples: int = SAMPLES
 ) -> list[dict[str, Comparison]]:
-    """Each run against the baseline, by figure; every run and figure meets the same draws of clips.
+    """Each run against the baseline, by figure; every run and figure uses the same draws of clips.
 
-    p is twice the smaller share of samples on either side of 0, the observed one counted in: a run that equals the
-    baseline clip by clip has 1. `p_holm` is corrected over the runs given here; see `corrected` for more than these.
+    p is twice the smaller share of samples on either side of 0, including the observed one: a run that equals the
+    baseline clip by clip has p = 1. `p_holm` is corrected over these runs; `corrected` does it over more.
     """
     for run in runs:
         check_same_clips(run, baseline)
@@ -214,7 +227,7 @@ def compare(
 
 
 def corrected(comparisons: Sequence[Mapping[str, Comparison]]) -> list[dict[str, Comparison]]:
-    """The comparisons with `p_holm` computed anew over all of them, figure by figure."""
+    """The comparisons with `p_holm` corrected over all of them, figure by figure."""
     p_holm = {name: holm([row[name].p for row in comparisons]) for name in FIGURES}
     return [
         {name: Comparison(**{**vars(row[name]), "p_holm": p_holm[name][r]}) for name in FIGURES}
@@ -230,34 +243,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, p_values[place] * (len(p_values) - i)))
         adjusted[place] = highest
     return adjusted
-
-
-# --- the file of a table ---------------------------------------------------------------------------------------------
-
-
-def read_comparisons(path: Path) -> dict[str, dict[str, Comparison]]:
-    """What the stage compare wrote: for each compared row, as `tables.Row` writes it, its figures' comparisons.
-
-    Rows without a finetune counterpart, and finetune itself, are not in it.
-    """
-    needed = ("target", "method", "label", "figure", "difference", "low", "high", "p", "p_holm")
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            names = list(reader.fieldnames or [])
-            lines = list(reader)
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: there is no such file; make it with the stage compare") from None
-    if missing := [name for name in needed if name not in names]:
-        raise PipelineError(f"{path}: has no column {', '.join(missing)}; make it with the stage compare")
-    found: dict[str, dict[str, Comparison]] = {}
-    for number, line in enumerate(lines, start=2):
-        row = "|".join([*(line[name] for name in names[: names.index("label")]), *filter(None, [line["label"]])])
-        try:
-            values = {name: float(line[name]) for name in needed[4:]}
-        except (TypeError, ValueError):
-            values = {"difference": math.nan}
-        if not all(map(math.isfinite, values.values())):
-            raise PipelineError(f"{path} line {number}: a number is missing; make the file again with compare")
-        found.setdefault(row, {})[line["figure"]] = Comparison(**values)
-    return found

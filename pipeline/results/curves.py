@@ -1,6 +1,6 @@
 """R@1 against the amount of training data: the points of a curve, their intervals, and what differs between its lines.
 
-A point is a run: its place comes from its pairs files, its figures from its contributions, both means over its seeds.
+A point is a run: its amount comes from its pairs files, its figures from its contributions, both means over its seeds.
 Intervals and p-values are of the paired bootstrap of `pipeline.results.comparisons`.
 """
 
@@ -9,6 +9,7 @@ Intervals and p-values are of the paired bootstrap of `pipeline.results.comparis
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,41 @@ AXES = {
     "labeled_captions": "captions of labeled clips",
     "unlabeled_hours": "hours of unlabeled audio",
 }
-"""What a curve is drawn against, and how it is written."""
+"""The horizontal axes, and their labels."""
 SHOWN = {"t2a_R1": "text \N{RIGHTWARDS ARROW} audio", "a2t_R1": "audio \N{RIGHTWARDS ARROW} text"}
-"""The figures of a curve, and how they are written."""
+"""The figures of a curve, and their labels."""
 
 _POINT = ("line", "run", "figure", "value", "low", "high", "sd", "seeds")
+_DIFFERENCE = ("difference", "difference_low", "difference_high", "p", "p_holm", "significant")
 
 
-def place(facts: Mapping[str, Any], axis: str, path: Path) -> float:
-    """Where a run stands on an axis, from the facts of its pairs file."""
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A run on a line of a curve."""
+
+    line: str
+    amount: float
+    """On the axis; the mean over the seeds."""
+    evaluation: Evaluation
+    """Averaged over the seeds."""
+    figures_KF: np.ndarray
+    """Of each seed, in percent."""
+
+
+def read_point(line: str, pairs: Sequence[Path], contributions: Sequence[Path], axis: str, protocol: str) -> Point:
+    """The point of a run from its pairs files and contributions, one of each per seed."""
+    of_seeds = [read_contributions(path, protocol) for path in contributions]
+    amounts = {amount_of(read_facts(path), axis, path) for path in pairs}
+    return Point(
+        line=line,
+        amount=float(np.mean(list(amounts))),  # the hours of a share differ a little from seed to seed
+        evaluation=mean_over_seeds(of_seeds),
+        figures_KF=np.array([_figures(one.contributions_NF, one.captions_N) for one in of_seeds]),
+    )
+
+
+def amount_of(facts: Mapping[str, Any], axis: str, path: Path) -> float:
+    """The amount of training data on an axis, from the footer of the pairs file `path`."""
     name = "unlabeled_s" if axis == "unlabeled_hours" else axis
     if name not in facts:
         raise PipelineError(f"{path}: its footer has no {name}; make it again with pair_clips")
@@ -50,17 +77,17 @@ def place(facts: Mapping[str, Any], axis: str, path: Path) -> float:
 
 
 def draw_points(
-    points: Sequence[tuple[str, Sequence[Path], Sequence[Path]]],
+    runs: Sequence[tuple[str, Sequence[Path], Sequence[Path]]],
     axis: str,
     protocol: str,
     *,
     seed: int = 0,
     samples: int = SAMPLES,
 ) -> pd.DataFrame:
-    """One row a point and figure, in the order given.
+    """One row per point and figure, in the order given.
 
     Args:
-        points: for each the line it is on, and the pairs files and contributions of its run, one of each a seed.
+        runs: for each its line, and its pairs files and contributions, one of each per seed.
         axis: a key of `AXES`.
         protocol: whose figures are taken.
         seed: of the draws of the bootstrap.
@@ -69,72 +96,60 @@ def draw_points(
     Returns:
         line, run, the axis, figure, value and its 95 % interval (low, high) in percent, sd over the seeds (NaN for
         one), seeds; and difference, difference_low, difference_high, p, p_holm and significant against the first
-        line's point at the same place, or its only point, corrected over all points of the curve; NaN and "" where
+        line's point at the same amount, or its only point, corrected over all points of the curve; NaN and "" where
         there is none.
 
     Raises:
-        PipelineError: seeds, files or test sets that do not belong together, or two points of a line at one place.
+        PipelineError: seeds, files or test sets that do not belong together, or two points of a line at one amount.
     """
-    runs: list[tuple[str, float, Evaluation, np.ndarray]] = []
-    for line, pairs, contributions in points:
-        places = {place(read_facts(path), axis, path) for path in pairs}
-        of_seeds = [read_contributions(path, protocol) for path in contributions]
-        evaluation = mean_over_seeds(of_seeds)
-        if runs:
-            check_same_clips(evaluation, runs[0][2])
-        at = float(np.mean(list(places)))  # the hours of a share differ a little from seed to seed
-        if other := [run.run for name, x, run, _ in runs if (name, x) == (line, at)]:
-            raise PipelineError(
-                f"line {line}: the runs {other[0]} and {evaluation.run} both stand at {at:g} {AXES[axis]}; "
-                "give each point of a line another amount"
-            )
-        figures_KF = np.array([_figures(one.contributions_NF, one.captions_N) for one in of_seeds])
-        runs.append((line, at, evaluation, figures_KF))
+    points: list[Point] = []
+    for line, pairs, contributions in runs:
+        point = read_point(line, pairs, contributions, axis, protocol)
+        if points:
+            check_same_clips(point.evaluation, points[0].evaluation)
+        for other in points:
+            if (other.line, other.amount) == (line, point.amount):
+                raise PipelineError(
+                    f"line {line}: the runs {other.evaluation.run} and {point.evaluation.run} both have "
+                    f"{point.amount:g} {AXES[axis]}; give each point of a line another amount"
+                )
+        points.append(point)
 
-    first_line = [(at, evaluation) for line, at, evaluation, _ in runs if line == runs[0][0]]
-    baselines = dict(first_line)
-    only = first_line[0][1] if len(first_line) == 1 else None
-    found: list[dict[str, Comparison]] = []
-    compared: dict[int, int] = {}
-    for index, (line, at, evaluation, _) in enumerate(runs):
-        baseline = baselines.get(at, only)
-        if line != runs[0][0] and baseline is not None:
-            compared[index] = len(found)
-            found += compare([evaluation], baseline, seed=seed, samples=samples)
-    found = corrected(found)
-
+    compared = _against_first_line(points, seed, samples)
     rows = []
-    for index, (line, at, evaluation, seeds_KF) in enumerate(runs):
+    for index, point in enumerate(points):
+        evaluation, seeds = point.evaluation, len(point.figures_KF)
         drawn_SF = resampled(evaluation.contributions_NF, evaluation.captions_N, seed, samples)
         low_F, high_F = 100 * np.percentile(drawn_SF, [2.5, 97.5], axis=0)
         for figure in SHOWN:
             f = FIGURES.index(figure)
-            row: dict[str, Any] = {
-                "line": line,
-                "run": evaluation.run,
-                axis: at,
-                "figure": figure,
-                "value": seeds_KF[:, f].mean(),
-                "low": low_F[f],
-                "high": high_F[f],
-                "sd": seeds_KF[:, f].std(ddof=1) if len(seeds_KF) > 1 else np.nan,
-                "seeds": len(seeds_KF),
-            }
+            row: dict[str, Any] = {"line": point.line, "run": evaluation.run, axis: point.amount, "figure": figure}
+            row |= {"value": point.figures_KF[:, f].mean(), "low": low_F[f], "high": high_F[f]}
+            row |= {"sd": point.figures_KF[:, f].std(ddof=1) if seeds > 1 else np.nan, "seeds": seeds}
             if index in compared:
-                against = found[compared[index]][figure]
-                row |= {
-                    "difference": against.difference,
-                    "difference_low": against.low,
-                    "difference_high": against.high,
-                    "p": against.p,
-                    "p_holm": against.p_holm,
-                    "significant": "yes" if against.is_significant else "no",
-                }
+                row |= _difference(compared[index][figure])
             rows.append(row)
-    names = ["difference", "difference_low", "difference_high", "p", "p_holm", "significant"]
-    table = pd.DataFrame(rows).reindex(columns=[*_POINT[:2], axis, *_POINT[2:], *names])
+    table = pd.DataFrame(rows).reindex(columns=[*_POINT[:2], axis, *_POINT[2:], *_DIFFERENCE])
     table["significant"] = table["significant"].fillna("")
     return table
+
+
+def _against_first_line(points: Sequence[Point], seed: int, samples: int) -> dict[int, dict[str, Comparison]]:
+    """The comparisons of the points of other lines, by their index, corrected over all of them."""
+    first_line = [point for point in points if point.line == points[0].line]
+    baselines = {point.amount: point.evaluation for point in first_line}
+    only = first_line[0].evaluation if len(first_line) == 1 else None
+    compared: dict[int, dict[str, Comparison]] = {}
+    for index, point in enumerate(points):
+        baseline = baselines.get(point.amount, only)
+        if point.line != points[0].line and baseline is not None:
+            (compared[index],) = compare([point.evaluation], baseline, seed=seed, samples=samples)
+    return dict(zip(compared, corrected(list(compared.values())), strict=True))
+
+
+def _difference(found: Comparison) -> dict[str, Any]:
+    values = (found.difference, found.low, found.high, found.p, found.p_holm, "yes" if found.is_significant else "no")
+    return dict(zip(_DIFFERENCE, values, strict=True))
 
 
 def _figures(contributions_NF: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
@@ -157,10 +172,10 @@ def to_csv(table: pd.DataFrame) -> str:
 
 
 def read_points(path: Path) -> tuple[pd.DataFrame, str]:
-    """The points that `to_csv` wrote, as `draw_points` gave them but for the digits, and their axis.
+    """The points that `to_csv` wrote, as `draw_points` returned them but for the digits, and their axis.
 
     Raises:
-        PipelineError: no such file, or another one.
+        PipelineError: the file is missing or was not written by draw_curves.
     """
     try:
         table = pd.read_csv(path, dtype={name: str for name in ("line", "run", "significant")})

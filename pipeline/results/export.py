@@ -7,22 +7,28 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from pipeline.errors import PipelineError
+from pipeline.evaluation.metrics import FIGURES
+from pipeline.files import read_json
 from pipeline.study import GENERATED
 from pipeline.training.settings import PairingSettings
 
 MODEL_FILES = ("model.safetensors", "model.json", "tokenizer.json")
 RECORDS = ("training.json", "learning_curves.svg")
 MSCLAP = "msclap-"
-"""How the names of ms-clap's backbones begin; the rest is the version that msclap's wrapper is asked for."""
+"""Prefix of the names of ms-clap's backbones; the rest is the version that msclap's wrapper takes."""
 CHANNELS = {"mean": "the mean of the channels", "first": "the first channel"}
-SHORT_CLIPS = {"repeat": "again and again", "pad": "with silence behind it"}
-SMALL_STUDY = "soundscapes of the small study, in this dataset's layout"
+SHORT_CLIPS = {"repeat": "is repeated", "pad": "is followed by silence"}
+MINI = "mini"
+GENERATED_SOURCE = "soundscapes of the small study, in this dataset's layout"
+OWN_SOURCE = "raw files of this dataset"
+UNKNOWN_SOURCE = "not recorded"
 
 PAPER = (
     "Tatsuya Komatsu, Hokuto Munakata, Yuchi Ishikawa. Leveraging Unlabeled Audio for Audio-Text Contrastive Learning "
@@ -31,24 +37,38 @@ PAPER = (
 METHODS = {
     "finetune": "InfoNCE between clips and their captions, Eq. (5) of the paper.",
     "composed": "Eq. (18) of the paper: captioned clips are also mixed with unlabeled audio, for which a pseudo-token "
-    "made from its embedding stands in the caption.",
+    "made from its embedding takes its place in the caption.",
     "concatenate": "Eq. (5) of the paper, and InfoNCE between mixtures of two captioned clips and their joined "
     "captions.",
 }
 SOUNDSCAPES = """\
-The small study's data are soundscapes mixed from recordings under CC0, CC BY 3.0, CC BY-SA 3.0 and CC BY-SA 4.0, which
+The soundscapes of the small study are mixed from recordings under CC0, CC BY 3.0, CC BY-SA 3.0 and CC BY-SA 4.0, which
 `data/recordings/README.md` of the software lists with their authors. Soundscapes that hold a CC BY-SA recording can be
-passed on under CC BY-SA 4.0, and this model, which learned from them, is passed on under it too. Figures on them are
-those of the small study and cannot be compared with figures on Clotho or AudioCaps."""
+passed on under CC BY-SA 4.0. Figures on them cannot be compared with figures on Clotho or AudioCaps."""
+OWN_LICENCES = """\
+The licences of these datasets are not recorded: %s. Before you pass this folder on, name them here and in `license` at
+the top of this file. No file of the datasets is in this folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A split that a model was trained on."""
+
+    name: str
+    """DATASET/SPLIT"""
+    used: str
+    source: str
+    """One of `GENERATED_SOURCE`, `OWN_SOURCE` and `UNKNOWN_SOURCE`."""
 
 
 def export_run(run: Path, to: Path) -> list[Path]:
-    """Write the run in the folder `run` to the folder `to`, which appears whole or not at all; the files come back.
+    """Write the run in the folder `run` to the folder `to`, which appears whole or not at all; returns its files.
 
-    `pipeline.models.load_model(to)` loads it. For a backbone of ms-clap there is a checkpoint beside it, which msclap's
-    own `CLAP(model_fp=..., version=...)` loads. The same run gives the same bytes.
+    `pipeline.models.load_model(to)` loads it. For a backbone of ms-clap the folder also holds a checkpoint, which
+    msclap's own `CLAP(model_fp=..., version=...)` loads. The same run gives the same bytes.
 
-    Raises PipelineError where `run` is no finished run, is damaged, or where `to` holds anything.
+    Raises:
+        PipelineError: `run` is no finished run or is damaged, or `to` exists and is not an empty folder.
     """
     check_finished(run)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
@@ -57,8 +77,7 @@ def export_run(run: Path, to: Path) -> list[Path]:
     from pipeline.models import load_model  # torch and transformers, for which a refusal need not wait
 
     load_model(run)  # says which file is damaged
-    description = json.loads((run / "model.json").read_text(encoding="utf-8"))
-    account = json.loads((run / "training.json").read_text(encoding="utf-8"))
+    description, account = read_json(run / "model.json"), read_json(run / "training.json")
     to.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
     try:
@@ -92,12 +111,12 @@ def check_finished(run: Path) -> None:
 
 
 def msclap_file(backbone: str) -> str:
-    """What msclap calls the checkpoint of a version."""
+    """Name of msclap's checkpoint for a version."""
     return f"CLAP_weights_{backbone.removeprefix(MSCLAP)}.pth"
 
 
 def write_msclap_checkpoint(weights: Path, path: Path) -> None:
-    """The weights under the names and in the form of msclap's checkpoints, without f_a2t, which msclap has not."""
+    """Write the weights in the form of msclap's checkpoints, without f_a2t, which msclap lacks."""
     import torch
     from safetensors.torch import load_file
 
@@ -109,66 +128,62 @@ def write_msclap_checkpoint(weights: Path, path: Path) -> None:
 # --- the card --------------------------------------------------------------------------------------------------------
 
 
+def results_folder(run: Path) -> Path:
+    """The folder `results` of results/runs/RUN/seed0."""
+    return run.absolute().parent.parent.parent
+
+
 def read_figures(run: Path) -> list[dict[str, Any]]:
-    """The metrics of the run on every target that it was evaluated on; none where its folder stands alone."""
-    run = run.absolute()
-    folder = run.parent.parent.parent / "evaluations" / run.parent.name / run.name
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/metrics.json"))]
+    """The metrics of the run on every target that it was evaluated on; none where only its folder is at hand."""
+    folder = results_folder(run) / "evaluations" / run.absolute().parent.name / run.absolute().name
+    return [read_json(path) for path in sorted(folder.glob("*/metrics.json"))]
 
 
-def source_of(run: Path, split: Sequence[str]) -> str:
-    """Where the clips of a split (dataset, split) are from, as far as its catalog is at hand."""
-    catalog = run.absolute().parent.parent.parent / "catalogs" / split[0] / f"{split[1]}.parquet"
+def splits_of(run: Path, data: dict[str, Any], roles: dict[str, str]) -> list[Split]:
+    """The splits of `data` in training.json, by role (-> how they are used), with their sources."""
+    splits = []
+    for role, used in roles.items():
+        for folder in data[role]:
+            dataset, split = Path(folder).parts[-2:]
+            splits.append(Split(name=f"{dataset}/{split}", used=used, source=source_of(run, dataset, split)))
+    return splits
+
+
+def source_of(run: Path, dataset: str, split: str) -> str:
+    """Where the clips of a split are from, as far as its catalog is at hand."""
+    catalog = results_folder(run) / "catalogs" / dataset / f"{split}.parquet"
     if not catalog.is_file():
-        return "not recorded"
+        return UNKNOWN_SOURCE
     paths = pq.read_table(catalog, columns=["path"])["path"].drop_null()
-    generated = len(paths) > 0 and Path(paths[0].as_py()).as_posix().startswith(GENERATED)
-    return SMALL_STUDY if generated else "its publisher's files"
+    generated = len(paths) > 0 and Path(paths[0].as_py()).as_posix().startswith(f"{GENERATED}{dataset}/")
+    return GENERATED_SOURCE if generated else OWN_SOURCE
+
+
+def pretraining_splits(run: Path, backbone: str) -> list[Split]:
+    """The splits that the small model was pretrained on; none for other backbones or where that is not at hand."""
+    account = results_folder(run) / "pretrained" / MINI / "training.json"
+    if backbone != MINI or not account.is_file():
+        return []
+    return splits_of(run, read_json(account)["data"], {"labeled": "clips and captions, in pretraining"})
 
 
 def model_card(run: Path, description: dict[str, Any], account: dict[str, Any], figures: list[dict[str, Any]]) -> str:
     """README.md with the front matter of the Hugging Face hub."""
-    settings, data, backbone = account["settings"], account["data"], description["backbone"]
-    drawing = PairingSettings.of(data).model_dump()
-    short_clips, channels = description.get("short_clips", "repeat"), description.get("channels", "mean")
-    splits = {role: [Path(folder).parts[-2:] for folder in data[role]] for role in ("labeled", "unlabeled")}
-    sources = {split: source_of(run, split) for role in splits.values() for split in role}
-    soundscapes = backbone == "mini" or SMALL_STUDY in sources.values()
-    name = f"{run.absolute().parent.name} {run.absolute().name}"
+    backbone, short_clips = description["backbone"], description.get("short_clips", "repeat")
+    trained_on = splits_of(run, account["data"], {"labeled": "clips and captions", "unlabeled": "audio only"})
+    pretrained_on = pretraining_splits(run, backbone)
+    splits = pretrained_on + trained_on
+    all_generated = backbone == MINI and {split.source for split in splits} == {GENERATED_SOURCE}
     return "\n".join(
         [
-            *front_matter(soundscapes),
-            f"# {name}",
+            *front_matter("cc-by-sa-4.0" if all_generated else None),
+            f"# {run.absolute().parent.name} {run.absolute().name}",
             "",
-            f"An audio-text model with one joint space for sounds and captions, fine-tuned from `{backbone}`"
-            + (", the small backbone that the study makes itself." if backbone == "mini" else "."),
-            f"It hears {description['window_s']} s of mono audio ({CHANNELS[channels]}) at "
-            f"{description['sample_rate_hz']:,} Hz, a shorter sound {SHORT_CLIPS[short_clips]}; its embeddings have "
-            f"{description['embedding_dim']} values and are not normalised.",
-            "",
+            *introduction(description, trained_on, pretrained_on),
             *usage(backbone, short_clips),
-            "## Training",
-            "",
-            METHODS[settings["objective"]],
-            "",
-            *data_table(splits, sources),
-            "",
-            f"{data['epochs']} epochs, {account['steps']:,} steps of {data['batch_size']} clips, "
-            f"seed {settings['seed']}; {account['clips_per_s']:.1f} clips a second, "
-            f"{account['wall_s'] / 3600:.2f} h on {machine(account)}.",
-            "",
-            "| setting | value |",
-            "|---|---|",
-            *(f"| {key} | `{json.dumps(value)}` |" for key, value in sorted((settings | drawing).items())),
-            "",
-            "`training.json` holds versions, checksums and hardware.",
-            "",
-            "![Learning curves](learning_curves.svg)",
-            "",
+            *training(account, splits),
             *figures_table(figures),
-            "## Licences",
-            "",
-            *licences(backbone, soundscapes),
+            *licences(backbone, splits),
             "",
             "## Citation",
             "",
@@ -178,13 +193,34 @@ def model_card(run: Path, description: dict[str, Any], account: dict[str, Any], 
     )
 
 
-def front_matter(soundscapes: bool) -> Iterator[str]:
-    """The YAML header; the licence is `other` where it is that of weights and data which are not the study's."""
+def front_matter(licence: str | None) -> Iterator[str]:
+    """The YAML header; without a `licence` it is `other`, that of the weights and data."""
     yield from ("---", "language: en", "library_name: audio-composed-text", "pipeline_tag: feature-extraction")
-    yield "license: cc-by-sa-4.0" if soundscapes else "license: other"
-    if not soundscapes:
+    yield f"license: {licence or 'other'}"
+    if licence is None:
         yield from ("license_name: of-its-weights-and-data", "license_link: README.md")
     yield from ("tags:", "- audio-text-retrieval", "- contrastive-learning", "- clap", "---", "")
+
+
+def introduction(
+    description: dict[str, Any], trained_on: Sequence[Split], pretrained_on: Sequence[Split]
+) -> Iterator[str]:
+    """What the model is, what it started from and which audio it takes."""
+    backbone = description["backbone"]
+    yield f"An audio-text model with one joint space for sounds and captions, fine-tuned from `{backbone}`."
+    is_own = any(split.source != GENERATED_SOURCE for split in trained_on)
+    if backbone == MINI and any(split.source == OWN_SOURCE for split in pretrained_on):
+        names = ", ".join(split.name for split in pretrained_on)
+        yield f"`{MINI}` is a small model that was trained from random weights on {names}, and knows no other sounds."
+    elif backbone == MINI and is_own:
+        yield f"`{MINI}` is the model of the small study: before this training it knew nothing but that study's sounds."
+    channels, short_clips = description.get("channels", "mean"), description.get("short_clips", "repeat")
+    yield (
+        f"It takes {description['window_s']} s of mono audio ({CHANNELS[channels]}) at "
+        f"{description['sample_rate_hz']:,} Hz; a shorter sound {SHORT_CLIPS[short_clips]}. Its embeddings have "
+        f"{description['embedding_dim']} values and are not normalised."
+    )
+    yield ""
 
 
 def usage(backbone: str, short_clips: str) -> Iterator[str]:
@@ -210,51 +246,59 @@ def usage(backbone: str, short_clips: str) -> Iterator[str]:
             yield from ("msclap repeats short sounds, which this model was trained not to expect.", "")
 
 
-def data_table(splits: dict[str, list[tuple[str, ...]]], sources: dict[tuple[str, ...], str]) -> Iterator[str]:
-    """What the run was trained on."""
+def training(account: dict[str, Any], splits: Sequence[Split]) -> Iterator[str]:
+    """Method, data, settings and learning curves."""
+    settings, data = account["settings"], account["data"]
+    yield from ("## Training", "", METHODS[settings["objective"]], "")
     yield from ("| data | used | source |", "|---|---|---|")
-    for role, folders in splits.items():
-        for split in folders:
-            used = "clips and captions" if role == "labeled" else "audio only"
-            yield f"| {'/'.join(split)} | {used} | {sources[split]} |"
+    yield from (f"| {split.name} | {split.used} | {split.source} |" for split in splits)
+    yield ""
+    yield (
+        f"{data['epochs']} epochs, {account['steps']:,} steps of {data['batch_size']} clips, seed {settings['seed']}; "
+        f"{account['clips_per_s']:.1f} clips per second, {account['wall_s'] / 3600:.2f} h on {machine(account)}."
+    )
+    yield from ("", "| setting | value |", "|---|---|")
+    drawing = PairingSettings.of(data).model_dump()
+    yield from (f"| {key} | `{json.dumps(value)}` |" for key, value in sorted((settings | drawing).items()))
+    yield from ("", "`training.json` holds versions, checksums and hardware.", "")
+    yield from ("![Learning curves](learning_curves.svg)", "")
 
 
 def machine(account: dict[str, Any]) -> str:
-    """What it was trained on, in words."""
+    """The hardware of the training, in words."""
     hardware = account["hardware"]
     if hardware["gpus"]:
         return f"{len(hardware['gpus'])} times {hardware['gpus'][0]}"
-    return f"{hardware['processor']} ({hardware['processes']} processes of {hardware['threads_a_process']} threads)"
+    return f"{hardware['processor']} (processes: {hardware['processes']}, threads: {hardware['threads_a_process']})"
 
 
 def figures_table(figures: list[dict[str, Any]]) -> Iterator[str]:
     """The retrieval figures under every protocol."""
     yield from ("## Figures", "")
     if not figures:
-        yield from ("No evaluation lay beside the run when it was exported.", "")
+        yield from ("No evaluation of the run was at hand when it was exported.", "")
         return
-    names = list(next(iter(figures[0]["protocols"].values())))
-    yield f"| test split | texts, clips | protocol | {' | '.join(names)} |"
-    yield f"|---|---|---|{'---:|' * len(names)}"
+    yield f"| test split | texts, clips | protocol | {' | '.join(FIGURES)} |"
+    yield f"|---|---|---|{'---:|' * len(FIGURES)}"
     for found in figures:
         for protocol, values in found["protocols"].items():
             sizes = f"{found['n_text']:,}, {found['n_audio']:,}"
-            cells = " | ".join(f"{values[name]:.1f}" for name in names)
+            cells = " | ".join(f"{values[name]:.1f}" for name in FIGURES)
             yield f"| {found['target']}/{found['split']} | {sizes} | {protocol} | {cells} |"
     yield from ("", "In percent; t2a finds clips by a text, a2t texts by a clip.", "")
 
 
-def licences(backbone: str, soundscapes: bool) -> Iterator[str]:
-    """Under what the model and what it was made from can be used."""
-    yield "The software is under the MIT licence."
-    if backbone != "mini":
+def licences(backbone: str, splits: Sequence[Split]) -> Iterator[str]:
+    """Under which licences the model and its sources can be used."""
+    yield from ("## Licences", "", "The software is under the MIT licence.")
+    if backbone != MINI:
         yield f"The weights were fine-tuned from those of {backbone}, whose publisher's terms hold for them too."
-    if soundscapes:
+    if own := sorted({split.name for split in splits if split.source != GENERATED_SOURCE}):
+        yield OWN_LICENCES % ", ".join(own)
+    if any(split.source == GENERATED_SOURCE for split in splits):
         yield SOUNDSCAPES
-    else:
-        yield "The datasets above are their publishers'; nothing of them is in this folder."
 
 
 def describe(files: Sequence[Path]) -> str:
-    """The files with their sizes, a line each."""
+    """The files with their sizes, one per line."""
     return "\n".join(f"{path}  {os.path.getsize(path):,} bytes" for path in files)

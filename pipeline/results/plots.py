@@ -1,4 +1,4 @@
-"""Plots as SVG whose ink is the text colour of where they stand, so that light and dark both read well."""
+"""Plots as SVG in the text colour of their surroundings, so that they read well on light and dark."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from pipeline.results.comparisons import Comparison
 
 INK = "#010203"
-"""Stands for the surroundings' text colour until the SVG is written: matplotlib knows no `currentColor`."""
+"""Placeholder of the surroundings' text colour, replaced in the SVG: matplotlib knows no `currentColor`."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#999999", "#b15928")
 """Okabe and Ito's palette for the colour-blind, without its black and yellow, and two more."""
 _STYLE: Any = {
@@ -34,6 +34,7 @@ _STYLE: Any = {
     "axes.facecolor": "none",
     "legend.frameon": False,
     "font.size": 10,
+    "text.parse_math": False,  # names and labels are plain text
     "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "pipeline",  # the same plot gives the same bytes
 }
@@ -46,12 +47,12 @@ _OWN_THEME = (
 
 
 def colours_of(runs: Iterable[str]) -> dict[str, str]:
-    """A colour a run, so that it keeps it in every plot; they recur beyond as many runs as there are colours."""
+    """A colour per run, the same in every plot; colours recur when there are more runs than colours."""
     return dict(zip(dict.fromkeys(runs), itertools.cycle(COLOURS), strict=False))
 
 
 def recall_curves(recalls: Mapping[str, pd.DataFrame], colours: Mapping[str, str]) -> str:
-    """Recall against k, one panel a direction (title -> k x runs, in percent)."""
+    """Recall against k, one panel per direction (title -> k x runs, in percent)."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(9.5, 3.6), layout="constrained")
         panels = figure.subplots(1, len(recalls), sharey=True, squeeze=False)[0]
@@ -68,7 +69,7 @@ def recall_curves(recalls: Mapping[str, pd.DataFrame], colours: Mapping[str, str
 
 
 def differences(compared: Mapping[str, Mapping[str, Comparison]], figures: Mapping[str, str]) -> str:
-    """Differences from finetune with their 95 % intervals (row -> figure -> comparison), one panel a figure (-> title).
+    """Differences from finetune with their 95 % intervals (row -> figure -> comparison), one panel per figure.
 
     A filled point differs significantly after the correction for all rows.
     """
@@ -83,13 +84,13 @@ def differences(compared: Mapping[str, Mapping[str, Comparison]], figures: Mappi
                 fill = COLOURS[0] if found.is_significant else "none"
                 panel.plot([found.low, found.high], [place, place], color=COLOURS[0])
                 panel.plot(found.difference, place, "o", markeredgecolor=COLOURS[0], markerfacecolor=fill)
-            panel.set(title=title, xlabel="percentage points")
+            panel.set(title=title, xlabel="percentage points", ylim=(0.4, len(compared) + 0.6))
         panels[0].set_yticks(list(places), labels=list(compared))
         return _svg(drawn)
 
 
 def learning_curves(losses: Mapping[str, pd.DataFrame], colours: Mapping[str, str]) -> str:
-    """Every term of the loss by epoch, one panel a term (run -> epochs x terms)."""
+    """Every term of the loss by epoch, one panel per term (run -> epochs x terms)."""
     terms = list(dict.fromkeys(term for table in losses.values() for term in table))
     with matplotlib.rc_context(_STYLE):
         columns = min(3, len(terms))
@@ -109,7 +110,7 @@ def learning_curves(losses: Mapping[str, pd.DataFrame], colours: Mapping[str, st
 
 
 def data_curves(points: pd.DataFrame, axis: str, axes: Mapping[str, str], figures: Mapping[str, str]) -> str:
-    """R@1 against the amount of training data: one panel a figure (-> title), a line a method.
+    """R@1 against the amount of training data: one panel per figure (-> title), one line per method.
 
     `points` are those of `pipeline.results.curves.draw_points`; bars are their 95 % intervals. A line of one point is
     drawn across the panel, dashed. A filled point differs significantly from the first line.
@@ -146,7 +147,7 @@ def data_curves(points: pd.DataFrame, axis: str, axes: Mapping[str, str], figure
 def training_curves(log: pa.Table, title: str) -> str:
     """One training over its steps: terms of the loss, learning rates, logit scale.
 
-    `log` is the table of training.parquet; of a training that diverged at once it is empty.
+    `log` is the table of training.parquet; it is empty for a training that diverged in its first step.
     """
     rates = [name for name in log.column_names if name.endswith("learning_rate")]
     losses = [name for name in log.column_names if name not in ("step", "epoch", "logit_scale", *rates)]
@@ -154,7 +155,7 @@ def training_curves(log: pa.Table, title: str) -> str:
     steps = steps.groupby(steps.index * MOST_POINTS // max(MOST_POINTS, len(steps))).mean()
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(8, 7), layout="constrained")
-        figure.suptitle(title.replace("$", r"\$"))  # not mathematics
+        figure.suptitle(title)
         panels = figure.subplots(3, 1, sharex=True)
         for panel, columns in zip(panels, (losses, rates, ["logit_scale"]), strict=True):
             for colour, name in zip(COLOURS, columns, strict=False):
@@ -167,7 +168,7 @@ def training_curves(log: pa.Table, title: str) -> str:
 
 
 def as_file(svg: str) -> str:
-    """The same plot with colours of its own, light or dark as the reader's system is, for where no page gives them."""
+    """The plot as a file: with its own colours, light or dark like the reader's system."""
     return svg.replace(">", f"><style>{_OWN_THEME}</style>", 1)
 
 
@@ -176,5 +177,4 @@ def _svg(figure: Figure) -> str:
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    svg = re.sub(r' id="[a-z0-9.]+_\d+"', "", svg)  # numbered anew in every plot, and several stand in one page
-    return re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)  # as wide as the page allows
+    return re.sub(r' id="[a-z0-9.]+_\d+"', "", svg)  # the same in every plot, and a page holds several

@@ -8,59 +8,58 @@ config.yaml by hand, so that a study says what it ran with.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from pathlib import Path
 
 import pandas as pd
 
 from pipeline.errors import PipelineError
-from pipeline.files import write_atomically
+from pipeline.evaluation.metrics import PROTOCOLS
+from pipeline.files import read_json, write_atomically
 from pipeline.stages import run
 
 logger = logging.getLogger(__name__)
 
 
 def read_candidate(path: Path, protocol: str) -> dict[str, object]:
-    """One evaluation of the sweep; the path is LEARNING_RATE/RUN/TARGET/metrics.json."""
-    learning_rate = path.parts[-4]
-    metrics = json.loads(path.read_text(encoding="utf-8"))
+    """One evaluation of the sweep, with `mAP10` or `diverged`; the path is LEARNING_RATE/RUN/TARGET/metrics.json."""
+    metrics = read_json(path)
     try:
-        figures = metrics["protocols"][protocol]
-        return {
+        candidate = {
             "run": metrics["run"],
-            "learning_rate": float(learning_rate),
+            "learning_rate": float(path.parts[-4]),
             "target": metrics["target"],
-            "split": metrics["split"],
-            "mAP10": (figures["t2a_mAP10"] + figures["a2t_mAP10"]) / 2,
         }
-    except (KeyError, ValueError) as error:
+        if "diverged" in metrics:
+            return {**candidate, "diverged": metrics["diverged"]}
+        figures = metrics["protocols"][protocol]
+        return {**candidate, "mAP10": (figures["t2a_mAP10"] + figures["a2t_mAP10"]) / 2}
+    except (IndexError, KeyError, ValueError) as error:
         raise PipelineError(f"{path}: is no evaluation of the sweep under {protocol}: {error}") from error
 
 
-def read_diverged(path: Path) -> dict[str, object]:
-    """One candidate that diverged, with what happened; the path is LEARNING_RATE/RUN/outcome.txt."""
-    learning_rate, run = path.parts[-3:-1]
-    try:
-        return {"run": run, "learning_rate": float(learning_rate), "diverged": path.read_text(encoding="utf-8").strip()}
-    except ValueError as error:
-        raise PipelineError(f"{path}: is no outcome of the sweep: {error}") from error
+def choose(candidates: pd.DataFrame) -> pd.DataFrame:
+    """One row per run and learning rate with its validation mAP@10 over all targets; `chosen` marks each run's best.
 
+    Args:
+        candidates: run, learning_rate, target, mAP10 (NaN for one that diverged) and diverged (NaN for one that did
+            not), one row per evaluation.
 
-def choose(candidates: pd.DataFrame, diverged: pd.DataFrame) -> pd.DataFrame:
-    """A row a run and learning rate with its validation mAP@10 over all targets; `chosen` marks each run's best.
-
-    Raises PipelineError for a run all of whose candidates diverged.
+    Raises:
+        PipelineError: all candidates of a run diverged.
     """
-    lost = sorted(set(diverged["run"]) - set(candidates["run"]))
+    has_diverged = candidates["diverged"].notna()
+    evaluated = candidates[~has_diverged]
+    lost = sorted(set(candidates["run"]) - set(evaluated["run"]))
     if lost:
         raise PipelineError(
             f"every training of the sweep diverged for {', '.join(lost)}; add lower rates to sweep.learning_rates"
         )
-    figures = candidates.groupby(["run", "learning_rate"], as_index=False).agg(
+    figures = evaluated.groupby(["run", "learning_rate"], as_index=False).agg(
         targets=("target", lambda targets: "+".join(sorted(targets))), mAP10=("mAP10", "mean")
     )
-    table = figures.merge(diverged.astype({"learning_rate": float}), on=["run", "learning_rate"], how="outer")
+    diverged = candidates.loc[has_diverged, ["run", "learning_rate", "diverged"]].drop_duplicates()
+    table = figures.merge(diverged, on=["run", "learning_rate"], how="outer")
     best = table.groupby("run")["mAP10"].idxmax()
     return table.assign(chosen=table.index.isin(best))[
         ["run", "learning_rate", "targets", "mAP10", "chosen", "diverged"]
@@ -69,18 +68,15 @@ def choose(candidates: pd.DataFrame, diverged: pd.DataFrame) -> pd.DataFrame:
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--metrics", type=Path, nargs="*", required=True, help="metrics.json files of the sweep")
-    parser.add_argument("--diverged", type=Path, nargs="*", default=[], help="outcome.txt of candidates that diverged")
-    parser.add_argument("--protocol", required=True)
-    parser.add_argument("--csv", type=Path, required=True)
+    parser.add_argument(
+        "--metrics", type=Path, nargs="+", required=True, help="LEARNING_RATE/RUN/TARGET/metrics.json of all candidates"
+    )
+    parser.add_argument("--protocol", choices=PROTOCOLS, required=True)
+    parser.add_argument("--csv", type=Path, required=True, help="CSV file to write")
     args = parser.parse_args(argv)
 
     candidates = [read_candidate(path, args.protocol) for path in args.metrics]
-    diverged = [read_diverged(path) for path in args.diverged]
-    table = choose(
-        pd.DataFrame(candidates, columns=["run", "learning_rate", "target", "split", "mAP10"]),
-        pd.DataFrame(diverged, columns=["run", "learning_rate", "diverged"]),
-    )
+    table = choose(pd.DataFrame(candidates, columns=["run", "learning_rate", "target", "mAP10", "diverged"]))
     with write_atomically(args.csv) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
     for row in table[table.chosen].itertuples():

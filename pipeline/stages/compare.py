@@ -3,20 +3,77 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import PipelineError
 from pipeline.files import write_atomically
 from pipeline.results.comparisons import SAMPLES, Evaluation, compare, corrected, mean_over_seeds, read_contributions
-from pipeline.results.tables import Row, add_row_arguments, number
+from pipeline.results.table.differences import ComparedRow, comparisons_csv
+from pipeline.results.table.rows import Row, add_row_arguments
 from pipeline.stages import run
 
 logger = logging.getLogger(__name__)
 
-BASELINE = "finetune"
-"""The method whose row without a label the others are compared with: fine-tuned on the target's own pairs."""
+
+def read_rows(
+    specs: Sequence[Sequence[str]], datasets: Sequence[str], protocol: str
+) -> dict[Row, tuple[Evaluation, int]]:
+    """The evaluation of each row, averaged over its seeds, and their number; a spec is a row and its files.
+
+    Raises:
+        PipelineError: a row that comes twice or without files, or a file of another target.
+    """
+    rows: dict[Row, tuple[Evaluation, int]] = {}
+    for spec, *paths in specs:
+        row = Row.parse(spec, datasets)
+        if row in rows:
+            raise PipelineError(f"row {spec} is given twice")
+        if not paths:
+            raise PipelineError(f"row {spec} has no contributions file; give at least one")
+        evaluation = mean_over_seeds([read_contributions(Path(path), protocol) for path in paths])
+        if evaluation.test_set["target"] != row.target:
+            raise PipelineError(f"{paths[0]}: is of the target {evaluation.test_set['target']}, but row {spec} is not")
+        rows[row] = evaluation, len(paths)
+    return rows
+
+
+def baseline_of(target: str, rows: Sequence[Row]) -> Row | None:
+    """The finetune row that the target's others are compared with; PipelineError if there are several."""
+    baselines = [row for row in rows if row.target == target and row.is_baseline]
+    if len(baselines) > 1:
+        raise PipelineError(
+            f"{target} has {len(baselines)} rows of finetune ({', '.join(map(str, baselines))}); "
+            "which one the others are compared with must be clear, so give a label to all but that one"
+        )
+    return baselines[0] if baselines else None
+
+
+def compare_rows(rows: Mapping[Row, tuple[Evaluation, int]], *, seed: int, samples: int) -> list[ComparedRow]:
+    """Each row against its target's finetune row, p corrected over all rows; a target without that row is left out."""
+    compared: list[ComparedRow] = []
+    for target in dict.fromkeys(row.target for row in rows):
+        baseline = baseline_of(target, list(rows))
+        if baseline is None:
+            logger.info("%s: no row of finetune, nothing to compare with", target)
+            continue
+        others = [row for row in rows if row.target == target and row != baseline]
+        evaluation, baseline_seeds = rows[baseline]
+        found = compare([rows[row][0] for row in others], evaluation, seed=seed, samples=samples)
+        compared += [
+            ComparedRow(
+                row=row,
+                figures=figures,
+                seeds=rows[row][1],
+                baseline_seeds=baseline_seeds,
+                n_audio=len(rows[row][0].key),
+            )
+            for row, figures in zip(others, found, strict=True)
+        ]
+    figures_of_rows = corrected([row.figures for row in compared])
+    return [replace(row, figures=figures) for row, figures in zip(compared, figures_of_rows, strict=True)]
 
 
 def main(argv: list[str]) -> None:
@@ -29,72 +86,11 @@ def main(argv: list[str]) -> None:
     if args.samples < 1:
         parser.error(f"--samples must be at least 1, not {args.samples}")
 
-    rows: dict[Row, tuple[Evaluation, int]] = {}
-    for spec, *paths in args.row:
-        row = Row.parse(spec, args.datasets)
-        if row in rows:
-            raise PipelineError(f"row {spec} is given twice")
-        if not paths:
-            raise PipelineError(f"row {spec} has no contributions file; give at least one")
-        evaluation = mean_over_seeds([read_contributions(Path(path), args.protocol) for path in paths])
-        if evaluation.test_set["target"] != row.target:
-            raise PipelineError(f"{paths[0]}: is of the target {evaluation.test_set['target']}, but row {spec} is not")
-        rows[row] = evaluation, len(paths)
-
-    compared, comparisons = [], []
-    for target in dict.fromkeys(row.target for row in rows):
-        of_target = [row for row in rows if row.target == target]
-        baselines = [row for row in of_target if row.method == BASELINE and not row.label]
-        if len(baselines) > 1:
-            raise PipelineError(
-                f"{target} has {len(baselines)} rows of {BASELINE} ({', '.join(map(str, baselines))}); "
-                "which one the others are compared with must be clear, so give a label to all but that one"
-            )
-        if not baselines:
-            logger.info("%s: no row of %s, nothing to compare with", target, BASELINE)
-            continue
-        others = [row for row in of_target if row not in baselines]
-        compared += [(row, rows[baselines[0]][1]) for row in others]
-        evaluations = [rows[row][0] for row in others]
-        comparisons += compare(evaluations, rows[baselines[0]][0], seed=args.seed, samples=args.samples)
-
-    with write_atomically(args.csv) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(
-            [
-                "target",
-                "method",
-                *args.datasets,
-                "label",
-                "figure",
-                "difference",
-                "low",
-                "high",
-                "p",
-                "p_holm",
-                "significant",
-            ]
-            + ["seeds", "baseline_seeds", "n_audio", "protocol"]
-        )
-        for (row, baseline_seeds), figures in zip(compared, corrected(comparisons), strict=True):
-            evaluation, seeds = rows[row]
-            facts = [seeds, baseline_seeds, len(evaluation.key), args.protocol]
-            for name, found in figures.items():
-                percent = [number(value + 0.0) for value in (found.difference, found.low, found.high)]
-                writer.writerow(
-                    [
-                        row.target,
-                        row.method,
-                        *row.training,
-                        row.label,
-                        name,
-                        *percent,
-                        f"{found.p:.4f}",
-                        f"{found.p_holm:.4f}",
-                    ]
-                    + ["yes" if found.is_significant else "no", *facts]
-                )
-    logger.info("%d rows compared with %s, %d draws of the clips", len(compared), BASELINE, args.samples)
+    rows = read_rows(args.row, args.datasets, args.protocol)
+    compared = compare_rows(rows, seed=args.seed, samples=args.samples)
+    with write_atomically(args.csv) as temporary:
+        temporary.write_text(comparisons_csv(compared, args.datasets, args.protocol), encoding="utf-8")
+    logger.info("%d rows compared with finetune, %d draws of the clips", len(compared), args.samples)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     points = []
     for line, *files in args.point:
         if not files or len(files) % 2:
-            raise PipelineError(f"line {line}: {len(files)} files; a pairs file and contributions a seed were expected")
+            raise PipelineError(f"line {line}: {len(files)} files; give a pairs file and a contributions file per seed")
         points.append((line, [Path(path) for path in files[::2]], [Path(path) for path in files[1::2]]))
     table = draw_points(points, args.against, args.protocol, seed=args.seed, samples=args.samples)
     svg = as_file(data_curves(table, args.against, AXES, SHOWN))

@@ -15,13 +15,27 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import PROTOCOLS, figures, intervals, mean_over_captions
+from pipeline.evaluation.outcomes import read_divergence
 from pipeline.evaluation.ranking import Retrieval, rank_embeddings
 from pipeline.evaluation.vectors import check_vectors
 from pipeline.files import write_json, write_parquet
-from pipeline.results.comparisons import contributions_table
+from pipeline.results.comparisons import contributions_table, no_contributions
 from pipeline.stages import run
 
 logger = logging.getLogger(__name__)
+
+RANKS = pa.schema(
+    [
+        ("direction", pa.string()),
+        ("query", pa.int64()),
+        ("query_key", pa.string()),
+        ("caption", pa.int64()),
+        ("rank", pa.float64()),
+        ("rank_one_caption", pa.float64()),
+        ("top10", pa.list_(pa.int64())),
+        ("top10_score", pa.list_(pa.float32())),
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +107,7 @@ def _check(found: Embeddings) -> None:
 
 
 def ranks_table(retrieval: Retrieval, found: Embeddings) -> pa.Table:
-    """One row a query: every text among the clips, then every clip among all texts.
+    """One row per query: every text among the clips, then every clip among all texts.
 
     `rank` is the expected place, 1-based, of the text's clip or of the clip's best caption. `rank_one_caption` is that
     of the clip's first caption among the first captions of all clips, which the protocol `paper` counts.
@@ -105,15 +119,16 @@ def ranks_table(retrieval: Retrieval, found: Embeddings) -> pa.Table:
     tops = retrieval.t2a_top, retrieval.a2t_top
     return pa.table(
         {
-            "direction": pa.array(["t2a"] * n_text + ["a2t"] * n_audio),
+            "direction": ["t2a"] * n_text + ["a2t"] * n_audio,
             "query": np.concatenate([texts, clips]),
-            "query_key": pa.array([*found.audio_key[found.audio_of_text].tolist(), *found.audio_key.tolist()]),
+            "query_key": [*found.audio_key[found.audio_of_text].tolist(), *found.audio_key.tolist()],
             "caption": np.concatenate([caption, np.full(n_audio, -1)]),
             "rank": np.concatenate([retrieval.t2a_M.rank(), retrieval.best_a2t_N().best_rank()]),
-            "rank_one_caption": pa.array([*[None] * n_text, *retrieval.a2t_CN[0].rank()], pa.float64()),
-            "top10": pa.array([row for top in tops for row in top.place], pa.list_(pa.int64())),
-            "top10_score": pa.array([row for top in tops for row in top.score], pa.list_(pa.float32())),
-        }
+            "rank_one_caption": [*[None] * n_text, *retrieval.a2t_CN[0].rank()],
+            "top10": [row for top in tops for row in top.place],
+            "top10_score": [row for top in tops for row in top.score],
+        },
+        schema=RANKS,
     )
 
 
@@ -126,9 +141,40 @@ def metrics_of(retrieval: Retrieval) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str]) -> None:
+def write_divergence(divergence: str, args: argparse.Namespace, identity: dict[str, Any]) -> None:
+    """Write the metrics of a training that diverged, and empty tables; its embeddings are not read."""
+    write_parquet(RANKS.empty_table(), args.ranks)
+    write_parquet(no_contributions(identity), args.contributions)
+    write_json({**identity, "diverged": divergence}, args.metrics)
+    logger.info("%s seed %d diverged: %s", args.run, args.seed, divergence)
+
+
+def write_evaluation(found: Embeddings, args: argparse.Namespace, identity: dict[str, Any]) -> None:
+    """Rank the queries and write ranks, contributions and metrics."""
+    n_text, n_audio = len(found.caption), len(found.audio_key)
+    retrieval = rank_embeddings(found.text, found.audio, found.audio_of_text)
+    metrics = metrics_of(retrieval)
+    identity = {**identity, "windows": found.windows}
+    write_parquet(ranks_table(retrieval, found), args.ranks)
+    write_parquet(contributions_table(retrieval, found.audio_key.tolist(), identity), args.contributions)
+    write_json(
+        {**identity, "n_text": n_text, "n_audio": n_audio, "n_audio_expected": args.n_audio_expected, **metrics},
+        args.metrics,
+    )
+    logger.info(
+        "%s seed %d on %s/%s, %d texts and %d clips: %s",
+        args.run, args.seed, args.target, args.split, n_text, n_audio,
+        ", ".join(f"{name} {value:.2f}" for name, value in metrics["protocols"]["paper"].items()),
+    )  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the stage."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--embeddings", type=Path, required=True, help="npz file of the stage embed")
+    parser.add_argument(
+        "--outcome", type=Path, help="outcome.txt of the training; of one that diverged, nothing is ranked"
+    )
     parser.add_argument("--run", required=True, help="name of the run, for the record")
     parser.add_argument("--seed", type=int, required=True, help="seed of the run, for the record")
     parser.add_argument("--target", required=True, help="dataset of the split, for the record")
@@ -139,29 +185,24 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--contributions", type=Path, required=True, help="Parquet file of what every clip adds to the figures to write"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    args = parser().parse_args(argv)
+    identity = {"run": args.run, "seed": args.seed, "target": args.target, "split": args.split}
+    if divergence := read_divergence(args.outcome) if args.outcome else None:
+        write_divergence(divergence, args, identity)
+        return
 
     found = read_embeddings(args.embeddings)
-    n_text, n_audio = len(found.caption), len(found.audio_key)
+    n_audio = len(found.audio_key)
     if args.n_audio_expected is not None and n_audio != args.n_audio_expected:
         logger.warning(
             "%s/%s: %d of %d clips; a smaller gallery makes every figure higher",
             args.target, args.split, n_audio, args.n_audio_expected,
         )  # fmt: skip
-    retrieval = rank_embeddings(found.text, found.audio, found.audio_of_text)
-    metrics = metrics_of(retrieval)
-    facts = {"run": args.run, "seed": args.seed, "target": args.target, "split": args.split, "windows": found.windows}
-    write_parquet(ranks_table(retrieval, found), args.ranks)
-    write_parquet(contributions_table(retrieval, found.audio_key.tolist(), facts), args.contributions)
-    write_json(
-        {**facts, "n_text": n_text, "n_audio": n_audio, "n_audio_expected": args.n_audio_expected, **metrics},
-        args.metrics,
-    )
-    logger.info(
-        "%s seed %d on %s/%s, %d texts and %d clips: %s",
-        args.run, args.seed, args.target, args.split, n_text, n_audio,
-        ", ".join(f"{name} {value:.2f}" for name, value in metrics["protocols"]["paper"].items()),
-    )  # fmt: skip
+    write_evaluation(found, args, identity)
 
 
 if __name__ == "__main__":

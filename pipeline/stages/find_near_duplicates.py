@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,13 +33,32 @@ MEANING = (
 )
 
 
-def clips_of(reader: ShardReader) -> Iterator[tuple[str, NDArray[np.uint32]]]:
-    """Key and fingerprint of every usable clip of a split, one clip in memory at a time."""
-    row = 0
-    for batch in usable_batches(reader.folder / "manifest.parquet", ["key"]):
-        for key in batch["key"].to_pylist():
-            yield key, fingerprint_of(reader.read_clip(row), reader.sample_rate_hz)
-            row += 1
+def clips_of(reader: ShardReader, description: str) -> Iterator[tuple[str, NDArray[np.uint32]]]:
+    """Key and fingerprint of every usable clip of a split, one clip in memory at a time, with a progress bar."""
+    batches = usable_batches(reader.folder / "manifest.parquet", ["key"])
+    keys = (key for batch in batches for key in batch["key"].to_pylist())
+    for row, key in enumerate(tqdm(keys, total=len(reader), unit="clip", desc=description, disable=None)):
+        yield key, fingerprint_of(reader.read_clip(row), reader.sample_rate_hz)
+
+
+def near_duplicates(split: ShardReader, held_out: Sequence[ShardReader]) -> dict[str, Any]:
+    """The clips of a split that share a stretch of sound with a held-out clip, as the report lists them."""
+    held_out_clips = [clip for reader in held_out for clip in clips_of(reader, "held out")]
+    index = FingerprintIndex([fingerprint for _, fingerprint in held_out_clips])
+    pairs, too_short = [], 0
+    for key, fingerprint in clips_of(split, "split"):
+        too_short += len(fingerprint) == 0
+        for match in index.matches(fingerprint):
+            found = {"differing": match.differing, "offset_s": match.offset_s, "shared_s": match.shared_s}
+            pairs.append({"key": key, "held_out_key": held_out_clips[match.clip][0], **found})
+    return {
+        "held_out": sorted(str(reader.folder) for reader in held_out),
+        "clips": len(split),
+        "clips_too_short": too_short,
+        "held_out_clips": len(held_out_clips),
+        "meaning": MEANING,
+        "pairs": sorted(pairs, key=lambda pair: (pair["differing"], pair["key"], pair["held_out_key"])),
+    }
 
 
 def main(argv: list[str]) -> None:
@@ -53,30 +72,12 @@ def main(argv: list[str]) -> None:
     held_out = [open_shards(folder) for folder in args.held_out if folder.resolve() != args.shards.resolve()]
     if not held_out:
         raise PipelineError(f"{args.shards}: is the only held-out split; give another one to compare with")
-    keys: list[str] = []
-    fingerprints = []
-    for reader in held_out:
-        for key, fingerprint in tqdm(clips_of(reader), total=len(reader), unit="clip", desc="held out", disable=None):
-            keys.append(key)
-            fingerprints.append(fingerprint)
-    index = FingerprintIndex(fingerprints)
-    pairs, too_short = [], 0
-    for key, fingerprint in tqdm(clips_of(split), total=len(split), unit="clip", disable=None):
-        too_short += len(fingerprint) == 0
-        for match in index.matches(fingerprint):
-            facts = dataclasses.asdict(match)
-            pairs.append({"key": key, "held_out_key": keys[facts.pop("clip")], **facts})
-    report = {
-        "split": str(args.shards),
-        "held_out": sorted(str(reader.folder) for reader in held_out),
-        "clips": len(split),
-        "clips_too_short": too_short,
-        "held_out_clips": len(keys),
-        "meaning": MEANING,
-        "pairs": sorted(pairs, key=lambda pair: (pair["differing"], pair["key"], pair["held_out_key"])),
-    }
-    write_json(report, args.report)
-    logger.info("%s: %d pairs of %d clips and %d held-out ones", args.report, len(pairs), len(split), len(keys))
+    found = near_duplicates(split, held_out)
+    write_json({"split": str(args.shards), **found}, args.report)
+    logger.info(
+        "%s: %d pairs of %d clips and %d held-out ones",
+        args.report, len(found["pairs"]), found["clips"], found["held_out_clips"],
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

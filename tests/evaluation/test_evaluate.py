@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import PipelineError
@@ -197,3 +198,50 @@ def test_missing_or_damaged_file_is_named(tmp_path, arrays):
 def test_stage_needs_no_torch():
     code = "import sys, pipeline.stages.evaluate, pipeline.stages.tabulate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def run_candidate(folder: Path, outcome: str) -> Path:
+    """The stage on a candidate of the sweep whose embeddings are what `embed` writes for a training that diverged."""
+    np.savez(folder / "embeddings.npz")
+    (folder / "outcome.txt").write_text(outcome)
+    evaluate.main(
+        f"--embeddings {folder}/embeddings.npz --outcome {folder}/outcome.txt --run composed --seed 3 --target clotho "
+        f"--split validation --metrics {folder}/metrics.json --ranks {folder}/ranks.parquet "
+        f"--contributions {folder}/contributions.parquet".split()
+    )
+    return folder / "metrics.json"
+
+
+def test_metrics_of_a_training_that_diverged_say_how(tmp_path):
+    path = run_candidate(tmp_path, "step 3: the loss is nan\n")
+    assert json.loads(path.read_text()) == {
+        "diverged": "step 3: the loss is nan",
+        "run": "composed",
+        "seed": 3,
+        "target": "clotho",
+        "split": "validation",
+    }
+
+
+def test_tables_of_a_training_that_diverged_are_empty_with_the_columns_of_others(tmp_path, arrays):
+    run_candidate(tmp_path, "step 3: the loss is nan\n")
+    (tmp_path / "other").mkdir()
+    run_stage(tmp_path / "other", arrays)
+    for name in ("ranks.parquet", "contributions.parquet"):
+        empty, full = pq.read_table(tmp_path / name), pq.read_table(tmp_path / "other" / name)
+        assert (empty.num_rows, empty.schema) == (0, full.schema)
+
+
+def test_outcome_of_a_training_that_finished_changes_nothing(tmp_path, arrays):
+    without = [path.read_bytes() for path in run_stage(tmp_path, arrays)]
+    (tmp_path / "outcome.txt").write_text("finished\n")
+    assert without == [
+        path.read_bytes() for path in run_stage(tmp_path, arrays, "--outcome", str(tmp_path / "outcome.txt"))
+    ]
+
+
+def test_missing_or_empty_outcome_is_named(tmp_path, arrays):
+    for message in (r"outcome\.txt: cannot be read", r"outcome\.txt: is empty"):
+        with pytest.raises(PipelineError, match=message):
+            run_stage(tmp_path, arrays, "--outcome", str(tmp_path / "outcome.txt"))
+        (tmp_path / "outcome.txt").write_text("\n")

@@ -20,9 +20,9 @@ from pipeline.results.comparisons import (
     contributions_table,
     holm,
     mean_over_seeds,
-    read_comparisons,
     read_contributions,
 )
+from pipeline.results.table.differences import read_comparisons
 from pipeline.stages import compare as stage
 
 CLIPS, CAPTIONS, WIDTH = 60, 3, 16
@@ -211,7 +211,7 @@ def test_rows_are_compared_with_the_finetune_row_of_their_target(tmp_path):
         ("1", "2", "60"),
         ("2", "2", "60"),
     }
-    found = read_comparisons(tmp_path / "table.csv")
+    found = {str(row): figures for row, figures in read_comparisons(tmp_path / "table.csv").figures.items()}
     assert list(found) == ["clotho|vanilla|-|-", "clotho|composed|A+T|A"]
     gain = found["clotho|composed|A+T|A"]["t2a_R1"]
     means = [np.mean([figures(retrieval_of(noise, seed=s), "paper")["t2a_R1"] for s in (0, 1)]) for noise in (0.6, 1.4)]
@@ -231,12 +231,12 @@ def test_rows_of_finetune_with_a_label_are_compared_with_the_one_without(tmp_pat
     other = write(tmp_path / "other.parquet", retrieval_of(0.6), run="other")
     lines = run_stage(tmp_path, ("clotho|finetune|A+T|-|longer", [other]), ("clotho|finetune|A+T|-", [plain]))
     assert {(line["method"], line["label"]) for line in lines} == {("finetune", "longer")}
-    assert list(read_comparisons(tmp_path / "table.csv")) == ["clotho|finetune|A+T|-|longer"]
+    assert list(map(str, read_comparisons(tmp_path / "table.csv").figures)) == ["clotho|finetune|A+T|-|longer"]
 
 
 def test_table_without_finetune_has_no_comparison(tmp_path):
     assert run_stage(tmp_path, ("clotho|vanilla|-|-", [write(tmp_path / "v.parquet", retrieval_of(1))])) == []
-    assert read_comparisons(tmp_path / "table.csv") == {}
+    assert read_comparisons(tmp_path / "table.csv").figures == {}
 
 
 MISTAKES = {

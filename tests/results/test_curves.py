@@ -122,10 +122,10 @@ def test_same_files_give_the_same_bytes_and_the_plot_names_what_it_shows(tmp_pat
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path):
     one = write_point(tmp_path, "one", 1.0)
-    with pytest.raises(PipelineError, match="line finetune: 1 files; a pairs file and contributions a seed"):
+    with pytest.raises(PipelineError, match="line finetune: 1 files; give a pairs file and a contributions file"):
         draw(tmp_path, [["finetune", one[0]]])
     other = write_point(tmp_path, "other", 1.0)
-    with pytest.raises(PipelineError, match="the runs one and other both stand at 100 labeled clips"):
+    with pytest.raises(PipelineError, match="the runs one and other both have 100 labeled clips"):
         draw(tmp_path, [["finetune", *one], ["finetune", *other]])
     old = tmp_path / "old.pairs.parquet"
     write_pairs(iter([]), old, {"seed": 0})

@@ -7,12 +7,14 @@ import shutil
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 
 from pipeline.__main__ import main
 from pipeline.errors import PipelineError
+from pipeline.evaluation.metrics import FIGURES
 from pipeline.models import load_model
 from pipeline.results.export import export_run
 from pipeline.stages import embed, evaluate, train
@@ -52,19 +54,18 @@ def test_an_exported_folder_loads_to_the_same_model(run, tmp_path, capsys):
 def test_the_card_tells_data_method_settings_and_figures(run, tmp_path):
     export_run(run, tmp_path / "birds")
     card = (tmp_path / "birds" / "README.md").read_text()
-    _, header, body = card.split("---\n", 2)
-    assert yaml.safe_load(header)["license"] == "cc-by-sa-4.0"
+    _, _, body = card.split("---\n", 2)
     assert "# birds seed0" in body and "Eq. (18)" in body
-    assert "| labeled/train | clips and captions | its publisher's files |" in body
-    assert "| unlabeled/train | audio only | its publisher's files |" in body
+    assert "| labeled/train | clips and captions | raw files of this dataset |" in body
+    assert "| unlabeled/train | audio only | raw files of this dataset |" in body
     assert "2 epochs, 6 steps of 8 clips, seed 0" in body
     assert '| conjunction | `" and "` |' in body
     assert '| captions_per_clip | `"one"` |' in body and '| partners | `"each_epoch"` |' in body
-    assert "2.56 s of mono audio (the mean of the channels) at 16,000 Hz, a shorter sound again and again; its" in body
+    assert "2.56 s of mono audio (the mean of the channels) at 16,000 Hz; a shorter sound is repeated. Its" in body
     metrics = json.loads((run.parents[2] / "evaluations/birds/seed0/labeled/metrics.json").read_text())
-    cells = " | ".join(f"{value:.1f}" for value in metrics["protocols"]["dcase"].values())
+    cells = " | ".join(f"{metrics['protocols']['dcase'][name]:.1f}" for name in FIGURES)
     assert f"| labeled/train | 48, 24 | dcase | {cells} |" in body
-    assert "CC BY-SA 4.0" in body and "Komatsu" in body
+    assert "Komatsu" in body
 
 
 def test_the_lines_of_the_card_run_on_a_file_of_any_rate_and_length(run, tmp_path, monkeypatch, capsys):
@@ -102,24 +103,73 @@ def test_the_card_says_how_a_model_of_other_settings_hears(run, tmp_path):
         (other / name).write_text(json.dumps({**json.loads((run / name).read_text()), **entries}))
     export_run(other, tmp_path / "birds")
     card = (tmp_path / "birds" / "README.md").read_text()
-    assert "(the first channel) at 16,000 Hz, a shorter sound with silence behind it;" in card
+    assert "(the first channel) at 16,000 Hz; a shorter sound is followed by silence." in card
     assert '| partners | `"fixed"` |' in card
 
 
-def test_a_card_of_soundscapes_says_so(run, tmp_path):
-    import pyarrow.parquet as pq
+def card_of(run, tmp_path):
+    """Front matter and body of the run's card."""
+    export_run(run, tmp_path / "exported")
+    _, header, body = (tmp_path / "exported" / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(header), body
 
-    results = tmp_path / "results"
-    shutil.copytree(run.parents[2], results)
-    catalog = results / "catalogs" / "unlabeled" / "train.parquet"
-    table = pq.read_table(catalog)
-    paths = [f"results/raw/unlabeled/{name}" for name in table["source_name"].to_pylist()]
-    place = table.column_names.index("path")
-    pq.write_table(table.set_column(place, table.schema.field("path"), [paths]), catalog)
-    export_run(results / "runs" / "birds" / "seed0", tmp_path / "birds")
-    card = (tmp_path / "birds" / "README.md").read_text()
-    assert "| unlabeled/train | audio only | soundscapes of the small study, in this dataset's layout |" in card
-    assert "| labeled/train | clips and captions | its publisher's files |" in card
+
+def generate(results, *datasets):
+    """Make the clips of datasets those that the small study mixes."""
+    for dataset in datasets:
+        catalog = results / "catalogs" / dataset / "train.parquet"
+        table = pq.read_table(catalog)
+        paths = [f"results/raw/{dataset}/{name}" for name in table["source_name"].to_pylist()]
+        place = table.column_names.index("path")
+        pq.write_table(table.set_column(place, table.schema.field("path"), [paths]), catalog)
+
+
+def pretrain(results, run, dataset):
+    """Record that the small model was pretrained on a dataset."""
+    account = json.loads((run / "training.json").read_text())
+    account["data"]["labeled"] = {f"results/shards/{dataset}/train": "0"}
+    (results / "pretrained" / "mini").mkdir(parents=True)
+    (results / "pretrained" / "mini" / "training.json").write_text(json.dumps(account))
+
+
+@pytest.fixture
+def results(run, tmp_path):
+    """A copy of the folder `results`."""
+    return Path(shutil.copytree(run.parents[2], tmp_path / "results"))
+
+
+def test_the_card_of_a_users_run_asks_for_licences_and_names_none(run, tmp_path):
+    header, body = card_of(run, tmp_path)
+    assert header["license"] == "other" and "CC BY" not in body and "oundscape" not in body
+    assert "The licences of these datasets are not recorded: labeled/train, unlabeled/train." in body
+
+
+def test_the_card_of_a_users_run_says_that_mini_knows_only_the_small_study(run, tmp_path):
+    _, body = card_of(run, tmp_path)
+    assert "before this training it knew nothing but that study's sounds" in body
+
+
+def test_a_card_of_the_small_study_names_its_licence(run, tmp_path, results):
+    generate(results, "labeled", "unlabeled")
+    header, body = card_of(results / "runs" / "birds" / "seed0", tmp_path)
+    assert header["license"] == "cc-by-sa-4.0"
+    assert "| unlabeled/train | audio only | soundscapes of the small study, in this dataset's layout |" in body
+    assert "CC BY-SA 4.0" in body and "not recorded" not in body and "knew nothing but" not in body
+
+
+def test_a_card_of_own_pairs_with_soundscapes_names_both(run, tmp_path, results):
+    generate(results, "unlabeled")
+    header, body = card_of(results / "runs" / "birds" / "seed0", tmp_path)
+    assert header["license"] == "other"
+    assert "| labeled/train | clips and captions | raw files of this dataset |" in body
+    assert "not recorded: labeled/train." in body and "CC BY-SA 4.0" in body
+
+
+def test_a_card_lists_what_mini_was_pretrained_on(run, tmp_path, results):
+    pretrain(results, run, "labeled")
+    _, body = card_of(results / "runs" / "birds" / "seed0", tmp_path)
+    assert "| labeled/train | clips and captions, in pretraining | raw files of this dataset |" in body
+    assert "trained from random weights on labeled/train, and knows no other sounds" in body
 
 
 def test_a_run_that_stands_alone_is_exported_without_figures(run, tmp_path):
@@ -127,7 +177,8 @@ def test_a_run_that_stands_alone_is_exported_without_figures(run, tmp_path):
     export_run(tmp_path / "alone", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert (
-        "No evaluation lay beside the run" in card and "| labeled/train | clips and captions | not recorded |" in card
+        "No evaluation of the run was at hand" in card
+        and "| labeled/train | clips and captions | not recorded |" in card
     )
 
 

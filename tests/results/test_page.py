@@ -9,16 +9,28 @@ import shutil
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import markupsafe
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
 from pipeline.errors import PipelineError
+from pipeline.results.comparisons import Comparison
 from pipeline.results.curves import SHOWN, to_csv
-from pipeline.results.page.contents import Evaluation, by_target, read_evaluation, read_test_set, recall_at
+from pipeline.results.page.contents import (
+    Evaluation,
+    by_target,
+    read_account,
+    read_evaluation,
+    read_leaked,
+    read_test_set,
+    recall_at,
+)
+from pipeline.results.page.render import render_data
+from pipeline.results.page.sections import DIFFERENCES, column, curve_plot, difference_plots, read_table
+from pipeline.results.plots import COLOURS, colours_of, differences, recall_curves
 from pipeline.stages import compare, embed, evaluate, report, tabulate, train
-from pipeline.stages.report import curve_plot
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -89,8 +101,8 @@ def test_same_results_give_same_page(page, results, tiny_study, tmp_path):
 
 def test_page_shows_every_figure_of_the_table(page, results):
     html = (page / "index.html").read_text()
-    cells = (results / "table1.csv").read_text().split("\n")[1].split(",")
-    assert all(f">{cell}</td>" in html for cell in cells)
+    table = pd.read_csv(results / "table1.csv", dtype=str, keep_default_na=False).drop(columns="protocol")
+    assert all(f">{cell}</td>" in html for cell in table.to_numpy().ravel())
     assert "tiny &lt;study&gt;" in html
 
 
@@ -143,6 +155,71 @@ def test_page_shows_curves_where_the_study_draws_them(page, results, tiny_study,
         curve_plot(path)
 
 
+def test_headings_of_a_table_are_words(page):
+    html = (page / "index.html").read_text()
+    assert 'colspan="4">text → audio</th>' in html and ">mAP@10</th>" in html and "t2a_" not in html
+
+
+def test_columns_of_published_figures_have_their_own_heading():
+    found = column("published_gain_a2t_R1")
+    assert (found.group, found.name) == ("audio → text, published gain, %", "R@1")
+
+
+def test_deviations_are_next_to_their_means(tmp_path):
+    path = tmp_path / "table1.csv"
+    path.write_text("target,method,t2a_R1,seeds,t2a_R1_sd\nclotho,finetune,16.98,3,0.60\nclotho,vanilla,15.75,1,\n")
+    table = read_table(path)
+    assert [heading.name for heading in table.columns] == ["target", "method", "R@1", "seeds"]
+    assert [(row[2].text, row[2].is_best) for row in table.rows] == [("16.98 ± 0.60", True), ("15.75", False)]
+
+
+def test_clips_left_out_as_leaked_are_not_used(results, tiny_study, tmp_path):
+    summary = tiny_study.shards / "labeled" / "train" / "manifest.json"
+    clips = json.loads(summary.read_text())["clips"]
+    run = results / "runs" / "labeled_finetune" / "seed0"
+    account = json.loads((run / "training.json").read_text())
+    account["data"]["left_out_as_leaked"] = {"results/shards/labeled/train": 4}
+    (tmp_path / "training.json").write_text(json.dumps(account))
+    leaked = read_leaked([tmp_path / "training.parquet", run / "training.parquet"])
+    found = read_account(summary, leaked)
+    assert (found.listed, found.used, found.not_used) == (clips, clips - 4, "4 left out as leaked")
+    assert read_account(summary, {}).not_used == "none"
+
+
+HOSTILE = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "\"'--><b>", "$x^{$ \\input{x} %"]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_labels_of_plots_are_plain_text(text):
+    recall = pd.DataFrame({text: [1.0, 2.0]}, index=[1, 2])
+    svg = recall_curves({"title": recall}, colours_of([text]))
+    assert text in "".join(ElementTree.fromstring(svg).itertext())
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_name_and_note_of_a_study_are_plain_text(page, results, tiny_study, tmp_path, text):
+    words = arguments(results, tiny_study, tmp_path)
+    words[1], words[3] = text, text
+    report.main(words)
+    html, same = (tmp_path / "index.html").read_text(), (page / "index.html").read_text()
+    assert html.count("<script") == same.count("<script") and html.count("<img") == 0
+    assert f"<h1>{markupsafe.escape(text)}</h1>" in html
+
+
+def test_plots_have_a_size_where_no_page_gives_them_one(results):
+    svg = ElementTree.fromstring((results / "runs" / "labeled_finetune" / "seed0" / "learning_curves.svg").read_text())
+    assert svg.get("width") == "576pt" and svg.get("height") == "504pt" and svg.get("viewBox") == "0 0 576 504"
+
+
+def test_two_rows_of_differences_keep_off_the_frame():
+    found = Comparison(difference=1.0, low=0.5, high=1.5, p=0.1, p_holm=0.1)
+    svg = differences({row: {"t2a_mAP10": found} for row in ("one", "two")}, {"t2a_mAP10": "title"})
+    uses = re.findall(r'<use [^>]*y="([\d.]+)" style="[^"]*stroke: ([^;"]+)', svg)
+    frame = max(float(y) for y, stroke in uses if stroke == "currentColor")  # where the ticks of the x axis are
+    points = [float(y) for y, stroke in uses if stroke == COLOURS[0]]
+    assert len(points) == 2 and frame - max(points) > 10
+
+
 def test_evaluations_of_other_clips_are_refused(results, tmp_path):
     folder = tmp_path / "other"
     shutil.copytree(results / "evaluations" / "vanilla" / "seed0" / "labeled", folder)
@@ -183,11 +260,11 @@ def opened(browser, page):
 def test_differences_name_what_a_row_was_trained_on(tmp_path):
     path = tmp_path / "table1.csv"
     head = "target,method,clotho,audioset,label,figure,difference,low,high,p,p_holm\n"
-    rows = [f"clotho,composed,A+T,A,longer,{name},2.0,1.0,3.0,0.01,0.02\n" for name in report.DIFFERENCES]
+    rows = [f"clotho,composed,A+T,A,longer,{name},2.0,1.0,3.0,0.01,0.02\n" for name in DIFFERENCES]
     path.write_text(head + "".join(rows))
-    (plot,) = report.difference_plots(path)
-    assert (plot["table"], plot["target"]) == ("table1", "clotho")
-    assert "composed: longer" in plot["svg"] and "clotho A+T, audioset A" in plot["svg"]
+    (plot,) = difference_plots(path)
+    assert (plot.name, plot.subject) == ("table1", "clotho")
+    assert "composed: longer" in plot.svg and "clotho A+T, audioset A" in plot.svg
 
 
 @needs_browser
@@ -198,6 +275,76 @@ def test_filter_keeps_the_captions_that_hold_the_words(opened):
     opened.fill("#filter", "no such words")
     assert opened.locator("#queries li").count() == 0
     assert opened.locator("#top-a li").count() == 0
+
+
+@needs_browser
+def test_an_empty_filter_shows_no_rank(opened):
+    assert opened.locator("#rank-a").is_visible()
+    opened.fill("#filter", "no such words")
+    assert not opened.locator("#rank-a").is_visible()
+
+
+HANDMADE = {
+    "split": "test",
+    "keys": ["one", "two", "three"],
+    "captions": ["a dog barks", "a dog barks", HOSTILE[0] + HOSTILE[1] + HOSTILE[2]],
+    "audio_of_text": [0, 1, 2],
+    "runs": {
+        run: {
+            "seed": 0,
+            "t2a": {"rank": [1.5, 2, 3], "top": [[1, 0, 2]] * 3, "score": [[0.9, 0.9, 0.1]] * 3},
+            "a2t": {"rank": [2, 1, 3], "top": [[1, 0, 2]] * 3, "score": [[0.9, 0.9, 0.1]] * 3},
+        }
+        for run in ("vanilla", "finetune")
+    },
+}
+
+
+@pytest.fixture
+def handmade(browser, page, tmp_path):
+    """The page with three clips, two of one caption, and a caption of HTML."""
+    shutil.copy(page / "index.html", tmp_path)
+    (tmp_path / "data.js").write_text(render_data({"clotho": HANDMADE}))
+    tab = browser.new_page()
+    tab.on("dialog", lambda dialog: pytest.fail(f"a caption was run: {dialog.message}"))
+    tab.goto((tmp_path / "index.html").as_uri())
+    yield tab
+    tab.close()
+
+
+@needs_browser
+@pytest.mark.parametrize("direction", ["t2a", "a2t"])
+def test_an_answer_with_the_caption_of_the_query_is_not_called_wrong(handmade, direction):
+    handmade.select_option("#direction", direction)
+    handmade.locator("#query-0").click()
+    marks = handmade.locator("#top-a .mark").all_inner_texts()
+    assert marks == ["≈ same caption", "✓ right", "✗ wrong"]
+
+
+@needs_browser
+def test_a_tied_rank_is_called_tied(handmade):
+    handmade.locator("#query-0").click()
+    assert handmade.locator("#rank-a").inner_text() == "the right clip has rank 1.5 (tied)"
+    handmade.locator("#query-1").click()
+    assert handmade.locator("#rank-a").inner_text() == "the right clip has rank 2"
+
+
+@needs_browser
+def test_captions_of_html_are_shown_as_text(handmade):
+    handmade.locator("#query-2").click()
+    assert handmade.locator("#question strong").inner_text() == HANDMADE["captions"][2]
+    assert handmade.locator("img").count() == 0 and handmade.locator("#browser script").count() == 0
+
+
+@needs_browser
+def test_plots_are_visible_as_images(browser, results, tmp_path):
+    """As in Snakemake's report, which shows a file by an image without a size."""
+    shutil.copy(results / "runs" / "labeled_finetune" / "seed0" / "learning_curves.svg", tmp_path / "plot.svg")
+    (tmp_path / "index.html").write_text('<div style="display: flex"><img src="plot.svg"></div>')
+    tab = browser.new_page()
+    tab.goto((tmp_path / "index.html").as_uri())
+    assert tab.locator("img").bounding_box()["width"] == 768
+    tab.close()
 
 
 @needs_browser

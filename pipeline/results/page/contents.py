@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import PipelineError
+from pipeline.files import read_json
 
 NOT_LOSSES = ("step", "epoch", "learning_rate", "a2t_learning_rate", "logit_scale")
 """Columns of training.parquet that are no term of the loss."""
@@ -22,7 +22,7 @@ NOT_LOSSES = ("step", "epoch", "learning_rate", "a2t_learning_rate", "logit_scal
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A run judged on a target: the figures, and where every query found what."""
+    """A run evaluated on a target: the figures, and every query's ranks and answers."""
 
     folder: Path
     metrics: dict[str, Any]
@@ -42,11 +42,11 @@ class Evaluation:
 
     @property
     def target(self) -> str:
-        """Dataset it is judged on."""
+        """Dataset it is evaluated on."""
         return self.metrics["target"]
 
     def queries(self, direction: str) -> pa.Table:
-        """The rows of one direction, `t2a` or `a2t`, a row a query in the order of the embeddings."""
+        """The rows of one direction, `t2a` or `a2t`, one row per query in the order of the embeddings."""
         return self.ranks.filter(pc.equal(self.ranks["direction"], direction))
 
 
@@ -65,12 +65,11 @@ class TestSet:
 
 def read_evaluation(folder: Path) -> Evaluation:
     """The results of the stage `evaluate` in `folder`."""
+    metrics, ranks = read_json(folder / "metrics.json"), folder / "ranks.parquet"
     try:
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        ranks = pq.read_table(folder / "ranks.parquet")
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise PipelineError(f"{folder}: metrics.json or ranks.parquet cannot be read ({error}); evaluate it") from error
-    return Evaluation(folder=folder, metrics=metrics, ranks=ranks)
+        return Evaluation(folder=folder, metrics=metrics, ranks=pq.read_table(ranks))
+    except (OSError, pa.ArrowException) as error:
+        raise PipelineError(f"{ranks}: cannot be read ({error}); make it again with the stage evaluate") from error
 
 
 def by_target(evaluations: Iterable[Evaluation]) -> dict[str, list[Evaluation]]:
@@ -166,19 +165,46 @@ def read_losses(path: Path) -> pd.DataFrame:
     return log.groupby("epoch")[terms].mean()
 
 
-def read_account(path: Path) -> dict[str, Any]:
-    """What became of a split's rows, from its manifest.json."""
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PipelineError(f"{path}: cannot be read ({error}); make it with index_shards") from error
-    return {
-        "dataset": summary["dataset"],
-        "split": summary["split"],
-        "rows": summary["rows"],
-        "clips": summary["clips"],
-        "hours": summary["duration_s"] / 3600,
-        "lost": ", ".join(f"{count} {reason}" for reason, count in sorted(summary["reason"].items())) or "none",
-        "shards": len(summary["shards"]),
-        "megabytes": sum(shard["bytes"] for shard in summary["shards"]) / 1e6,
-    }
+@dataclass(frozen=True, kw_only=True)
+class SplitAccount:
+    """What became of a split's rows."""
+
+    dataset: str
+    split: str
+    listed: int
+    used: int
+    hours: float
+    not_used: str
+    """Numbers and reasons, in words."""
+    shards: int
+    megabytes: float
+
+
+def read_leaked(logs: Iterable[Path]) -> dict[tuple[str, str], int]:
+    """The number of clips that trainings left out of a split (dataset, split) as held-out ones.
+
+    It is read from the training.json next to each of `logs`.
+    """
+    leaked: dict[tuple[str, str], int] = {}
+    for log in logs:
+        for folder, count in read_json(log.with_name("training.json"))["data"]["left_out_as_leaked"].items():
+            dataset, split = Path(folder).parts[-2:]
+            leaked[dataset, split] = max(count, leaked.get((dataset, split), 0))
+    return leaked
+
+
+def read_account(path: Path, leaked: Mapping[tuple[str, str], int]) -> SplitAccount:
+    """The account of a split from its manifest.json, less the clips that trainings left out as held-out ones."""
+    summary = read_json(path)
+    left_out = leaked.get((summary["dataset"], summary["split"]), 0)
+    reasons = sorted(summary["reason"].items()) + ([("left out as leaked", left_out)] if left_out else [])
+    return SplitAccount(
+        dataset=summary["dataset"],
+        split=summary["split"],
+        listed=summary["rows"],
+        used=summary["clips"] - left_out,
+        hours=summary["duration_s"] / 3600,
+        not_used=", ".join(f"{count} {reason}" for reason, count in reasons) or "none",
+        shards=len(summary["shards"]),
+        megabytes=sum(shard["bytes"] for shard in summary["shards"]) / 1e6,
+    )

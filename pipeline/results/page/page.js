@@ -2,6 +2,7 @@
 // Reads window.RETRIEVED (data.js): target -> clips, captions and, for each run, ranks and top ten of every query.
 const SHOWN = 300; // queries in the list at once: a full test set holds thousands
 const SHAPES = { play: "M3 1.5v13l11-6.5z", pause: "M3 2h3.5v12H3zM9.5 2H13v12H9.5z" };
+const VERDICTS = { right: "✓ right", same: "≈ same caption", wrong: "✗ wrong" };
 const at = (id) => document.getElementById(id);
 let queries = []; // of the chosen target and direction, filtered and ordered: indices
 let chosen = null;
@@ -35,7 +36,7 @@ const nameOf = (query) => (isText() ? target().captions[query] : target().keys[q
 // How much better run A answers a query than run B, as a difference of reciprocal ranks.
 const lead = (query) => 1 / rankOf("a", query) - 1 / rankOf("b", query);
 
-// --- sound: one player for the page, started by the buttons beside the clips ---
+// --- sound: one player for the page, started by the buttons next to the clips ---
 
 function shape(button, name) {
   button.innerHTML = `<svg viewBox="0 0 16 16" aria-hidden="true"><path d="${SHAPES[name]}"/></svg>`;
@@ -152,16 +153,21 @@ function show(side, clip) {
   at(`name-${side}`).textContent = `${side.toUpperCase()}: ${runOf(side)}`;
   const places = top[chosen].map((place) => (isText() ? place : target().audio_of_text[place]));
   const rank = rankOf(side, chosen);
-  const beyond = places.includes(clip) ? "" : ", beyond these ten";
+  const tied = Number.isInteger(rank) ? "" : " (tied)";
+  const beyond = tied + (places.includes(clip) ? "" : ", beyond these ten");
+  // Another clip with the very caption of the query is no mistake that a listener could name.
+  const asked = isText() ? [nameOf(chosen)] : captionsOf(clip);
+  const isSame = (place) => (isText() ? captionsOf(place) : [target().captions[place]]).some((text) => asked.includes(text));
   at(`rank-${side}`).textContent = isText() ? `the right clip has rank ${rank}${beyond}` : `the best right caption has rank ${rank}${beyond}`;
   at(`top-${side}`).replaceChildren(...top[chosen].map((place, position) => {
     const isRight = places[position] === clip;
     const item = element("li", undefined, isText() ? "" : "text");
-    if (isRight) item.classList.add("right");
+    const verdict = isRight ? "right" : isSame(place) ? "same" : "wrong";
+    item.classList.add(verdict);
     item.append(element("span", String(position + 1), "place"));
     if (isText()) item.append(playButton(place));
     const text = element("span", isText() ? captionsOf(place)[0] : target().captions[place]);
-    text.append(element("span", isRight ? "✓ right" : "✗ wrong", "mark"));
+    text.append(element("span", VERDICTS[verdict], "mark"));
     item.append(text, element("span", score[chosen][position].toFixed(3), "score"));
     return item;
   }));
@@ -212,4 +218,4 @@ function start() {
 }
 
 if (window.RETRIEVED) start();
-else at("browser").replaceChildren(element("h2", "What is retrieved"), element("p", "The answers and the clips lie beside this page, in data.js and audio/: open it in its own folder."));
+else at("browser").replaceChildren(element("h2", "What is retrieved"), element("p", "The answers and the clips are next to this page, in data.js and audio/: open it in its own folder."));

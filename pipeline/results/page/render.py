@@ -1,4 +1,4 @@
-"""The page as HTML: one file of text, style and script beside the retrieval data and the clips."""
+"""The page as HTML: one file of text, style and script, next to the retrieval data and the clips."""
 
 from __future__ import annotations
 

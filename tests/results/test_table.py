@@ -19,7 +19,8 @@ import yaml
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import FIGURES, PROTOCOLS
 from pipeline.evaluation.windows import WINDOWS
-from pipeline.results.tables import _ESCAPES, PROTOCOL_NOTES, WINDOW_NOTES, escape, read_published
+from pipeline.results.table.latex import _ESCAPES, PROTOCOL_NOTES, WINDOW_NOTES, escape
+from pipeline.results.table.published import read_published
 from pipeline.stages import tabulate
 
 PAPER = Path(__file__).parents[2] / "data" / "paper_table1.csv"
@@ -228,10 +229,10 @@ def test_missing_or_damaged_metrics_are_named(tmp_path):
     arguments = ["--row", "clotho|vanilla|-|-|-", str(tmp_path / "a.json"), "--protocol", "paper", "--study-name", "x"]
     arguments += DATASETS
     arguments += ["--csv", str(tmp_path / "x.csv"), "--tex", str(tmp_path / "x.tex")]
-    with pytest.raises(PipelineError, match=r"a\.json: there is no such file"):
+    with pytest.raises(PipelineError, match=r"a\.json: not found"):
         tabulate.main(arguments)
     (tmp_path / "a.json").write_text('{"run": ')
-    with pytest.raises(PipelineError, match=r"a\.json: is no JSON"):
+    with pytest.raises(PipelineError, match=r"a\.json: is not JSON"):
         tabulate.main(arguments)
     with pytest.raises(PipelineError, match="names a metrics file twice"):
         (tmp_path / "a.json").write_text("{}")
@@ -277,6 +278,34 @@ def test_note_prints_as_it_was_written(tmp_path, study):
     assert "a -- b --- c" in text
     assert "# $ % &" in text
     assert all(letter in text for letter in "ßøÆ")  # others print as letter and accent, in pieces
+
+
+HOSTILE = r"\input{x} 5 % & $y^{ #1 ~ a_b \end{document} \\"
+
+
+def hostile_study(study: Study) -> Study:
+    """A finetune row on a dataset whose names are LaTeX commands, with such a label and split."""
+    metrics = {**study[0][1][0], "target": HOSTILE, "split": HOSTILE}
+    return [(f"{HOSTILE}|finetune|A+T|A|-|{HOSTILE}", [metrics])]
+
+
+def test_commands_in_names_labels_and_notes_are_printed(tmp_path, study):
+    _, tex = run_stage(tmp_path, hostile_study(study), name=HOSTILE, note=HOSTILE)
+    text = tex.read_text()
+    assert text.count(escape(HOSTILE)) == 7  # header, label, caption twice, notes thrice
+    assert text.count(r"\input") == 1 and text.count(r"\end{document}") == 1  # the file's own
+
+
+def test_document_with_commands_in_names_compiles_to_their_text(tmp_path, study):
+    run_stage(tmp_path, hostile_study(study), name=HOSTILE, note=HOSTILE)
+    text = pdf_text(tmp_path, "table1")
+    assert r"\input{x} 5 % & $y" in text
+
+
+def test_commands_in_columns_of_training_data_are_printed(tmp_path, study, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.DATASETS", ["--datasets", r"a_b & \input{x}", "50 %", "#"])
+    _, tex = run_stage(tmp_path, study)
+    assert r"a\_b \& \textbackslash{}input\{x\} & 50 \% & \#" in tex.read_text()
 
 
 def test_table_can_be_input_into_a_document(tmp_path, study):

@@ -1,0 +1,24 @@
+"""How a training of the sweep ended: the file `outcome.txt` that the stage `train` writes with `--outcome`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.errors import PipelineError
+
+FINISHED = "finished"
+
+
+def read_divergence(path: Path) -> str | None:
+    """The sentence that says how a training diverged; None for one that finished.
+
+    Raises:
+        PipelineError: the file is missing, empty or no text.
+    """
+    try:
+        outcome = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{path}: cannot be read ({error}); make it again with the stage train") from error
+    if not outcome:
+        raise PipelineError(f"{path}: is empty; make it again with the stage train")
+    return None if outcome == FINISHED else outcome

@@ -1,0 +1,53 @@
+"""The table as CSV."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import pandas as pd
+
+from pipeline.evaluation.metrics import FIGURES
+from pipeline.results.table.published import GAINS, format_gain
+from pipeline.results.table.rows import Line, Table, number
+
+
+def to_csv(table: Table) -> str:
+    """The table as CSV, figures to two decimals; for Table 1 its first columns are those of `data/paper_table1.csv`.
+
+    A column `label` follows the method where a row has one. Where a row has several seeds, standard deviations follow
+    as FIGURE_sd. Published figures, differences and gains come last. A cell without a value is empty.
+    """
+    has_labels = any(line.row.label for line in table.lines)
+    lines = []
+    for line in table.lines:
+        row, test_set = line.row, line.test_set
+        cells: dict[str, str | int] = {"target": row.target, "method": row.method}
+        if has_labels:
+            cells["label"] = row.label
+        cells |= zip(table.datasets, row.training, strict=True)
+        cells |= {name: number(line.mean[name]) for name in FIGURES}
+        cells |= {"n_text": test_set.n_text, "n_audio": test_set.n_audio}
+        cells |= {"protocol": table.protocol, "seeds": line.seeds}
+        if table.has_deviations:
+            cells |= {f"{name}_sd": _or_empty(line.sd, name) for name in FIGURES}
+        if table.has_published:
+            cells |= _published_cells(line)
+        lines.append(cells)
+    return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")
+
+
+def _published_cells(line: Line) -> dict[str, str]:
+    found = line.published
+    assert found is not None, "all lines of a table have it, or none"
+    cells = {f"published_{name}": _or_empty(found.figures, name) for name in FIGURES}
+    cells |= {f"difference_{name}": _or_empty(found.differences, name) for name in FIGURES}
+    for name in GAINS:
+        for column, gains in (("gain", found.gains), ("published_gain", found.published_gains)):
+            cells[f"{column}_{name}"] = format_gain(gains[name]) if name in gains else ""
+    return cells
+
+
+def _or_empty(figures: Mapping[str, float], name: str) -> str:
+    value = figures.get(name, math.nan)
+    return "" if math.isnan(value) else number(value)

@@ -1,0 +1,81 @@
+"""The CSV of a table's differences from finetune, which compare writes and tabulate and the page read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import PipelineError
+from pipeline.results.comparisons import Comparison
+from pipeline.results.table.rows import Row, number
+
+NUMBERS = ("difference", "low", "high", "p", "p_holm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedRow:
+    """A row compared with its target's finetune row."""
+
+    row: Row
+    figures: dict[str, Comparison]
+    seeds: int
+    baseline_seeds: int
+    n_audio: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparisons:
+    """What `read_comparisons` finds."""
+
+    datasets: list[str]
+    """The columns of training data."""
+    figures: dict[Row, dict[str, Comparison]]
+    """Finetune itself, and rows of a target without it, are not among them."""
+
+
+def comparisons_csv(compared: Sequence[ComparedRow], datasets: Sequence[str], protocol: str) -> str:
+    """One line per row and figure, percentage points to two decimals, p to four."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["target", "method", *datasets, "label", "figure", *NUMBERS, "significant"]
+        + ["seeds", "baseline_seeds", "n_audio", "protocol"])  # fmt: skip
+    for line in compared:
+        row = [line.row.target, line.row.method, *line.row.training, line.row.label]
+        for name, found in line.figures.items():
+            points = [number(value + 0.0) for value in (found.difference, found.low, found.high)]
+            p_values = [f"{value:.4f}" for value in (found.p, found.p_holm)]
+            significant = "yes" if found.is_significant else "no"
+            sizes = [line.seeds, line.baseline_seeds, line.n_audio]
+            writer.writerow([*row, name, *points, *p_values, significant, *sizes, protocol])
+    return text.getvalue()
+
+
+def read_comparisons(path: Path) -> Comparisons:
+    """What `comparisons_csv` wrote; PipelineError for a missing, foreign or damaged file."""
+    needed = ("target", "method", "label", "figure", *NUMBERS)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            names = list(reader.fieldnames or [])
+            lines = list(reader)
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: there is no such file; make it with the stage compare") from None
+    if missing := [name for name in needed if name not in names]:
+        raise PipelineError(f"{path}: has no column {', '.join(missing)}; make it with the stage compare")
+    datasets = names[names.index("method") + 1 : names.index("label")]
+    found: dict[Row, dict[str, Comparison]] = {}
+    for number_of_line, line in enumerate(lines, start=2):
+        training = tuple(line[name] for name in datasets)
+        row = Row(target=line["target"], method=line["method"], training=training, label=line["label"])
+        try:
+            values = {name: float(line[name]) for name in NUMBERS}
+        except (TypeError, ValueError):
+            values = {"difference": math.nan}
+        if not all(map(math.isfinite, values.values())):
+            raise PipelineError(f"{path} line {number_of_line}: a number is missing; make the file again with compare")
+        found.setdefault(row, {})[line["figure"]] = Comparison(**values)
+    return Comparisons(datasets=datasets, figures=found)

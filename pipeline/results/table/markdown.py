@@ -1,0 +1,61 @@
+"""The table as Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pipeline.evaluation.metrics import FIGURES
+from pipeline.results.comparisons import SIGNIFICANCE_NOTE
+from pipeline.results.table.names import title
+from pipeline.results.table.published import COLUMNS, NONE_PUBLISHED, format_difference, gain_rows, gains_note
+from pipeline.results.table.rows import Line, Table, number
+
+
+def to_markdown(table: Table) -> str:
+    """The figures of the CSV, with their standard deviations where there are several seeds.
+
+    An asterisk marks what differs significantly from finetune.
+    """
+    datasets = [title(name) for name in table.datasets]
+    head = ["target", "method", *datasets, *(name.replace("_", " ") for name in FIGURES)]
+    lines = [head, ["---"] * (2 + len(datasets)) + ["---:"] * len(FIGURES)]
+    for line in table.lines:
+        lines.append(_cells(line))
+        lines += _published_cells(line)
+    text = _join(lines)
+    if table.has_marks:
+        text += f"\n\\* {SIGNIFICANCE_NOTE}\n"
+    if gains := gain_rows(table):
+        head = ["target", *datasets, *(f"{way} {column}" for way in ("t2a", "a2t") for column in COLUMNS)]
+        rule = ["---"] * (1 + len(datasets)) + ["---:"] * 4
+        text += f"\n{gains_note(table)}\n\n{_join([head, rule, *([title(target), *cells] for target, cells in gains)])}"
+    return text
+
+
+def _cells(line: Line) -> list[str]:
+    row = line.row
+    label = f" ({row.label})" if row.label else ""
+    cells = [title(row.target), row.method + label, *row.training]
+    for name in FIGURES:
+        spread = "" if math.isnan(line.sd[name]) else f" ± {number(line.sd[name])}"
+        mark = "\\*" if name in line.significant else ""
+        cells.append(number(line.mean[name]) + mark + spread)
+    return [cell.replace("|", "\\|") for cell in cells]
+
+
+def _published_cells(line: Line) -> list[list[str]]:
+    """The published figures and the differences to them, in italics below a line."""
+    found, nothing = line.published, [""] * len(line.row.training)
+    if found is None:
+        return []
+    if not found.figures:
+        return [["", f"*{NONE_PUBLISHED}*", *nothing, *([""] * len(FIGURES))]]
+    return [
+        ["", "*published*", *nothing, *(f"*{number(found.figures[name])}*" for name in FIGURES)],
+        ["", "*difference*", *nothing, *(f"*{format_difference(found.differences[name])}*" for name in FIGURES)],
+    ]
+
+
+def _join(lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"

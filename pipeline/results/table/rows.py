@@ -1,0 +1,236 @@
+"""The rows of a table: means and deviations over seeds, and which figures differ significantly from finetune's."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline.errors import PipelineError
+from pipeline.evaluation.metrics import FIGURES, PROTOCOLS
+from pipeline.results.comparisons import Comparison
+from pipeline.results.table.names import CELLS, METHODS
+
+Figures = Mapping[str, float]
+"""By the names in `FIGURES`, in percent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What a row shows: the target it is evaluated on, the method, and what each training set gave."""
+
+    target: str
+    method: str
+    training: tuple[str, ...]
+    """A key of `CELLS` for each dataset of the table."""
+    label: str = ""
+    """Distinguishes the row from others of its method and training data, in plain text."""
+
+    @classmethod
+    def parse(cls, text: str, datasets: Sequence[str]) -> Row:
+        """The row written as TARGET|METHOD, a cell for each of `datasets` and, where it has one, its label.
+
+        For example clotho|composed|A+T|A|- or clotho|composed|A+T|A|-|without the third term.
+        """
+        fields = text.split("|", 2 + len(datasets))
+        label = fields.pop() if len(fields) > 2 + len(datasets) else ""
+        if len(fields) != 2 + len(datasets):
+            raise PipelineError(
+                f"row {text!r} has {len(fields)} fields; TARGET|METHOD|{'|'.join(datasets).upper()} was expected"
+            )
+        target, method, *training = fields
+        if method not in METHODS:
+            raise PipelineError(f"row {text!r}: method {method!r} is unknown; choose one of {', '.join(METHODS)}")
+        for cell in training:
+            if cell not in CELLS:
+                raise PipelineError(f"row {text!r}: training data {cell!r} is none of {', '.join(CELLS)}")
+        return cls(target=target, method=method, training=tuple(training), label=label)
+
+    def __str__(self) -> str:
+        return "|".join([self.target, self.method, *self.training, *filter(None, [self.label])])
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether gains over finetune are over this row."""
+        return self.method == "finetune" and not self.label
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """The clips and captions that a row is evaluated on, and how they were embedded."""
+
+    split: str
+    n_text: int
+    n_audio: int
+    n_audio_expected: int | None
+    """Clips that the split was published with."""
+    windows: str
+
+    def differences(self, other: TestSet) -> str:
+        """The values that differ, in words."""
+        mine, theirs = asdict(self), asdict(other)
+        return ", ".join(f"{name} {mine[name]} and {theirs[name]}" for name in mine if mine[name] != theirs[name])
+
+
+TEST_SET = tuple(field.name for field in fields(TestSet))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """The published counterpart of a line, in percent as printed; empty where something is missing."""
+
+    figures: Figures
+    differences: Figures
+    """Ours less the published."""
+    gains: Figures
+    """Of `composed`: relative gains over finetune, for the figures in `published.GAINS`."""
+    published_gains: Figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A row with its figures."""
+
+    row: Row
+    mean: Figures
+    """Over the seeds."""
+    sd: Figures
+    """Sample standard deviation over the seeds; NaN for one seed."""
+    seeds: int
+    test_set: TestSet
+    significant: frozenset[str] = frozenset()
+    """Figures that differ from finetune's beyond chance."""
+    published: Published | None = None
+    """None in a table that shows no published figures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """The lines in the order given, which the writers turn into CSV, Markdown and LaTeX."""
+
+    lines: Sequence[Line] = field(repr=False)
+    datasets: Sequence[str]
+    """The columns of training data."""
+    protocol: str
+    has_marks: bool = False
+    """Whether what is significant was looked up."""
+
+    @property
+    def has_deviations(self) -> bool:
+        """Whether a row has several seeds."""
+        return any(line.seeds > 1 for line in self.lines)
+
+    @property
+    def has_published(self) -> bool:
+        """Whether it shows published figures."""
+        return any(line.published for line in self.lines)
+
+    def by_target(self) -> dict[str, list[Line]]:
+        """The lines of each target, in the order in which targets first occur."""
+        groups: dict[str, list[Line]] = {}
+        for line in self.lines:
+            groups.setdefault(line.row.target, []).append(line)
+        return groups
+
+
+def add_row_arguments(parser: argparse.ArgumentParser, file: str) -> None:
+    """`--row ROW FILES...`, `--datasets` and `--protocol`: a table's rows, each with `file` of every seed."""
+    parser.add_argument(
+        "--row", nargs="+", action="append", required=True, metavar=("ROW", "FILE"),
+        help=f"TARGET|METHOD, a cell (A+T, A or -) per dataset and a label if it has one, then {file} of every seed; "
+        "again for every row",
+    )  # fmt: skip
+    parser.add_argument("--datasets", nargs="*", required=True, help="columns of training data")
+    parser.add_argument("--protocol", choices=PROTOCOLS, required=True)
+
+
+def tabulate(
+    results: Sequence[tuple[Row, Mapping[Path, Mapping[str, Any]]]], datasets: Sequence[str], protocol: str
+) -> Table:
+    """The table of `results`: each row with the contents of its metrics.json files, one per seed.
+
+    Raises:
+        PipelineError: a row that comes twice or without files, a file of another target or without the protocol,
+            seeds of a row that repeat or come from different runs, or a target evaluated on different test sets.
+    """
+    lines: list[Line] = []
+    test_sets: dict[str, tuple[Path, TestSet]] = {}
+    for row, files in results:
+        if any(row == line.row for line in lines):
+            raise PipelineError(f"row {row} is given twice")
+        if not files:
+            raise PipelineError(f"row {row} has no metrics file; give at least one")
+        _check_seeds(row, files, protocol)
+        for path, metrics in files.items():
+            test_set = TestSet(**{name: metrics[name] for name in TEST_SET})
+            other, expected = test_sets.setdefault(row.target, (path, test_set))
+            if test_set != expected:
+                raise PipelineError(
+                    f"{path} and {other} are not comparable: {test_set.differences(expected)}; "
+                    "evaluate every row of a target on the same clips in the same way"
+                )
+        figures = pd.DataFrame([metrics["protocols"][protocol] for metrics in files.values()])
+        lines.append(
+            Line(
+                row=row,
+                mean={name: float(figures[name].mean()) for name in FIGURES},
+                sd={name: float(figures[name].std()) for name in FIGURES},
+                seeds=len(files),
+                test_set=test_sets[row.target][1],
+            )
+        )
+    windows = list(dict.fromkeys(line.test_set.windows for line in lines))
+    if len(windows) > 1:
+        raise PipelineError(
+            f"targets are embedded with different windows ({', '.join(windows)}); evaluate them with the same"
+        )
+    return Table(lines=lines, datasets=datasets, protocol=protocol)
+
+
+def _check_seeds(row: Row, files: Mapping[Path, Mapping[str, Any]], protocol: str) -> None:
+    """Raise PipelineError unless the files are of the row's target, of one run, and each of another seed."""
+    by_seed: dict[int, Path] = {}
+    first = next(iter(files))
+    for path, metrics in files.items():
+        _check_file(path, metrics, row, protocol)
+        if metrics["run"] != files[first]["run"]:
+            raise PipelineError(
+                f"row {row} mixes runs: {path} is of {metrics['run']}, {first} of {files[first]['run']}"
+            )
+        other = by_seed.setdefault(metrics["seed"], path)
+        if other != path:
+            raise PipelineError(f"row {row}: {path} and {other} are both of seed {metrics['seed']}")
+
+
+def _check_file(path: Path, metrics: Mapping[str, Any], row: Row, protocol: str) -> None:
+    missing = [name for name in ("run", "seed", "target", "protocols", *TEST_SET) if name not in metrics]
+    if missing:
+        raise PipelineError(f"{path}: holds no {', '.join(missing)}; make it with the stage evaluate")
+    if metrics["target"] != row.target:
+        raise PipelineError(f"{path}: is of the target {metrics['target']}, but row {row} is of {row.target}")
+    if protocol not in metrics["protocols"]:
+        raise PipelineError(f"{path}: has no protocol {protocol!r}, only {', '.join(metrics['protocols'])}")
+    found = metrics["protocols"][protocol]
+    for name in FIGURES:
+        if not isinstance(found.get(name), int | float) or not math.isfinite(found[name]):
+            raise PipelineError(f"{path}: {protocol} {name} is {found.get(name)}; a number was expected")
+
+
+def mark_significant(table: Table, comparisons: Mapping[Row, Mapping[str, Comparison]]) -> Table:
+    """The table with the figures marked that differ significantly from finetune's, by row."""
+    lines = []
+    for line in table.lines:
+        compared = comparisons.get(line.row, {})
+        significant = frozenset(name for name, found in compared.items() if found.is_significant)
+        lines.append(replace(line, significant=significant))
+    return replace(table, lines=lines, has_marks=bool(comparisons))
+
+
+def number(value: float) -> str:
+    """A figure or its standard deviation, in percent, as every output writes it."""
+    return f"{value:.2f}"
