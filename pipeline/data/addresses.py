@@ -96,13 +96,19 @@ def check_ranges(address: str, size: int) -> None:
 
 def fetch(address: str, path: Path) -> str:
     """Write a file's bytes to a path and return their hex SHA-256; PipelineError where it cannot be read to its end."""
-    filesystem, remote = _found(address)
     digest = hashlib.sha256()
-    with path.open("wb") as file, _named(address), filesystem.open(remote, "rb", block_size=0) as source:
-        while chunk := source.read(_CHUNK_BYTES):
+    with path.open("wb") as file:
+        for chunk in _chunks(address):
             digest.update(chunk)
             file.write(chunk)
     return digest.hexdigest()
+
+
+def _chunks(address: str) -> Iterator[bytes]:
+    filesystem, path = _found(address)
+    with _named(address), filesystem.open(path, "rb", block_size=0) as source:
+        while chunk := source.read(_CHUNK_BYTES):
+            yield chunk
 
 
 def copy_file(address: str, path: Path, sha256: str) -> None:

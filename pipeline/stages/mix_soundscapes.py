@@ -14,15 +14,13 @@ import base64
 import csv
 import hashlib
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import soundfile as sf
 
 from pipeline.errors import PipelineError
+from pipeline.files import make_folder_atomically
 from pipeline.small_study.soundscapes import STYLES, Recording, Soundscape, draw_split, load_recordings, render
 from pipeline.stages import run
 
@@ -83,9 +81,7 @@ def mix_dataset(dataset: str, recordings_folder: Path, out: Path, *, seed: int, 
     if out.exists() and not (out / PROVENANCE).is_file() and (out.is_file() or any(out.iterdir())):
         raise PipelineError(f"{out}: holds something other than soundscapes; move it away or choose another --out")
     recordings = {recording.file_name: recording for recording in load_recordings(recordings_folder)}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with make_folder_atomically(out) as temporary:
         clips: list[tuple[Soundscape, Path]] = []
         for split, settings in STYLES[dataset].splits.items():
             count = max(1, round(settings.clips * scale))
@@ -97,14 +93,6 @@ def mix_dataset(dataset: str, recordings_folder: Path, out: Path, *, seed: int, 
             sf.write(path, render(soundscape, recordings), soundscape.rate_hz, subtype="PCM_16")
         LISTERS[dataset](temporary, clips, recordings, seed)
         _write_provenance(temporary, clips)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp makes 0700, which a group on a cluster could not read
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     logging.info("%s: %d clips mixed from %d recordings in %s", dataset, len(clips), len(recordings), out)
 
 

@@ -49,6 +49,7 @@ def main(argv: list[str]) -> None:
         summary["address"] = address
         found = "read from there"
     else:
+        summary.pop("address", None)  # of a split that its publisher reads from afar
         with ThreadPoolExecutor(CONNECTIONS) as pool:
             tasks = pool.map(lambda shard: stage_tar(address, args.manifest.parent, shard), shards)
             copied = sum(tqdm(tasks, total=len(shards), unit="shard", disable=None))

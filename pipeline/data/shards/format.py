@@ -83,7 +83,15 @@ def read_summary(path: Path) -> dict[str, Any]:
     summary = read_json(path)
     if missing := _missing_facts(summary):
         raise PipelineError(f"{path}: has no {', '.join(missing[:3])}; make it again with index_shards")
+    _check_names(summary, path)
     return {"channels": "mean", **summary}  # which earlier versions kept, and did not say
+
+
+def _check_names(summary: Mapping[str, Any], path: Path | str) -> None:
+    """Raise PipelineError if a tar's name is not a plain one: another could lead out of the folder."""
+    for shard in summary["shards"]:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", str(shard["shard"])) or shard["tar"] != f"{shard['shard']}.tar":
+            raise PipelineError(f"{path}: {shard['tar']!r} is not the name of a shard's tar; use another copy")
 
 
 def _missing_facts(summary: Mapping[str, Any]) -> list[str]:
@@ -106,9 +114,7 @@ def read_published_summary(address: str) -> dict[str, Any]:
         raise PipelineError(f"{path}: is not JSON ({error}); give the address of one split's shards") from error
     if missing := _missing_facts(summary if isinstance(summary, dict) else {}):
         raise PipelineError(f"{path}: has no {', '.join(missing[:3])}; it is not what index_shards writes")
-    for shard in summary["shards"]:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", shard["shard"]) or shard["tar"] != f"{shard['shard']}.tar":
-            raise PipelineError(f"{path}: {shard['tar']!r} is not the name of a shard's tar")
+    _check_names(summary, path)
     return summary
 
 
