@@ -17,27 +17,26 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 
 import py7zr
 import requests
+from requests.adapters import HTTPAdapter
 from tqdm import tqdm
+from urllib3.util import Retry
 
 from pipeline.data.adapters import ADAPTERS
 from pipeline.data.adapters.audiocaps import COLUMNS
 from pipeline.data.adapters.sources import AUDIO_EXTENSIONS, read_csv, read_table
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, write_error_message
 
 logger = logging.getLogger(__name__)
 
 RETRIES = 6  # in a row without a byte of progress
-BACKOFF_S = 1.0  # before the first retry; doubled before each further one
-LONGEST_WAIT_S = 120.0  # of what a server may ask for with Retry-After
+BACKOFF_S = 1.0  # before the second retry; doubled before each further one
+LONGEST_WAIT_S = 120  # of what a server may ask for with Retry-After
 TIMEOUT_S = (10, 60)  # to connect, and between two packets
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that another attempt may not meet
 UNPACKED = 2  # bytes on disk a byte of a 7z archive of WAV files; Clotho's hold 12 GB in 6.5
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,55 +165,43 @@ PUBLICATIONS = {
 # --- HTTP ------------------------------------------------------------------------------------------------------------
 
 
-class _PassingError(Exception):
-    """What another attempt may not meet; `wait_s` is what the server asked to wait."""
+def open_session(retries: int) -> requests.Session:
+    """A session that repeats requests after failed connections and statuses that pass."""
+    retry = Retry(
+        retries,
+        other=0,  # a certificate that is not trusted stays so
+        backoff_factor=BACKOFF_S,
+        retry_after_max=LONGEST_WAIT_S,
+        status_forcelist=PASSING,
+        raise_on_status=False,
+    )
+    session = requests.Session()
+    session.headers["Accept-Encoding"] = "identity"  # a compressed answer's offsets would not be the file's
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(max_retries=retry))
+    return session
 
-    def __init__(self, message: str, wait_s: float = 0.0) -> None:
-        super().__init__(message)
-        self.wait_s = wait_s
 
-
-def _open(session: requests.Session, method: str, url: str, headers: dict[str, str] | None = None) -> requests.Response:
-    """The server's answer, its body unread. Raises _PassingError, or PipelineError for what no retry can mend."""
+def _request(session: requests.Session, method: str, url: str, headers: dict[str, str]) -> requests.Response:
+    """The server's answer, its body unread. Raises PipelineError if there is none, or one that means "later"."""
     try:
         response = session.request(method, url, headers=headers, stream=True, timeout=TIMEOUT_S, allow_redirects=True)
     except requests.exceptions.SSLError as error:
         raise PipelineError(
             f"{url}: no trusted connection ({error}); behind a company's proxy set REQUESTS_CA_BUNDLE"
         ) from error
-    except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
-        raise _PassingError(str(error)) from error
     except (requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema) as error:
         raise PipelineError(f"{url}: is no address of a web server; give one that begins with https://") from error
     except requests.exceptions.RequestException as error:
-        raise PipelineError(f"{url}: cannot be asked for ({error})") from error
+        raise _gave_up(url, getattr(error.args[0], "reason", error) if error.args else error) from error
     if response.status_code in PASSING:
         response.close()
-        asked = response.headers.get("Retry-After", "")
-        raise _PassingError(
-            f"status {response.status_code} {response.reason}",
-            min(float(asked), LONGEST_WAIT_S) if asked.isdigit() else 0.0,
-        )
+        raise _gave_up(url, f"status {response.status_code} {response.reason}")
     return response
 
 
-def _retried(url: str, attempt: Callable[[], Result], progress: Callable[[], int]) -> Result:
-    """The first result of `attempt`, repeated after passing errors as long as `progress` grows, else RETRIES times."""
-    farthest, failures = progress(), 0
-    while True:
-        try:
-            return attempt()
-        except _PassingError as error:
-            if progress() > farthest:
-                farthest, failures = progress(), 0
-            failures += 1
-            if failures > RETRIES:
-                raise PipelineError(
-                    f"{url}: {error}; gave up after {RETRIES} retries, run the command again to go on from here"
-                ) from error
-            wait_s = max(error.wait_s, BACKOFF_S * 2 ** (failures - 1))
-            logger.warning("%s: %s; trying again in %.1f s", url, error, wait_s)
-            time.sleep(wait_s)
+def _gave_up(url: str, reason: object) -> PipelineError:
+    return PipelineError(f"{url}: {reason}; gave up, run the command again to go on from here")
 
 
 def _refuse(url: str, response: requests.Response) -> PipelineError:
@@ -225,15 +212,11 @@ def _refuse(url: str, response: requests.Response) -> PipelineError:
 
 
 def remote_size(session: requests.Session, url: str) -> int | None:
-    """Bytes of a file as its server tells, None if it does not; PipelineError when there is no such file."""
-
-    def ask() -> int | None:
-        with _open(session, "HEAD", url) as response:
-            if response.status_code in (404, 410):
-                raise _refuse(url, response)
-            return int(response.headers["Content-Length"]) if response.ok and _length_of(response) else None
-
-    return _retried(url, ask, lambda: 0)
+    """Bytes of a file as its server states them, None if it does not; PipelineError if there is no such file."""
+    with _request(session, "HEAD", url, {}) as response:
+        if response.status_code in (404, 410):
+            raise _refuse(url, response)
+        return _length_of(response) if response.ok else None
 
 
 def _length_of(response: requests.Response) -> int | None:
@@ -256,36 +239,32 @@ def _size(path: Path) -> int:
 
 
 def _discard(part: Path) -> None:
-    part.unlink(missing_ok=True)  # first: a part without its tag is started anew, a tag without its part is nothing
+    part.unlink(missing_ok=True)  # first: a part without its tag is not resumed, a tag without its part is nothing
     _tag_of(part).unlink(missing_ok=True)
 
 
-def _fetch_rest(session: requests.Session, url: str, part: Path) -> None:
-    """Append what `part` lacks; whatever the server does not let resume starts anew. Raises as `_open` does."""
+def _fetch_rest(session: requests.Session, url: str, part: Path) -> bool:
+    """Append the missing bytes to `part`, all of them where the server cannot resume; True once it is whole."""
     offset, tag = _size(part), _tag_of(part)
     headers = {}
     if offset and tag.exists():
         headers = {"Range": f"bytes={offset}-", "If-Range": tag.read_text(encoding="utf-8")}
-    with _open(session, "GET", url, headers) as response:
-        validator = _validator(response)
-        if response.status_code == 416:
-            if response.headers.get("Content-Range") == f"bytes */{offset}":
-                return  # it was whole
+    with _request(session, "GET", url, headers) as response:
+        content_range, validator = response.headers.get("Content-Range", ""), _validator(response)
+        if response.status_code == 416 and content_range == f"bytes */{offset}":
+            return True
+        is_rest = content_range.startswith(f"bytes {offset}-") and validator == headers.get("If-Range", validator)
+        if response.status_code == 416 or (response.status_code == 206 and not is_rest):
+            logger.warning("%s: the file has changed since the last attempt; starting from its beginning", url)
             _discard(part)
-            raise _PassingError(f"the part of {offset:,} bytes is longer than the file; starting anew")
-        if response.status_code == 206:
-            is_rest = response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
-            if not is_rest or validator != headers.get("If-Range", validator):
-                _discard(part)
-                raise _PassingError("the file has changed since the last attempt; starting anew")
-        elif response.status_code == 200:
+            return False
+        if response.status_code not in (200, 206):
+            raise _refuse(url, response)
+        if response.status_code == 200:
             _discard(part)
             offset = 0
             if validator is not None:
-                tag.parent.mkdir(parents=True, exist_ok=True)
                 tag.write_text(validator, encoding="utf-8")
-        else:
-            raise _refuse(url, response)
         length = _length_of(response)
         total = None if length is None else offset + length
         with (
@@ -293,27 +272,34 @@ def _fetch_rest(session: requests.Session, url: str, part: Path) -> None:
             tqdm(desc=part.stem, total=total, initial=offset, unit="B", unit_scale=True, mininterval=1) as bar,
         ):
             try:
-                for chunk in response.iter_content(1 << 16):
+                for chunk in response.iter_content(1 << 16):  # raises if bytes are missing at the end
                     file.write(chunk)
                     bar.update(len(chunk))
             except requests.exceptions.RequestException as error:
-                raise _PassingError(f"broke off after {_size(part):,} bytes ({error})") from error
-        if total is not None and _size(part) != total:
-            raise _PassingError(f"broke off after {_size(part):,} of {total:,} bytes")
+                logger.warning("%s: broke off (%s)", url, error)
+                return False
+    return True
 
 
 def fetch(session: requests.Session, url: str, path: Path, check: Callable[[Path], None]) -> None:
     """Download a file to `path`, which appears only once `check` has passed.
 
-    Raises PipelineError when the server refuses, stays silent through RETRIES retries, the disk fills, or the file
-    fails its check, in which case what had arrived is removed.
+    Raises:
+        PipelineError: The server refuses or does not answer, RETRIES attempts in a row bring no byte, the disk is
+            full, or the file fails its check. In the last case the received file is removed.
     """
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _retried(url, lambda: _fetch_rest(session, url, part), lambda: _size(part))
+        size, failures = _size(part), 0
+        while not _fetch_rest(session, url, part):
+            failures = 0 if _size(part) > size else failures + 1
+            if failures > RETRIES:
+                raise _gave_up(url, f"no further byte in {RETRIES} retries")
+            size = _size(part)
+            time.sleep(BACKOFF_S * 2**failures)
     except OSError as error:
-        raise PipelineError(f"{part}: cannot be written ({error.strerror}); run the command again to go on") from error
+        raise PipelineError(write_error_message(part, error)) from error
     try:
         check(part)
     except PipelineError as error:
@@ -408,8 +394,7 @@ def download(
         raise PipelineError(f'{dataset}: no split "{unknown[0]}"; it has {", ".join(publication.splits)}')
     base = (address or publication.address).rstrip("/")
     print(f"{dataset}: {base} -> {root}\nlicence: {publication.licence}")
-    session = requests.Session()
-    session.headers["Accept-Encoding"] = "identity"  # a compressed answer's offsets would not be the file's
+    session = open_session(0 if dry_run else RETRIES)
     waiting: list[tuple[Published, str]] = []
     to_come, to_unpack, is_known = 0, 0, True
     for file in (file for split in splits for file in publication.splits[split]):
