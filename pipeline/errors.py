@@ -1,4 +1,4 @@
-"""The one exception whose message is written for the person who runs the pipeline."""
+"""Errors with a message for the person who runs the pipeline."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _REMEDIES = {
 
 
 class PipelineError(Exception):
-    """What was asked, what was found, in which file and row, and what to do about it.
+    """An error whose message says what is wrong, in which file and row, and what to do.
 
-    Stages print it as one line and exit with status 1; anything else is a defect and keeps its traceback.
+    Stages print it as one line and exit with status 1. Other errors are defects and keep their traceback.
     """
 
 
 def printable(text: str) -> str:
-    """The text with escapes for line breaks, which file names may hold, and for codes that a terminal would obey."""
+    """Return the text with line breaks, which file names may hold, and control codes of terminals escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def write_error_message(path: str | os.PathLike[str], error: OSError) -> str:
-    """One line about a file that cannot be written: the reason, and what to do."""
+    """Return one line about a file that cannot be written: the reason, and what to do."""
     return f"{path}: cannot be written ({_reason(error)}); {_remedy(error)}"
 
 
 def crash_message(error: Exception) -> str | None:
-    """One line for an error of the file system or of memory that no stage foresaw; None for any other error."""
+    """Return one line for an error of the file system or of memory that no stage handled; None for other errors."""
     if isinstance(error, MemoryError):  # also pyarrow's and numpy's
         detail = f" ({error})" if str(error) else ""
         return f"out of memory{detail}; give the command more memory, then run it again"

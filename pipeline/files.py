@@ -147,7 +147,7 @@ def _cause(error: Exception, path: Path, temporary: Path) -> OSError | None:
 
 
 def sha256_of(path: str | Path) -> str:
-    """The hex SHA-256 of a file's bytes."""
+    """Return the hex SHA-256 of a file."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -159,7 +159,7 @@ def write_parquet(table: pa.Table, path: str | Path, row_group_size: int | None 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; PipelineError if it is missing or none."""
+    """Return the JSON object in a file; PipelineError if the file is missing or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -172,6 +172,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(value: Any, path: str | Path) -> None:
-    """Write JSON atomically, keys sorted, so that equal values give equal bytes."""
+    """Write JSON atomically with sorted keys: equal values give equal bytes."""
     with write_atomically(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,9 +1,8 @@
-"""Download what publishers give out without an account: Clotho, and the lists of AudioCaps and AudioSet.
+"""Download the data that publishers offer without an account: Clotho, and the lists of AudioCaps and AudioSet.
 
-No stage calls this: the workflow never fetches a dataset. What arrives has the layout that
-`pipeline.data.adapters` reads.
-A download that breaks off is resumed where the server can do so (RFC 9110: Range guarded by If-Range), from
-`NAME.part` and the validator in `NAME.part.etag` beside it.
+No stage calls this: the workflow never fetches a dataset. The files have the layout that `pipeline.data.adapters`
+reads. An interrupted download goes on where it stopped if the server supports it (RFC 9110: Range guarded by
+If-Range), from `NAME.part` and the validator in `NAME.part.etag`.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ RETRIES = 6  # in a row without a byte of progress
 BACKOFF_S = 1.0  # before the second retry; doubled before each further one
 LONGEST_WAIT_S = 120  # of what a server may ask for with Retry-After
 TIMEOUT_S = (10, 60)  # to connect, and between two packets
-PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that another attempt may not meet
-UNPACKED = 2  # bytes on disk a byte of a 7z archive of WAV files; Clotho's hold 12 GB in 6.5
+PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that a later attempt may not meet
+UNPACKED = 2  # unpacked bytes per byte of a 7z archive of WAV files; Clotho's hold 12 GB in 6.5 GB
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A file of a publisher: its name, also below the dataset's root, and how to tell that it is whole."""
+    """A file of a publisher: its name, also below the dataset's root, and a check of its contents."""
 
     name: str
     split: str
@@ -51,16 +50,16 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Publication:
-    """What can be had of a dataset, from where and under which terms."""
+    """The files of a dataset, their address and their licence."""
 
     address: str
     query: str
-    """What follows a file's name in its URL."""
+    """Appended to the name of a file in its URL."""
     licence: str
     splits: dict[str, tuple[Published, ...]]
     default_splits: tuple[str, ...]
     remark: str
-    """What is still to be done by hand afterwards."""
+    """The steps that remain for the user."""
 
 
 def _has_md5(expected: str) -> Callable[[Path], None]:
@@ -83,7 +82,7 @@ def _is_audiocaps_list(rows: int) -> Callable[[Path], None]:
 
 
 def _is_audioset_list(rows: int | None) -> Callable[[Path], None]:
-    """A check of the number of rows, which the list itself tells in its second line."""
+    """Return a check of the number of rows, which the second line of the list states."""
 
     def check(path: Path) -> None:
         expected, found = rows, 0
@@ -92,8 +91,8 @@ def _is_audioset_list(rows: int | None) -> Callable[[Path], None]:
                 found += 1
                 if len(fields) != 4:
                     raise PipelineError(f"{path} row {row}: {len(fields)} fields, a segment of AudioSet has 4")
-            elif told := re.search(r"num_segs=(\d+)", ",".join(fields)):
-                expected = rows or int(told[1])
+            elif stated := re.search(r"num_segs=(\d+)", ",".join(fields)):
+                expected = rows or int(stated[1])
         if found != expected:
             raise PipelineError(f"{path}: {found:,} rows, AudioSet's list has {expected or 'an unknown number'}")
 
@@ -101,7 +100,7 @@ def _is_audioset_list(rows: int | None) -> Callable[[Path], None]:
 
 
 def clotho_splits(md5: Mapping[str, tuple[str, str, str]]) -> dict[str, tuple[Published, ...]]:
-    """The three files of each split of Clotho, from the md5 of its audio, captions and metadata."""
+    """Return the three files of each split of Clotho, from the md5 of its audio, captions and metadata."""
     return {
         split: (
             Published(name=f"clotho_captions_{split}.csv", split=split, check=_has_md5(captions)),
@@ -132,7 +131,7 @@ PUBLICATIONS = {
         "audio: each clip's own of Freesound, named in clotho_metadata_*.csv",
         splits=clotho_splits(CLOTHO_MD5),
         default_splits=tuple(CLOTHO_MD5),
-        remark="the archives are not needed any more and may be deleted",
+        remark="the archives are no longer needed and may be deleted",
     ),
     "audiocaps": Publication(
         address="https://raw.githubusercontent.com/cdjkim/audiocaps/master/dataset",
@@ -143,7 +142,7 @@ PUBLICATIONS = {
             for split, rows in {"train": 49_838, "val": 495 * 5, "test": 975 * 5}.items()
         },
         default_splits=("train", "val", "test"),
-        remark="the clips themselves are YouTube's: put them into train/, val/ and test/ beside the lists, named by "
+        remark="the clips themselves are YouTube's: put them into train/, val/ and test/ next to the lists, named by "
         "YouTube id, id and start, or audiocap id",
     ),
     "audioset": Publication(
@@ -155,18 +154,18 @@ PUBLICATIONS = {
             for split, rows in {"balanced_train": 22_160, "eval": 20_371, "unbalanced_train": None}.items()
         },
         default_splits=("balanced_train",),
-        remark="the clips themselves are YouTube's: put them into a folder named after the split beside the list, "
+        remark="the clips themselves are YouTube's: put them into a folder named after the split, next to the list, "
         "named by YouTube id, or id and start",
     ),
 }
-"""By the name of the adapter that reads what arrives."""
+"""By the name of the adapter that reads the files."""
 
 
 # --- HTTP ------------------------------------------------------------------------------------------------------------
 
 
 def open_session(retries: int) -> requests.Session:
-    """A session that repeats requests after failed connections and statuses that pass."""
+    """Return a session that repeats requests after failed connections and PASSING statuses."""
     retry = Retry(
         retries,
         other=0,  # a certificate that is not trusted stays so
@@ -183,7 +182,7 @@ def open_session(retries: int) -> requests.Session:
 
 
 def _request(session: requests.Session, method: str, url: str, headers: dict[str, str]) -> requests.Response:
-    """The server's answer, its body unread. Raises PipelineError if there is none, or one that means "later"."""
+    """Return the response, its body unread; PipelineError if there is none, or none but a PASSING status."""
     try:
         response = session.request(method, url, headers=headers, stream=True, timeout=TIMEOUT_S, allow_redirects=True)
     except requests.exceptions.SSLError as error:
@@ -212,7 +211,7 @@ def _refuse(url: str, response: requests.Response) -> PipelineError:
 
 
 def remote_size(session: requests.Session, url: str) -> int | None:
-    """Bytes of a file as its server states them, None if it does not; PipelineError if there is no such file."""
+    """Return the size of a file in bytes, None if its server does not state it; PipelineError if it does not exist."""
     with _request(session, "HEAD", url, {}) as response:
         if response.status_code in (404, 410):
             raise _refuse(url, response)
@@ -225,7 +224,7 @@ def _length_of(response: requests.Response) -> int | None:
 
 
 def _validator(response: requests.Response) -> str | None:
-    """What If-Range may hold: a strong ETag, or else the date of the last change."""
+    """Return the value for If-Range: a strong ETag, or else the date of the last change."""
     etag = response.headers.get("ETag", "")
     return etag if etag.startswith('"') else response.headers.get("Last-Modified")
 
@@ -305,7 +304,7 @@ def fetch(session: requests.Session, url: str, path: Path, check: Callable[[Path
     except PipelineError as error:
         _discard(part)
         raise PipelineError(
-            f"{url}: what arrived is damaged or not the published file, and was removed ({error}); "
+            f"{url}: the received file is damaged or not the published one, and was removed ({error}); "
             "run the command again"
         ) from error
     part.replace(path)
@@ -316,10 +315,11 @@ def fetch(session: requests.Session, url: str, path: Path, check: Callable[[Path
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """The audio of a 7z archive as `folder`, which appears whole or not at all, whatever the archive calls it.
+    """Unpack the audio of a 7z archive as `folder`, which appears whole or not at all.
 
-    Raises PipelineError for entries that would land elsewhere or are no plain files, audio in several folders, a
-    damaged archive, and a disk that is too small.
+    Raises:
+        PipelineError: An entry is a link or would land elsewhere, the audio lies in several folders, the archive is
+            damaged, or the disk is too small.
     """
     temporary = folder.with_name(f".{folder.name}.unpacking")
     shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
@@ -363,7 +363,7 @@ def check_space(folder: Path, needed: int, purpose: str) -> None:
 
 
 def readable(size: float) -> str:
-    """Bytes in the largest decimal unit that leaves at least 1 before the point."""
+    """Return a number of bytes in the largest decimal unit in which it is at least 1."""
     for unit in ("bytes", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
@@ -372,7 +372,7 @@ def readable(size: float) -> str:
 
 
 def _unpacked_folder(root: Path, file: Published) -> Path | None:
-    """Where the audio of an archive already lies, under either name that the adapter reads."""
+    """Return the folder of already unpacked audio, which may have either name that the adapter reads."""
     for folder in (root / file.split, root / PurePosixPath(file.name).stem):
         if folder.is_dir() and any(folder.iterdir()):
             return folder
@@ -382,11 +382,13 @@ def _unpacked_folder(root: Path, file: Published) -> Path | None:
 def download(
     dataset: str, root: Path, *, splits: Sequence[str] | None = None, address: str | None = None, dry_run: bool = False
 ) -> None:
-    """Bring a dataset's published files below `root`; what is there and whole is left alone.
+    """Download the published files of a dataset to `root`, except those that are there already.
 
-    Prints what is to come, its size and its licence before anything is written; with `dry_run` that is all.
-    `address` replaces the publisher's, for a mirror. Raises PipelineError as `fetch` and `unpack` do, for files in the
-    way that are not the published ones, and for a disk that is too small.
+    Sizes and licence are printed first; with `dry_run` nothing else happens. `address` replaces the publisher's, for a
+    mirror.
+
+    Raises:
+        PipelineError: As `fetch` and `unpack`; also if other files are in the way, or the disk is too small.
     """
     publication = PUBLICATIONS[dataset]
     splits = tuple(splits or publication.default_splits)
@@ -438,7 +440,7 @@ def download(
 
 
 def _check_clips(root: Path, split: str) -> None:
-    """Say how many of a split's listed clips the adapter finds; PipelineError unless it finds all."""
+    """Print the number of listed clips of a split; PipelineError unless the adapter finds a file for each."""
     rows = list(ADAPTERS["clotho"](root, split))
     lost = [row.source_name for row in rows if row.path is None]
     if lost:

@@ -1,4 +1,4 @@
-"""Bring ready shards from another address: the manifest, and the tars as checked copies or to be read from afar."""
+"""Fetch ready shards from another address: the manifest, and the tars as checked copies or by byte range later."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONNECTIONS = 4
 
 
 def stage_tar(address: str, folder: Path, shard: Mapping[str, Any]) -> bool:
-    """Copy a tar unless it is there already, whole; whether it was copied."""
+    """Copy a tar unless a whole copy exists; return whether it was copied."""
     path = folder / shard["tar"]
     if path.exists() and path.stat().st_size == shard["bytes"] and sha256_of(path) == shard["sha256"]:
         return False

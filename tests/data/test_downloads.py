@@ -203,7 +203,7 @@ def test_a_missing_file_is_named_and_not_asked_for_again(publisher, path):
 
 
 def test_a_damaged_file_is_named_with_both_checksums_and_removed(publisher, path):
-    with pytest.raises(PipelineError, match=rf"/file\.7z: what arrived is damaged .* md5 [0-9a-f]+, .* {MD5}"):
+    with pytest.raises(PipelineError, match=rf"/file\.7z: the received file is damaged .* md5 [0-9a-f]+, .* {MD5}"):
         get(publisher, path, "damage")
     assert list(path.parent.iterdir()) == []
     get(publisher, path)
@@ -224,11 +224,11 @@ def audiocaps_list(rows: int) -> bytes:
     return "\n".join(["audiocap_id,youtube_id,start_time,caption", *lines, ""]).encode()
 
 
-def audioset_list(rows: int, told: int | None = None) -> bytes:
+def audioset_list(rows: int, stated: int | None = None) -> bytes:
     lines = [f'-a_{row:08d}, {row % 500}.000, {row % 500 + 10}.000, "/m/09x0r,/t/dd00088"' for row in range(rows)]
     head = [
         "# Segments csv created Sun Mar  5 10:54:31 2017",
-        f"# num_ytids={told or rows}, num_segs={told or rows}, num_unique_labels=527, num_positive_labels=52882",
+        f"# num_ytids={stated or rows}, num_segs={stated or rows}, num_unique_labels=527, num_positive_labels=52882",
         "# YTID, start_seconds, end_seconds, positive_labels",
     ]
     return "\n".join([*head, *lines, ""]).encode()
@@ -265,7 +265,7 @@ def test_a_list_of_another_version_is_refused(publisher, tmp_path):
 
 def test_audioset_lists_must_have_the_rows_that_they_tell_of(publisher, tmp_path):
     publisher.files["balanced_train_segments.csv"] = audioset_list(22_160)
-    publisher.files["unbalanced_train_segments.csv"] = audioset_list(50, told=60)
+    publisher.files["unbalanced_train_segments.csv"] = audioset_list(50, stated=60)
     run_download("audioset", "--to", tmp_path, "--from", publisher.address)
     assert [file.name for file in tmp_path.iterdir()] == ["balanced_train_segments.csv"]
     with pytest.raises(PipelineError, match="50 rows, AudioSet's list has 60"):
