@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import py7zr
 import pytest
 import soundfile
 import torch
 from safetensors.torch import save_file
 
+from pipeline.data.downloads import fetch, open_session, unpack
 from pipeline.data.shards.partition import read_assignment
 from pipeline.errors import PipelineError, crash_message
 from pipeline.files import sha256_of, write_atomically, write_json
@@ -171,6 +176,50 @@ def test_full_disk_is_named_where_a_library_hides_it(library, small_disk):
     ):
         WRITERS[library](temporary)
     assert not list(small_disk.iterdir())
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """The address of a server with an archive of 20 s of noise, archive.7z."""
+    (served := tmp_path / "served" / "development").mkdir(parents=True)
+    soundfile.write(served / "noise.wav", SAMPLES[:320_000], 16_000, subtype="FLOAT")
+    with py7zr.SevenZipFile(served.parent / "archive.7z", "w") as archive:
+        archive.writeall(served, "development")
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(served.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/archive.7z"
+        server.shutdown()
+        thread.join()
+
+
+def test_download_to_a_full_disk_goes_on_once_there_is_room(address, small_disk, tmp_path):
+    archive = small_disk / "data" / "archive.7z"
+    with (small_disk / "filler").open("rb+") as file:
+        file.truncate(7 << 20)  # a megabyte is free, the archive has more
+
+    def download() -> None:
+        fetch(open_session(0), address, archive, lambda path: None)
+
+    message = r"archive\.7z\.part: cannot be written \(No space left on device\); make room on the disk, then run the"
+    with pytest.raises(PipelineError, match=message):
+        download()
+    assert archive.with_name("archive.7z.part").stat().st_size > 500_000
+    (small_disk / "filler").unlink()
+    download()
+    assert sha256_of(archive) == sha256_of(tmp_path / "served" / "archive.7z")
+
+
+def test_failed_unpacking_leaves_nothing(address, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(PipelineError, match=r"development: cannot be written \(File too large\)"):
+            unpack(tmp_path / "served" / "archive.7z", tmp_path / "root" / "development")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "root").iterdir())
 
 
 def test_error_of_another_file_is_not_taken_for_one_of_writing(tmp_path):

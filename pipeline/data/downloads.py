@@ -342,7 +342,7 @@ def unpack(archive: Path, folder: Path) -> None:
     except (py7zr.exceptions.ArchiveError, lzma.LZMAError, EOFError) as error:
         raise PipelineError(f"{archive}: cannot be unpacked ({error}); delete it and run the command again") from error
     except OSError as error:
-        raise PipelineError(f"{archive}: cannot be unpacked to {folder} ({error})") from error
+        raise PipelineError(write_error_message(folder, error)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
