@@ -292,3 +292,33 @@ def test_written_files_obey_the_umask(tmp_path):
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+
+
+# --- errors that no stage handles ------------------------------------------------------------------------------------
+
+
+def run_as_stage(statement: str) -> subprocess.CompletedProcess[str]:
+    code = f"from pipeline.stages import run\ndef main(argv):\n    {statement}\nrun(main)"
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("statement", "line"),
+    [
+        ("open('no\\nwhere')", "no\\nwhere: No such file or directory; see that the path is right, then run"),
+        ("open('/proc/self/mem').read()", "Input/output error; see that the disk is there and undamaged, then run"),
+        ("raise MemoryError('std::bad_alloc')", "out of memory (std::bad_alloc); give the command more memory, then"),
+        ("import pyarrow; raise pyarrow.ArrowMemoryError('realloc of size 512')", "out of memory (realloc of"),
+    ],
+)  # fmt: skip
+def test_errors_of_files_and_memory_are_one_line(statement, line):
+    finished = run_as_stage(statement)
+    assert finished.returncode == 1
+    assert finished.stderr.startswith(f"-c: {line}"), finished.stderr
+    assert finished.stderr.count("\n") == 1
+
+
+def test_defects_of_a_stage_keep_their_traceback():
+    finished = run_as_stage("{}['key']")
+    assert finished.returncode == 1
+    assert "Traceback" in finished.stderr and finished.stderr.endswith("KeyError: 'key'\n")
