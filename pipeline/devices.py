@@ -1,4 +1,4 @@
-"""The device that a stage computes on: the one of `--device`, else a GPU if there is one."""
+"""The device that a stage computes on: what it was told, else a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--device cpu|cuda`; the workflow passes it according to the `gpu` resource of the rule."""
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="where to compute (default: cuda if there is one)")
+    """`--device cpu|cuda`; a rule of the workflow passes what its `gpu` resource asks for."""
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="where to compute (default: cuda where there is one)")
 
 
 def choose_device(asked: str | None) -> torch.device:
-    """Return the device; under torchrun each process takes the GPU of its local rank."""
+    """The device by name; under torchrun each process of a machine takes the GPU of its own local rank."""
     if asked == "cuda" and not torch.cuda.is_available():
         raise PipelineError("asked for a GPU, but torch finds none; set gpu to 0 in the profile, or check the driver")
     if asked == "cpu" and torch.cuda.is_available():
@@ -34,12 +34,12 @@ def choose_device(asked: str | None) -> torch.device:
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return the tensor on `device` without waiting for the GPU; memory is pinned because other copies wait."""
+    """The tensor on `device`, without waiting for the GPU: from memory that is not pinned a copy would wait."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of the GPU, or of the processor as the kernel knows it."""
+    """What computes: the GPU's name, or the processor's as the kernel knows it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     information = Path("/proc/cpuinfo")

@@ -37,6 +37,15 @@ def write_error_message(path: str | os.PathLike[str], error: OSError) -> str:
     return f"{path}: cannot be written ({_reason(error)}); {_remedy(error)}"
 
 
+def read_error_message(path: str | os.PathLike[str], error: Exception, advice: str) -> str:
+    """Return one line about a file that cannot be read; `advice` is for a damaged file, not for a lack of memory."""
+    if isinstance(error, MemoryError):
+        return f"{path}: {crash_message(error)}"
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        return f"{path}: cannot be read ({_reason(error)}); {_remedy(error)}"
+    return f"{path}: cannot be read ({(str(error) or type(error).__name__).splitlines()[0]}); {advice}"
+
+
 def crash_message(error: Exception) -> str | None:
     """Return one line for an error of the file system or of memory that no stage handled; None for other errors."""
     if isinstance(error, MemoryError):  # also pyarrow's and numpy's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
 import os
 import resource
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import py7zr
+import pyarrow as pa
 import pytest
 import soundfile
 import torch
@@ -22,7 +24,7 @@ from safetensors.torch import save_file
 
 from pipeline.data.downloads import fetch, open_session, unpack
 from pipeline.data.shards.partition import read_assignment
-from pipeline.errors import PipelineError, crash_message
+from pipeline.errors import PipelineError, crash_message, read_error_message
 from pipeline.files import sha256_of, write_atomically, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -232,6 +234,17 @@ def test_too_little_memory_is_one_line():
         np.empty(2**60, np.uint8)
     message = crash_message(raised.value)
     assert message and message.startswith("out of memory (Unable to allocate") and "more memory" in message
+
+
+def test_lack_of_memory_or_of_files_is_not_taken_for_damage():
+    def message(error: Exception) -> str:
+        return read_error_message("manifest.parquet", error, "make it again")
+
+    assert message(pa.ArrowMemoryError("realloc failed")).startswith("manifest.parquet: out of memory (realloc failed)")
+    assert message(OSError(errno.EMFILE, "")).startswith(
+        "manifest.parquet: cannot be read (Too many open files); raise"
+    )
+    assert message(pa.ArrowInvalid("no footer")) == "manifest.parquet: cannot be read (no footer); make it again"
 
 
 def test_defects_keep_their_traceback():

@@ -91,8 +91,8 @@ def _is_audioset_list(rows: int | None) -> Callable[[Path], None]:
                 found += 1
                 if len(fields) != 4:
                     raise PipelineError(f"{path} row {row}: {len(fields)} fields, a segment of AudioSet has 4")
-            elif stated := re.search(r"num_segs=(\d+)", ",".join(fields)):
-                expected = rows or int(stated[1])
+            elif told := re.search(r"num_segs=(\d+)", ",".join(fields)):
+                expected = rows or int(told[1])
         if found != expected:
             raise PipelineError(f"{path}: {found:,} rows, AudioSet's list has {expected or 'an unknown number'}")
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.data.addresses import check_sizes, read_file
 from pipeline.data.catalogs import OK, read_table
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, read_error_message
 from pipeline.files import read_json, sha256_of
 
 MANIFEST_SCHEMA = pa.schema(
@@ -132,8 +132,7 @@ def _opened_manifest(path: Path) -> Iterator[pq.ParquetFile]:
     except FileNotFoundError:
         raise PipelineError(f"{path}: not found; make it with python -m pipeline.stages.index_shards") from None
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise PipelineError(f"{path}: cannot be read ({reason}); make it again with index_shards") from error
+        raise PipelineError(read_error_message(path, error, "make it again with index_shards")) from error
 
 
 def count_rows(path: Path) -> int:
