@@ -1,13 +1,65 @@
-"""The one exception whose message is written for the person who runs the pipeline."""
+"""Errors with a message for the person who runs the pipeline."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+_REMEDIES = {
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room within the quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "see to the permissions of the file and its folder",
+    errno.EPERM: "see to the permissions of the file and its folder",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "raise the machine's limit on open files (sysctl fs.file-max)",
+    errno.ENOMEM: "give the command more memory",
+    errno.EIO: "see that the disk is there and undamaged",
+    errno.ENAMETOOLONG: "choose a shorter path",
+}
 
 
 class PipelineError(Exception):
-    """What was asked, what was found, in which file and row, and what to do about it.
+    """An error whose message says what is wrong, in which file and row, and what to do.
 
-    Stages print it as one line and exit with status 1; anything else is a defect and keeps its traceback.
+    Stages print it as one line and exit with status 1. Other errors are defects and keep their traceback.
     """
 
 
 def printable(text: str) -> str:
-    """The text with escapes for line breaks, which file names may hold, and for codes that a terminal would obey."""
+    """Return the text with line breaks, which file names may hold, and control codes of terminals escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def write_error_message(path: str | os.PathLike[str], error: OSError) -> str:
+    """Return one line about a file that cannot be written: the reason, and what to do."""
+    return f"{path}: cannot be written ({_reason(error)}); {_remedy(error)}"
+
+
+def read_error_message(path: str | os.PathLike[str], error: Exception, advice: str) -> str:
+    """Return one line about a file that cannot be read; `advice` is for a damaged file, not for a lack of memory."""
+    if isinstance(error, MemoryError):
+        return f"{path}: {crash_message(error)}"
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        return f"{path}: cannot be read ({_reason(error)}); {_remedy(error)}"
+    return f"{path}: cannot be read ({(str(error) or type(error).__name__).splitlines()[0]}); {advice}"
+
+
+def crash_message(error: Exception) -> str | None:
+    """Return one line for an error of the file system or of memory that no stage handled; None for other errors."""
+    if isinstance(error, MemoryError):  # also pyarrow's and numpy's
+        detail = f" ({error})" if str(error) else ""
+        return f"out of memory{detail}; give the command more memory, then run it again"
+    if isinstance(error, OSError) and (error.filename or error.errno in _REMEDIES):
+        file = f"{error.filename}: " if error.filename else ""
+        return f"{file}{_reason(error)}; {_remedy(error)}"
+    return None
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else str(error)
+
+
+def _remedy(error: OSError) -> str:
+    return f"{_REMEDIES.get(error.errno or 0, 'see that the path is right')}, then run the same command again"

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import functools
 import hashlib
 import json
 import os
-import tempfile
+import re
+import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,34 +19,135 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, write_error_message
+
+_SUFFIX = ".tmp"
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE}
+"""Errors of a write whose file the system does not name."""
 
 
 @contextlib.contextmanager
 def write_atomically(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it once the block ends without an error.
+    """Yield a temporary path next to `path`, and rename it to `path` once the block ends without an error.
 
-    The data are synced before the rename, so that a crash leaves either the old file or the whole new one.
+    The data are synced before the rename, so that a crash leaves either the old file or the whole new one. Temporary
+    files of killed processes are removed.
+
+    Raises:
+        PipelineError: The file cannot be written, for example because the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with _temporary(path, is_folder=False) as temporary:
+        mode = temporary.stat().st_mode
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes 0600, which a group on a cluster could not read
+        temporary.chmod(mode)  # safetensors puts a file of its own there, which a group could not read
         temporary.replace(path)
+
+
+@contextlib.contextmanager
+def make_folder_atomically(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder next to `path`, which replaces `path` once the block ends without an error.
+
+    Raises:
+        PipelineError: The folder or a file in it cannot be written.
+    """
+    path = Path(path)
+    with _temporary(path, is_folder=True) as temporary:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, is_folder: bool) -> Iterator[Path]:
+    """Yield a new hidden file or folder next to `path`, locked while the block runs and removed at its end."""
+    temporary, lock = path, None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
+        temporary, lock = _create_locked(path, is_folder)
+        yield temporary
+    except Exception as error:
+        if (cause := _cause(error, path, temporary)) is None:
+            raise
+        raise PipelineError(write_error_message(path, cause)) from error
     finally:
+        if lock is not None:
+            os.close(lock)
+            _remove(temporary)
+
+
+def _create_locked(path: Path, is_folder: bool) -> tuple[Path, int]:
+    """Create a temporary file or folder, and return it with the descriptor that holds its lock.
+
+    The kernel releases the lock when the process ends, so that `_remove_abandoned` of a later process can tell.
+    """
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_SUFFIX}")
+        temporary.mkdir() if is_folder else temporary.touch(exist_ok=False)
+        lock = os.open(temporary, os.O_RDONLY if is_folder else os.O_RDWR)
+        with contextlib.suppress(OSError):  # a file system without locks: nothing there is taken for abandoned
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if temporary.exists():
+            return temporary, lock
+        os.close(lock)  # another process removed it before it was locked
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary files and folders of `path` that no living process has locked."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(_SUFFIX)}")
+    for name in filter(pattern.fullmatch, _temporaries_in(path.parent)):
+        temporary = path.with_name(name)
+        with contextlib.suppress(OSError):  # gone by now, in use, or on a file system without locks
+            lock = os.open(temporary, os.O_RDONLY if temporary.is_dir() else os.O_RDWR)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(temporary)
+            finally:
+                os.close(lock)
+
+
+@functools.cache  # once per process: a folder may hold 100,000 tars, each written through here
+def _temporaries_in(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if entry.name.endswith(_SUFFIX)]
+
+
+def _remove(temporary: Path) -> None:
+    if temporary.is_dir():
+        shutil.rmtree(temporary, ignore_errors=True)
+    else:
         temporary.unlink(missing_ok=True)
 
 
+def _cause(error: Exception, path: Path, temporary: Path) -> OSError | None:
+    """The error of the operating system that kept `path` from being written; None if it was something else."""
+    if isinstance(error, PipelineError | MemoryError):
+        return None
+    if isinstance(error, OSError) and error.errno:
+        if error.filename is None:
+            return error if error.errno in _NO_ROOM else None
+        name = str(error.filename)
+        is_ours = path.is_relative_to(name) or name.startswith(str(path.with_name(f".{path.name}.")))
+        return error if is_ours else None
+    if found := re.search(r"\(os error (\d+)\)", str(error)):  # of safetensors and tokenizers
+        return OSError(int(found[1]), os.strerror(int(found[1])))
+    # soundfile and torch hide the reason: see whether the file system takes another megabyte.
+    try:
+        with (temporary / "probe" if temporary.is_dir() else temporary).open("ab") as file:
+            file.write(bytes(1 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as reason:
+        return reason
+    return None
+
+
 def sha256_of(path: str | Path) -> str:
-    """The hex SHA-256 of a file's bytes."""
+    """Return the hex SHA-256 of a file."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -53,7 +159,7 @@ def write_parquet(table: pa.Table, path: str | Path, row_group_size: int | None 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; PipelineError if it is missing or none."""
+    """Return the JSON object in a file; PipelineError if the file is missing or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -66,6 +172,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(value: Any, path: str | Path) -> None:
-    """Write JSON atomically, keys sorted, so that equal values give equal bytes."""
+    """Write JSON atomically with sorted keys: equal values give equal bytes."""
     with write_atomically(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Files at addresses that fsspec knows (https, s3, a local path, ...), read whole or by byte range."""
+"""Read files at addresses that fsspec supports (https, s3, a local path, ...), whole or by byte range."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _CONNECTIONS = 16
 
 
 def _found(address: str) -> tuple[Any, str]:
-    """The filesystem of an address, which fsspec makes once a process, and the path in it."""
-    import fsspec  # half a second with what it imports for https; readers of local shards need not wait
+    """Return the filesystem of an address and the path in it; fsspec keeps one filesystem per process."""
+    import fsspec  # takes half a second with its imports for https; local shards do not need it
 
     try:
         return fsspec.core.url_to_fs(address)
@@ -30,7 +30,7 @@ def _found(address: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def _named(address: str) -> Iterator[None]:
-    """Whatever a filesystem raises as one line that names the address."""
+    """Turn every error of a filesystem into a PipelineError that names the address."""
     try:
         yield
     except PipelineError:
@@ -39,20 +39,20 @@ def _named(address: str) -> Iterator[None]:
         raise PipelineError(f"{address}: not found") from None
     except Exception as error:  # every protocol has exceptions of its own
         raise PipelineError(
-            f"{address}: cannot be read ({type(error).__name__}: {error}); see that address and server are right, and "
+            f"{address}: cannot be read ({type(error).__name__}: {error}); check the address and the server, and "
             "try again"
         ) from error
 
 
 def read_file(address: str) -> bytes:
-    """The whole of a small file; PipelineError where it cannot be read."""
+    """Return the bytes of a small file; PipelineError if it cannot be read."""
     filesystem, path = _found(address)
     with _named(address):
         return filesystem.cat_file(path)
 
 
 def read_range(address: str, offset: int, size: int) -> bytes:
-    """`size` bytes of a file from `offset` on; PipelineError where the server sends anything else."""
+    """Return `size` bytes of a file from `offset` on; PipelineError if the server sends fewer or more."""
     filesystem, path = _found(address)
     with _named(address):
         data = filesystem.cat_file(path, start=offset, end=offset + size)
@@ -65,23 +65,23 @@ def read_range(address: str, offset: int, size: int) -> bytes:
 
 
 def check_size(address: str, size: int) -> None:
-    """Raise PipelineError unless a file is there and that long."""
+    """Raise PipelineError unless a file exists and has this size."""
     filesystem, path = _found(address)
     with _named(address):
         found = filesystem.info(path)["size"]
     if found != size:
-        raise PipelineError(f"{address}: {found} bytes, {size} expected; it was cut or published anew")
+        raise PipelineError(f"{address}: {found} bytes, {size} expected; it was cut or replaced")
 
 
 def check_sizes(sizes: Mapping[str, int]) -> None:
-    """Raise PipelineError unless the files at these addresses are there and so long; several are asked for at once."""
+    """Raise PipelineError unless the files at these addresses exist and have these sizes; checks run in parallel."""
     with ThreadPoolExecutor(_CONNECTIONS) as pool:
         for _ in pool.map(check_size, sizes, sizes.values()):
             pass
 
 
 def check_ranges(address: str, size: int) -> None:
-    """Raise PipelineError unless a file is that long and is served by byte range."""
+    """Raise PipelineError unless a file has this size and its server supports byte ranges."""
     check_size(address, size)
     filesystem, path = _found(address)
     with _named(address), filesystem.open(path, "rb", block_size=512, cache_type="none") as file:
@@ -95,21 +95,27 @@ def check_ranges(address: str, size: int) -> None:
 
 
 def fetch(address: str, path: Path) -> str:
-    """Write a file's bytes to a path and return their hex SHA-256; PipelineError where it cannot be read to its end."""
-    filesystem, remote = _found(address)
+    """Write the bytes of a file to a path and return their hex SHA-256; PipelineError if it cannot be read."""
     digest = hashlib.sha256()
-    with path.open("wb") as file, _named(address), filesystem.open(remote, "rb", block_size=0) as source:
-        while chunk := source.read(_CHUNK_BYTES):
+    with path.open("wb") as file:
+        for chunk in _chunks(address):
             digest.update(chunk)
             file.write(chunk)
     return digest.hexdigest()
 
 
+def _chunks(address: str) -> Iterator[bytes]:
+    filesystem, path = _found(address)
+    with _named(address), filesystem.open(path, "rb", block_size=0) as source:
+        while chunk := source.read(_CHUNK_BYTES):
+            yield chunk
+
+
 def copy_file(address: str, path: Path, sha256: str) -> None:
-    """Copy a file beside others, whole or not at all; PipelineError unless it has that checksum."""
+    """Copy a file atomically; PipelineError unless it has this SHA-256."""
     with write_atomically(path) as temporary:
         if (digest := fetch(address, temporary)) != sha256:
             raise PipelineError(
                 f"{address}: SHA-256 {digest}, its manifest says {sha256}; the copy at that address is "
-                "damaged, or was published anew while it was read: try again, then ask its publisher"
+                "damaged, or was replaced while it was read: try again, then ask its publisher"
             )

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.adapters.sources import SourceRow, without_extension
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, read_error_message
 
 OK, DROPPED, FAILED = "ok", "dropped", "failed"
 
@@ -180,8 +180,7 @@ def _opened(path: Path, made_by: str) -> Iterator[pq.ParquetFile]:
     except FileNotFoundError:
         raise PipelineError(f"{path}: not found; make it with python -m pipeline.stages.{made_by}") from None
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise PipelineError(f"{path}: cannot be read ({reason}); make it again with {made_by}") from error
+        raise PipelineError(read_error_message(path, error, f"make it again with {made_by}")) from error
 
 
 def _check_columns(file: pq.ParquetFile, path: Path, schema: pa.Schema, made_by: str) -> None:

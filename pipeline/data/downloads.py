@@ -1,9 +1,8 @@
-"""Download what publishers give out without an account: Clotho, and the lists of AudioCaps and AudioSet.
+"""Download the data that publishers offer without an account: Clotho, and the lists of AudioCaps and AudioSet.
 
-No stage calls this: the workflow never fetches a dataset. What arrives has the layout that
-`pipeline.data.adapters` reads.
-A download that breaks off is resumed where the server can do so (RFC 9110: Range guarded by If-Range), from
-`NAME.part` and the validator in `NAME.part.etag` beside it.
+No stage calls this: the workflow never fetches a dataset. The files have the layout that `pipeline.data.adapters`
+reads. An interrupted download goes on where it stopped if the server supports it (RFC 9110: Range guarded by
+If-Range), from `NAME.part` and the validator in `NAME.part.etag`.
 """
 
 from __future__ import annotations
@@ -17,32 +16,31 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 
 import py7zr
 import requests
+from requests.adapters import HTTPAdapter
 from tqdm import tqdm
+from urllib3.util import Retry
 
 from pipeline.data.adapters import ADAPTERS
 from pipeline.data.adapters.audiocaps import COLUMNS
 from pipeline.data.adapters.sources import AUDIO_EXTENSIONS, read_csv, read_table
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, write_error_message
 
 logger = logging.getLogger(__name__)
 
 RETRIES = 6  # in a row without a byte of progress
-BACKOFF_S = 1.0  # before the first retry; doubled before each further one
-LONGEST_WAIT_S = 120.0  # of what a server may ask for with Retry-After
+BACKOFF_S = 1.0  # before the second retry; doubled before each further one
+LONGEST_WAIT_S = 120  # of what a server may ask for with Retry-After
 TIMEOUT_S = (10, 60)  # to connect, and between two packets
-PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that another attempt may not meet
-UNPACKED = 2  # bytes on disk a byte of a 7z archive of WAV files; Clotho's hold 12 GB in 6.5
-
-Result = TypeVar("Result")
+PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that a later attempt may not meet
+UNPACKED = 2  # unpacked bytes per byte of a 7z archive of WAV files; Clotho's hold 12 GB in 6.5 GB
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A file of a publisher: its name, also below the dataset's root, and how to tell that it is whole."""
+    """A file of a publisher: its name, also below the dataset's root, and a check of its contents."""
 
     name: str
     split: str
@@ -52,16 +50,16 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Publication:
-    """What can be had of a dataset, from where and under which terms."""
+    """The files of a dataset, their address and their licence."""
 
     address: str
     query: str
-    """What follows a file's name in its URL."""
+    """Appended to the name of a file in its URL."""
     licence: str
     splits: dict[str, tuple[Published, ...]]
     default_splits: tuple[str, ...]
     remark: str
-    """What is still to be done by hand afterwards."""
+    """The steps that remain for the user."""
 
 
 def _has_md5(expected: str) -> Callable[[Path], None]:
@@ -84,7 +82,7 @@ def _is_audiocaps_list(rows: int) -> Callable[[Path], None]:
 
 
 def _is_audioset_list(rows: int | None) -> Callable[[Path], None]:
-    """A check of the number of rows, which the list itself tells in its second line."""
+    """Return a check of the number of rows, which the second line of the list states."""
 
     def check(path: Path) -> None:
         expected, found = rows, 0
@@ -102,7 +100,7 @@ def _is_audioset_list(rows: int | None) -> Callable[[Path], None]:
 
 
 def clotho_splits(md5: Mapping[str, tuple[str, str, str]]) -> dict[str, tuple[Published, ...]]:
-    """The three files of each split of Clotho, from the md5 of its audio, captions and metadata."""
+    """Return the three files of each split of Clotho, from the md5 of its audio, captions and metadata."""
     return {
         split: (
             Published(name=f"clotho_captions_{split}.csv", split=split, check=_has_md5(captions)),
@@ -133,7 +131,7 @@ PUBLICATIONS = {
         "audio: each clip's own of Freesound, named in clotho_metadata_*.csv",
         splits=clotho_splits(CLOTHO_MD5),
         default_splits=tuple(CLOTHO_MD5),
-        remark="the archives are not needed any more and may be deleted",
+        remark="the archives are no longer needed and may be deleted",
     ),
     "audiocaps": Publication(
         address="https://raw.githubusercontent.com/cdjkim/audiocaps/master/dataset",
@@ -144,7 +142,7 @@ PUBLICATIONS = {
             for split, rows in {"train": 49_838, "val": 495 * 5, "test": 975 * 5}.items()
         },
         default_splits=("train", "val", "test"),
-        remark="the clips themselves are YouTube's: put them into train/, val/ and test/ beside the lists, named by "
+        remark="the clips themselves are YouTube's: put them into train/, val/ and test/ next to the lists, named by "
         "YouTube id, id and start, or audiocap id",
     ),
     "audioset": Publication(
@@ -156,65 +154,53 @@ PUBLICATIONS = {
             for split, rows in {"balanced_train": 22_160, "eval": 20_371, "unbalanced_train": None}.items()
         },
         default_splits=("balanced_train",),
-        remark="the clips themselves are YouTube's: put them into a folder named after the split beside the list, "
+        remark="the clips themselves are YouTube's: put them into a folder named after the split, next to the list, "
         "named by YouTube id, or id and start",
     ),
 }
-"""By the name of the adapter that reads what arrives."""
+"""By the name of the adapter that reads the files."""
 
 
 # --- HTTP ------------------------------------------------------------------------------------------------------------
 
 
-class _PassingError(Exception):
-    """What another attempt may not meet; `wait_s` is what the server asked to wait."""
+def open_session(retries: int) -> requests.Session:
+    """Return a session that repeats requests after failed connections and PASSING statuses."""
+    retry = Retry(
+        retries,
+        other=0,  # a certificate that is not trusted stays so
+        backoff_factor=BACKOFF_S,
+        retry_after_max=LONGEST_WAIT_S,
+        status_forcelist=PASSING,
+        raise_on_status=False,
+    )
+    session = requests.Session()
+    session.headers["Accept-Encoding"] = "identity"  # a compressed answer's offsets would not be the file's
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(max_retries=retry))
+    return session
 
-    def __init__(self, message: str, wait_s: float = 0.0) -> None:
-        super().__init__(message)
-        self.wait_s = wait_s
 
-
-def _open(session: requests.Session, method: str, url: str, headers: dict[str, str] | None = None) -> requests.Response:
-    """The server's answer, its body unread. Raises _PassingError, or PipelineError for what no retry can mend."""
+def _request(session: requests.Session, method: str, url: str, headers: dict[str, str]) -> requests.Response:
+    """Return the response, its body unread; PipelineError if there is none, or none but a PASSING status."""
     try:
         response = session.request(method, url, headers=headers, stream=True, timeout=TIMEOUT_S, allow_redirects=True)
     except requests.exceptions.SSLError as error:
         raise PipelineError(
             f"{url}: no trusted connection ({error}); behind a company's proxy set REQUESTS_CA_BUNDLE"
         ) from error
-    except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
-        raise _PassingError(str(error)) from error
     except (requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema) as error:
         raise PipelineError(f"{url}: is no address of a web server; give one that begins with https://") from error
     except requests.exceptions.RequestException as error:
-        raise PipelineError(f"{url}: cannot be asked for ({error})") from error
+        raise _gave_up(url, getattr(error.args[0], "reason", error) if error.args else error) from error
     if response.status_code in PASSING:
         response.close()
-        asked = response.headers.get("Retry-After", "")
-        raise _PassingError(
-            f"status {response.status_code} {response.reason}",
-            min(float(asked), LONGEST_WAIT_S) if asked.isdigit() else 0.0,
-        )
+        raise _gave_up(url, f"status {response.status_code} {response.reason}")
     return response
 
 
-def _retried(url: str, attempt: Callable[[], Result], progress: Callable[[], int]) -> Result:
-    """The first result of `attempt`, repeated after passing errors as long as `progress` grows, else RETRIES times."""
-    farthest, failures = progress(), 0
-    while True:
-        try:
-            return attempt()
-        except _PassingError as error:
-            if progress() > farthest:
-                farthest, failures = progress(), 0
-            failures += 1
-            if failures > RETRIES:
-                raise PipelineError(
-                    f"{url}: {error}; gave up after {RETRIES} retries, run the command again to go on from here"
-                ) from error
-            wait_s = max(error.wait_s, BACKOFF_S * 2 ** (failures - 1))
-            logger.warning("%s: %s; trying again in %.1f s", url, error, wait_s)
-            time.sleep(wait_s)
+def _gave_up(url: str, reason: object) -> PipelineError:
+    return PipelineError(f"{url}: {reason}; gave up, run the command again to go on from here")
 
 
 def _refuse(url: str, response: requests.Response) -> PipelineError:
@@ -225,15 +211,11 @@ def _refuse(url: str, response: requests.Response) -> PipelineError:
 
 
 def remote_size(session: requests.Session, url: str) -> int | None:
-    """Bytes of a file as its server tells, None if it does not; PipelineError when there is no such file."""
-
-    def ask() -> int | None:
-        with _open(session, "HEAD", url) as response:
-            if response.status_code in (404, 410):
-                raise _refuse(url, response)
-            return int(response.headers["Content-Length"]) if response.ok and _length_of(response) else None
-
-    return _retried(url, ask, lambda: 0)
+    """Return the size of a file in bytes, None if its server does not state it; PipelineError if it does not exist."""
+    with _request(session, "HEAD", url, {}) as response:
+        if response.status_code in (404, 410):
+            raise _refuse(url, response)
+        return _length_of(response) if response.ok else None
 
 
 def _length_of(response: requests.Response) -> int | None:
@@ -242,7 +224,7 @@ def _length_of(response: requests.Response) -> int | None:
 
 
 def _validator(response: requests.Response) -> str | None:
-    """What If-Range may hold: a strong ETag, or else the date of the last change."""
+    """Return the value for If-Range: a strong ETag, or else the date of the last change."""
     etag = response.headers.get("ETag", "")
     return etag if etag.startswith('"') else response.headers.get("Last-Modified")
 
@@ -256,36 +238,32 @@ def _size(path: Path) -> int:
 
 
 def _discard(part: Path) -> None:
-    part.unlink(missing_ok=True)  # first: a part without its tag is started anew, a tag without its part is nothing
+    part.unlink(missing_ok=True)  # first: a part without its tag is not resumed, a tag without its part is nothing
     _tag_of(part).unlink(missing_ok=True)
 
 
-def _fetch_rest(session: requests.Session, url: str, part: Path) -> None:
-    """Append what `part` lacks; whatever the server does not let resume starts anew. Raises as `_open` does."""
+def _fetch_rest(session: requests.Session, url: str, part: Path) -> bool:
+    """Append the missing bytes to `part`, all of them where the server cannot resume; True once it is whole."""
     offset, tag = _size(part), _tag_of(part)
     headers = {}
     if offset and tag.exists():
         headers = {"Range": f"bytes={offset}-", "If-Range": tag.read_text(encoding="utf-8")}
-    with _open(session, "GET", url, headers) as response:
-        validator = _validator(response)
-        if response.status_code == 416:
-            if response.headers.get("Content-Range") == f"bytes */{offset}":
-                return  # it was whole
+    with _request(session, "GET", url, headers) as response:
+        content_range, validator = response.headers.get("Content-Range", ""), _validator(response)
+        if response.status_code == 416 and content_range == f"bytes */{offset}":
+            return True
+        is_rest = content_range.startswith(f"bytes {offset}-") and validator == headers.get("If-Range", validator)
+        if response.status_code == 416 or (response.status_code == 206 and not is_rest):
+            logger.warning("%s: the file has changed since the last attempt; starting from its beginning", url)
             _discard(part)
-            raise _PassingError(f"the part of {offset:,} bytes is longer than the file; starting anew")
-        if response.status_code == 206:
-            is_rest = response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
-            if not is_rest or validator != headers.get("If-Range", validator):
-                _discard(part)
-                raise _PassingError("the file has changed since the last attempt; starting anew")
-        elif response.status_code == 200:
+            return False
+        if response.status_code not in (200, 206):
+            raise _refuse(url, response)
+        if response.status_code == 200:
             _discard(part)
             offset = 0
             if validator is not None:
-                tag.parent.mkdir(parents=True, exist_ok=True)
                 tag.write_text(validator, encoding="utf-8")
-        else:
-            raise _refuse(url, response)
         length = _length_of(response)
         total = None if length is None else offset + length
         with (
@@ -293,33 +271,40 @@ def _fetch_rest(session: requests.Session, url: str, part: Path) -> None:
             tqdm(desc=part.stem, total=total, initial=offset, unit="B", unit_scale=True, mininterval=1) as bar,
         ):
             try:
-                for chunk in response.iter_content(1 << 16):
+                for chunk in response.iter_content(1 << 16):  # raises if bytes are missing at the end
                     file.write(chunk)
                     bar.update(len(chunk))
             except requests.exceptions.RequestException as error:
-                raise _PassingError(f"broke off after {_size(part):,} bytes ({error})") from error
-        if total is not None and _size(part) != total:
-            raise _PassingError(f"broke off after {_size(part):,} of {total:,} bytes")
+                logger.warning("%s: broke off (%s)", url, error)
+                return False
+    return True
 
 
 def fetch(session: requests.Session, url: str, path: Path, check: Callable[[Path], None]) -> None:
     """Download a file to `path`, which appears only once `check` has passed.
 
-    Raises PipelineError when the server refuses, stays silent through RETRIES retries, the disk fills, or the file
-    fails its check, in which case what had arrived is removed.
+    Raises:
+        PipelineError: The server refuses or does not answer, RETRIES attempts in a row bring no byte, the disk is
+            full, or the file fails its check. In the last case the received file is removed.
     """
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _retried(url, lambda: _fetch_rest(session, url, part), lambda: _size(part))
+        size, failures = _size(part), 0
+        while not _fetch_rest(session, url, part):
+            failures = 0 if _size(part) > size else failures + 1
+            if failures > RETRIES:
+                raise _gave_up(url, f"no further byte in {RETRIES} retries")
+            size = _size(part)
+            time.sleep(BACKOFF_S * 2**failures)
     except OSError as error:
-        raise PipelineError(f"{part}: cannot be written ({error.strerror}); run the command again to go on") from error
+        raise PipelineError(write_error_message(part, error)) from error
     try:
         check(part)
     except PipelineError as error:
         _discard(part)
         raise PipelineError(
-            f"{url}: what arrived is damaged or not the published file, and was removed ({error}); "
+            f"{url}: the received file is damaged or not the published one, and was removed ({error}); "
             "run the command again"
         ) from error
     part.replace(path)
@@ -330,10 +315,11 @@ def fetch(session: requests.Session, url: str, path: Path, check: Callable[[Path
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """The audio of a 7z archive as `folder`, which appears whole or not at all, whatever the archive calls it.
+    """Unpack the audio of a 7z archive as `folder`, which appears whole or not at all.
 
-    Raises PipelineError for entries that would land elsewhere or are no plain files, audio in several folders, a
-    damaged archive, and a disk that is too small.
+    Raises:
+        PipelineError: An entry is a link or would land elsewhere, the audio lies in several folders, the archive is
+            damaged, or the disk is too small.
     """
     temporary = folder.with_name(f".{folder.name}.unpacking")
     shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
@@ -356,7 +342,7 @@ def unpack(archive: Path, folder: Path) -> None:
     except (py7zr.exceptions.ArchiveError, lzma.LZMAError, EOFError) as error:
         raise PipelineError(f"{archive}: cannot be unpacked ({error}); delete it and run the command again") from error
     except OSError as error:
-        raise PipelineError(f"{archive}: cannot be unpacked to {folder} ({error})") from error
+        raise PipelineError(write_error_message(folder, error)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -377,7 +363,7 @@ def check_space(folder: Path, needed: int, purpose: str) -> None:
 
 
 def readable(size: float) -> str:
-    """Bytes in the largest decimal unit that leaves at least 1 before the point."""
+    """Return a number of bytes in the largest decimal unit in which it is at least 1."""
     for unit in ("bytes", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
@@ -386,7 +372,7 @@ def readable(size: float) -> str:
 
 
 def _unpacked_folder(root: Path, file: Published) -> Path | None:
-    """Where the audio of an archive already lies, under either name that the adapter reads."""
+    """Return the folder of already unpacked audio, which may have either name that the adapter reads."""
     for folder in (root / file.split, root / PurePosixPath(file.name).stem):
         if folder.is_dir() and any(folder.iterdir()):
             return folder
@@ -396,11 +382,13 @@ def _unpacked_folder(root: Path, file: Published) -> Path | None:
 def download(
     dataset: str, root: Path, *, splits: Sequence[str] | None = None, address: str | None = None, dry_run: bool = False
 ) -> None:
-    """Bring a dataset's published files below `root`; what is there and whole is left alone.
+    """Download the published files of a dataset to `root`, except those that are there already.
 
-    Prints what is to come, its size and its licence before anything is written; with `dry_run` that is all.
-    `address` replaces the publisher's, for a mirror. Raises PipelineError as `fetch` and `unpack` do, for files in the
-    way that are not the published ones, and for a disk that is too small.
+    Sizes and licence are printed first; with `dry_run` nothing else happens. `address` replaces the publisher's, for a
+    mirror.
+
+    Raises:
+        PipelineError: As `fetch` and `unpack`; also if other files are in the way, or the disk is too small.
     """
     publication = PUBLICATIONS[dataset]
     splits = tuple(splits or publication.default_splits)
@@ -408,8 +396,7 @@ def download(
         raise PipelineError(f'{dataset}: no split "{unknown[0]}"; it has {", ".join(publication.splits)}')
     base = (address or publication.address).rstrip("/")
     print(f"{dataset}: {base} -> {root}\nlicence: {publication.licence}")
-    session = requests.Session()
-    session.headers["Accept-Encoding"] = "identity"  # a compressed answer's offsets would not be the file's
+    session = open_session(0 if dry_run else RETRIES)
     waiting: list[tuple[Published, str]] = []
     to_come, to_unpack, is_known = 0, 0, True
     for file in (file for split in splits for file in publication.splits[split]):
@@ -453,7 +440,7 @@ def download(
 
 
 def _check_clips(root: Path, split: str) -> None:
-    """Say how many of a split's listed clips the adapter finds; PipelineError unless it finds all."""
+    """Print the number of listed clips of a split; PipelineError unless the adapter finds a file for each."""
     rows = list(ADAPTERS["clotho"](root, split))
     lost = [row.source_name for row in rows if row.path is None]
     if lost:

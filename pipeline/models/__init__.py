@@ -53,12 +53,12 @@ def _module_of(backbone: str) -> ModuleType:
 
 def save_model(model: ClapModel, folder: str | Path) -> None:
     """Write model.safetensors, tokenizer.json and, last, model.json, each atomically; equal models give equal bytes."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder = Path(folder)
     state = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
     with write_atomically(folder / "model.safetensors") as temporary:
-        save_file(state, temporary)
+        temporary.write_bytes(save(state))  # save_file writes to a hidden file of another name
     with write_atomically(folder / "tokenizer.json") as temporary:
         model.tokenizer.save(str(temporary))
     write_json(

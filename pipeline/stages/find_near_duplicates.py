@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipeline.data.fingerprints import FingerprintIndex, fingerprint_of
+from pipeline.data.near_duplicates import FingerprintIndex, fingerprint_of
 from pipeline.data.shards.format import usable_batches
 from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError

@@ -2,61 +2,31 @@
 
     python -m pipeline.stages.mix_soundscapes --recordings data/recordings --dataset clotho --out results/raw/clotho
 
-The adapters of the full study read the result as they read the real dataset. `soundscapes.csv` in it says what every
-clip was mixed from. The same recordings, seed and scale give the same bytes, and the folder is there whole or not at
-all.
+The adapters of the full study read the result as they read the real dataset. Its `soundscapes.csv` lists the
+recordings of each clip. The same recordings, seed and scale give the same bytes.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
-import csv
-import hashlib
 import logging
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import soundfile as sf
 
 from pipeline.errors import PipelineError
-from pipeline.small_study.soundscapes import STYLES, Recording, Soundscape, draw_split, load_recordings, render
+from pipeline.files import make_folder_atomically
+from pipeline.small_study.layouts import LAYOUTS, PROVENANCE, write_provenance
+from pipeline.small_study.mixing import render
+from pipeline.small_study.recordings import load_recordings
+from pipeline.small_study.soundscapes import Soundscape, draw_split
+from pipeline.small_study.styles import STYLES
 from pipeline.stages import run
 
-PROVENANCE = "soundscapes.csv"
-
-# Clotho's file names as they are in the wild: entities, stray spaces, dots, signs, two names with one slug ("Train 1"),
-# one name in two splits ("Rain .wav").
-CLOTHO_NAMES = {
-    "development": (
-        "Frogs&#39; pond.wav", "Rain .wav", "Train 1.wav", "train-1.wav", "12.05.06 harbour v1.2.wav", "mix#6F9A9E.wav",
-        "_Stream 2 at the mill.wav", "121006_wind&amp;storm.wav", "Market  square.wav",
-    ),
-    "validation": ("Street (day) 01.wav", "_kitchen.wav", "gate.close.02.wav"),
-    "evaluation": ("Rain .wav", "Owl&#39;s night.wav", "Door #2.wav", "yard 7am....wav"),
-}  # fmt: skip
-PLACES = ("yard", "harbour", "kitchen", "square", "hall", "meadow", "station", "garden", "workshop", "lane")
-
-# A YouTube id writes 64 bits in 11 characters, so that the last one is one of AEIMQUYcgkosw048: an id that ends
-# otherwise is no video's, and these two endings keep the two datasets apart.
-LAST_CHARACTER = {"audiocaps": "z", "audioset": "x"}
-FIRST_AUDIOCAP_ID = 9_000_001  # the published ids end near 110,000
-FIRST_SOUND_ID = 9_000_000_001  # Freesound's have six digits
-
-# The ontology's ids of the families' own classes.
-AUDIOSET_LABELS = {
-    "animals": "/m/0jbk", "people": "/m/0dgw9r", "vehicles": "/m/07yv9", "water": "/m/0838f", "home": "/t/dd00071",
-    "machines": "/t/dd00077", "signals": "/m/07pp_mv", "music": "/m/04rlf",
-}  # fmt: skip
-
-Clips = Sequence[tuple[Soundscape, Path]]
+logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str]) -> None:
-    """Parse the command line, mix the dataset in a folder beside `--out`, and rename it."""
     parser = argparse.ArgumentParser(prog="mix_soundscapes", description=__doc__.splitlines()[0])
     parser.add_argument("--recordings", type=Path, required=True, help="folder with recordings.csv and audio/")
     parser.add_argument("--dataset", required=True, help=f"one of {', '.join(STYLES)}")
@@ -76,184 +46,28 @@ def main(argv: list[str]) -> None:
 
 
 def mix_dataset(dataset: str, recordings_folder: Path, out: Path, *, seed: int, scale: float = 1.0) -> None:
-    """Write the whole raw dataset to the folder `out`, which appears only once it is complete.
+    """Write a raw dataset to the folder `out`, which appears only once it is complete.
 
-    Raises PipelineError if the recordings cannot be used or `out` holds something that this stage did not write.
+    Raises:
+        PipelineError: The recordings cannot be used, or `out` holds files of another origin.
     """
     if out.exists() and not (out / PROVENANCE).is_file() and (out.is_file() or any(out.iterdir())):
         raise PipelineError(f"{out}: holds something other than soundscapes; move it away or choose another --out")
     recordings = {recording.file_name: recording for recording in load_recordings(recordings_folder)}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    layout = LAYOUTS[dataset]
+    with make_folder_atomically(out) as temporary:
         clips: list[tuple[Soundscape, Path]] = []
         for split, settings in STYLES[dataset].splits.items():
             count = max(1, round(settings.clips * scale))
             drawn = draw_split(dataset, split, list(recordings.values()), seed=seed, clips=count)
-            clips += [(one, NAMERS[dataset](one, seed)) for one in drawn]
+            clips += [(one, layout.name(one, seed)) for one in drawn]
         for soundscape, name in clips:
             path = temporary / name
             path.parent.mkdir(exist_ok=True)
             sf.write(path, render(soundscape, recordings), soundscape.rate_hz, subtype="PCM_16")
-        LISTERS[dataset](temporary, clips, recordings, seed)
-        _write_provenance(temporary, clips)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp makes 0700, which a group on a cluster could not read
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    logging.info("%s: %d clips mixed from %d recordings in %s", dataset, len(clips), len(recordings), out)
-
-
-# ---------------------------------------------------------------------------------------------------- file names
-
-
-def _clotho_name(soundscape: Soundscape, seed: int) -> Path:
-    wild = CLOTHO_NAMES[soundscape.split]
-    if soundscape.index < len(wild):
-        return Path(soundscape.split, wild[soundscape.index])
-    place = PLACES[soundscape.index % len(PLACES)]
-    return Path(soundscape.split, f"{place} {soundscape.split[0]}{soundscape.index:04d}.wav")
-
-
-def _video_id(soundscape: Soundscape, seed: int) -> str:
-    """Eleven characters that look like a YouTube id and are none; every 29th begins with "-" and holds "_"."""
-    source = f"{seed}/{soundscape.dataset}/{soundscape.split}/{soundscape.index}"
-    text = base64.urlsafe_b64encode(hashlib.blake2b(source.encode(), digest_size=9).digest()).decode()[:10]
-    if soundscape.index % 29 == 3:
-        text = f"-{text[1:5]}_{text[6:]}"
-    return text + LAST_CHARACTER[soundscape.dataset]
-
-
-def _start_s(soundscape: Soundscape) -> int:
-    """Where the clip lies in its video: AudioCaps and AudioSet mostly cut at whole tens of seconds."""
-    return soundscape.index * 7 % 30 * 10
-
-
-def _audiocaps_name(soundscape: Soundscape, seed: int) -> Path:
-    return Path(soundscape.split, f"{_video_id(soundscape, seed)}_{_start_s(soundscape)}.flac")
-
-
-def _audioset_name(soundscape: Soundscape, seed: int) -> Path:
-    return Path(soundscape.split, f"Y{_video_id(soundscape, seed)}.wav")
-
-
-def _general_name(soundscape: Soundscape, seed: int) -> Path:
-    return Path(soundscape.split, f"{soundscape.index:05d}.wav")
-
-
-NAMERS: dict[str, Callable[[Soundscape, int], Path]] = {
-    "clotho": _clotho_name,
-    "audiocaps": _audiocaps_name,
-    "audioset": _audioset_name,
-    "general": _general_name,
-}
-
-
-# ---------------------------------------------------------------------------------------------------- lists
-
-
-def _write_csv(path: Path, rows: Iterable[Sequence[object]], encoding: str = "utf-8") -> None:
-    with path.open("w", encoding=encoding, newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
-
-
-def _families(soundscape: Soundscape, recordings: dict[str, Recording]) -> list[str]:
-    return sorted({recordings[event.recording].family for event in soundscape.events})
-
-
-def _list_clotho(folder: Path, clips: Clips, recordings: dict[str, Recording], seed: int) -> None:
-    clips_before = 0
-    for split in STYLES["clotho"].splits:
-        captions: list[list[object]] = [["file_name", *(f"caption_{number}" for number in range(1, 6))]]
-        metadata: list[list[object]] = [
-            ["file_name", "keywords", "sound_id", "sound_link", "start_end_samples", "manufacturer", "license"]
-        ]
-        for soundscape, path in clips:
-            if soundscape.split == split:
-                captions.append([path.name, *soundscape.captions])
-                metadata.append(
-                    [
-                        path.name,
-                        ";".join(_families(soundscape, recordings)),
-                        FIRST_SOUND_ID + clips_before + soundscape.index,
-                        PROVENANCE,
-                        f"[0, {round(soundscape.duration_s * soundscape.rate_hz)}]",
-                        "mélange",  # Clotho's lists are ISO-8859-1, and hold names that UTF-8 cannot read
-                        "https://creativecommons.org/licenses/by-sa/4.0/",
-                    ]
-                )
-        clips_before += len(captions) - 1
-        _write_csv(folder / f"clotho_captions_{split}.csv", captions)
-        _write_csv(folder / f"clotho_metadata_{split}.csv", metadata, encoding="iso-8859-1")
-
-
-def _list_audiocaps(folder: Path, clips: Clips, recordings: dict[str, Recording], seed: int) -> None:
-    row_id = FIRST_AUDIOCAP_ID
-    for split, settings in STYLES["audiocaps"].splits.items():
-        rows: list[list[object]] = [["audiocap_id", "youtube_id", "start_time", "caption"]]
-        for number in range(settings.captions):  # as in the published lists, a clip's five rows are not neighbours
-            for soundscape, _ in clips:
-                if soundscape.split == split:
-                    caption = soundscape.captions[number]
-                    rows.append([row_id, _video_id(soundscape, seed), _start_s(soundscape), caption])
-                    row_id += 1
-        _write_csv(folder / f"{split}.csv", rows)
-
-
-def _list_audioset(folder: Path, clips: Clips, recordings: dict[str, Recording], seed: int) -> None:
-    labels = [[AUDIOSET_LABELS[name] for name in _families(soundscape, recordings)] for soundscape, _ in clips]
-    unique = {label for of_clip in labels for label in of_clip}
-    lines = [
-        f"# Segments csv of soundscapes mixed with seed {seed}",
-        f"# num_ytids={len(clips)}, num_segs={len(clips)}, num_unique_labels={len(unique)}, "
-        f"num_positive_labels={sum(map(len, labels))}",
-        "# YTID, start_seconds, end_seconds, positive_labels",
-    ]
-    for (soundscape, _), of_clip in zip(clips, labels, strict=True):
-        start_s = _start_s(soundscape)
-        lines.append(
-            f"{_video_id(soundscape, seed)}, {start_s:.3f}, {start_s + soundscape.duration_s:.3f}, "
-            f'"{",".join(sorted(of_clip))}"'
-        )
-    (folder / "balanced_train_segments.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _list_general(folder: Path, clips: Clips, recordings: dict[str, Recording], seed: int) -> None:
-    rows: list[list[object]] = [["file_name", "caption_1", "caption_2"]]
-    rows += [[path.name, *soundscape.captions] for soundscape, path in clips]
-    _write_csv(folder / "train.csv", rows)
-
-
-LISTERS: dict[str, Callable[[Path, Clips, dict[str, Recording], int], None]] = {
-    "clotho": _list_clotho,
-    "audiocaps": _list_audiocaps,
-    "audioset": _list_audioset,
-    "general": _list_general,
-}
-
-
-def _write_provenance(folder: Path, clips: Clips) -> None:
-    """What each clip was mixed from, an event a row; with the list of recordings, its authors and licences."""
-    rows: list[list[object]] = [
-        [
-            "file", "split", "recording", "start_s", "length_s", "speed", "gain_db", "pan", "onsets_s", "until_s",
-            "is_sequence", "noise_dbfs", "noise_seed",
-        ]
-    ]  # fmt: skip
-    for soundscape, path in clips:
-        for event in soundscape.events:
-            rows.append(
-                [
-                    path.as_posix(), soundscape.split, event.recording, event.start_s, event.length_s, event.speed,
-                    event.gain_db, event.pan, ";".join(map(str, event.onsets_s)), event.until_s, soundscape.is_sequence,
-                    soundscape.noise_dbfs, soundscape.noise_seed,
-                ]
-            )  # fmt: skip
-    _write_csv(folder / PROVENANCE, rows)
+        layout.write_lists(temporary, clips, recordings, seed)
+        write_provenance(temporary, clips)
+    logger.info("%s: %d clips mixed from %d recordings in %s", dataset, len(clips), len(recordings), out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Bring ready shards from another address: the manifest, and the tars as checked copies or to be read from afar."""
+"""Fetch ready shards from another address: the manifest, and the tars as checked copies or by byte range later."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONNECTIONS = 4
 
 
 def stage_tar(address: str, folder: Path, shard: Mapping[str, Any]) -> bool:
-    """Copy a tar unless it is there already, whole; whether it was copied."""
+    """Copy a tar unless a whole copy exists; return whether it was copied."""
     path = folder / shard["tar"]
     if path.exists() and path.stat().st_size == shard["bytes"] and sha256_of(path) == shard["sha256"]:
         return False
@@ -51,6 +51,7 @@ def main(argv: list[str]) -> None:
         summary["address"] = address
         found = "read from there"
     else:
+        summary.pop("address", None)  # of a split that its publisher reads from afar
         with ThreadPoolExecutor(CONNECTIONS) as pool:
             tasks = pool.map(lambda shard: stage_tar(address, args.manifest.parent, shard), shards)
             copied = sum(tqdm(tasks, total=len(shards), unit="shard", disable=None))

@@ -20,13 +20,12 @@ from pathlib import Path
 import numpy as np
 import py7zr
 import pytest
-import requests
 import soundfile
 
 from pipeline.__main__ import main
 from pipeline.data import downloads
 from pipeline.data.adapters.clotho import read_clotho
-from pipeline.data.downloads import PUBLICATIONS, clotho_splits, download, fetch, unpack
+from pipeline.data.downloads import PUBLICATIONS, clotho_splits, download, fetch, open_session, unpack
 from pipeline.errors import PipelineError
 
 DATA = np.random.default_rng(0).bytes(700_000)
@@ -44,6 +43,7 @@ class Publisher(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.scripts: dict[str, list[str]] = defaultdict(list)
+        self.head_status = 200
         self.asked: list[tuple[str, str, str | None, int]] = []
         """Method, name, Range and status of every answer."""
         self.address = f"http://127.0.0.1:{self.server_port}"
@@ -67,6 +67,7 @@ class Handler(BaseHTTPRequestHandler):
         trick = script.pop(0) if script and self.command == "GET" else ""
         data = self.server.files.get(name)
         status = 404 if data is None else int(trick) if trick.isdigit() else 200
+        status = self.server.head_status if self.command == "HEAD" and data is not None else status
         if status != 200:
             self.server.asked.append((self.command, name, asked, status))
             self.send_response(status)
@@ -126,7 +127,7 @@ def get(publisher: Publisher, path: Path, *script: str, data: bytes = DATA) -> N
     """Fetch `file.7z` from a server that follows a script, checking it against DATA's md5."""
     publisher.files["file.7z"] = data
     publisher.scripts["file.7z"].extend(script)
-    fetch(requests.Session(), f"{publisher.address}/file.7z", path, downloads._has_md5(MD5))
+    fetch(open_session(downloads.RETRIES), f"{publisher.address}/file.7z", path, downloads._has_md5(MD5))
 
 
 def assert_whole_and_alone(path: Path) -> None:
@@ -189,7 +190,7 @@ def test_a_busy_server_is_asked_again(publisher, path):
 
 def test_a_server_that_stays_busy_is_given_up_and_named(publisher, path, monkeypatch):
     monkeypatch.setattr(downloads, "RETRIES", 3)
-    with pytest.raises(PipelineError, match=r"file\.7z: status 503 .*gave up after 3 retries, run the command again"):
+    with pytest.raises(PipelineError, match=r"file\.7z: status 503 .*gave up, run the command again"):
         get(publisher, path, *["503"] * 10)
     assert len(publisher.gets("file.7z")) == 4
     assert not path.exists()
@@ -202,7 +203,7 @@ def test_a_missing_file_is_named_and_not_asked_for_again(publisher, path):
 
 
 def test_a_damaged_file_is_named_with_both_checksums_and_removed(publisher, path):
-    with pytest.raises(PipelineError, match=rf"/file\.7z: what arrived is damaged .* md5 [0-9a-f]+, .* {MD5}"):
+    with pytest.raises(PipelineError, match=rf"/file\.7z: the received file is damaged .* md5 [0-9a-f]+, .* {MD5}"):
         get(publisher, path, "damage")
     assert list(path.parent.iterdir()) == []
     get(publisher, path)
@@ -211,8 +212,8 @@ def test_a_damaged_file_is_named_with_both_checksums_and_removed(publisher, path
 
 def test_a_server_that_is_not_there_is_named(path, monkeypatch):
     monkeypatch.setattr(downloads, "RETRIES", 1)
-    with pytest.raises(PipelineError, match=r"http://127\.0\.0\.1:9/file\.7z: .*gave up after 1 retries"):
-        fetch(requests.Session(), "http://127.0.0.1:9/file.7z", path, downloads._has_md5(MD5))
+    with pytest.raises(PipelineError, match=r"http://127\.0\.0\.1:9/file\.7z: .*gave up"):
+        fetch(open_session(downloads.RETRIES), "http://127.0.0.1:9/file.7z", path, downloads._has_md5(MD5))
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------
@@ -223,11 +224,11 @@ def audiocaps_list(rows: int) -> bytes:
     return "\n".join(["audiocap_id,youtube_id,start_time,caption", *lines, ""]).encode()
 
 
-def audioset_list(rows: int, told: int | None = None) -> bytes:
+def audioset_list(rows: int, stated: int | None = None) -> bytes:
     lines = [f'-a_{row:08d}, {row % 500}.000, {row % 500 + 10}.000, "/m/09x0r,/t/dd00088"' for row in range(rows)]
     head = [
         "# Segments csv created Sun Mar  5 10:54:31 2017",
-        f"# num_ytids={told or rows}, num_segs={told or rows}, num_unique_labels=527, num_positive_labels=52882",
+        f"# num_ytids={stated or rows}, num_segs={stated or rows}, num_unique_labels=527, num_positive_labels=52882",
         "# YTID, start_seconds, end_seconds, positive_labels",
     ]
     return "\n".join([*head, *lines, ""]).encode()
@@ -264,7 +265,7 @@ def test_a_list_of_another_version_is_refused(publisher, tmp_path):
 
 def test_audioset_lists_must_have_the_rows_that_they_tell_of(publisher, tmp_path):
     publisher.files["balanced_train_segments.csv"] = audioset_list(22_160)
-    publisher.files["unbalanced_train_segments.csv"] = audioset_list(50, told=60)
+    publisher.files["unbalanced_train_segments.csv"] = audioset_list(50, stated=60)
     run_download("audioset", "--to", tmp_path, "--from", publisher.address)
     assert [file.name for file in tmp_path.iterdir()] == ["balanced_train_segments.csv"]
     with pytest.raises(PipelineError, match="50 rows, AudioSet's list has 60"):
@@ -390,6 +391,19 @@ def test_dry_run_tells_sizes_and_writes_nothing(clotho, tmp_path, capsys):
     assert {method for method, *_ in clotho.asked} == {"HEAD"}
 
 
+def test_dry_run_asks_a_busy_server_once(clotho, tmp_path):
+    clotho.head_status = 503
+    with pytest.raises(PipelineError, match=r"clotho_captions_development\.csv: status 503 .*; gave up"):
+        run_download("clotho", "--to", tmp_path, "--dry-run")
+    assert len(clotho.asked) == 1
+
+
+def test_dry_run_without_a_network_tries_once(tmp_path, caplog):
+    with pytest.raises(PipelineError, match=r"http://127\.0\.0\.1:9/val\.csv: .*refused; gave up"):
+        download("audiocaps", tmp_path, splits=["val"], address="http://127.0.0.1:9", dry_run=True)
+    assert not caplog.records  # urllib3 logs each retry
+
+
 def test_a_disk_that_is_too_small_is_found_before_anything_is_fetched(clotho, tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, "UNPACKED", 10**15)
     with pytest.raises(PipelineError, match=r"the download of clotho takes [\d.]+ GB, .* are free; make room"):
@@ -429,6 +443,23 @@ def test_an_entry_that_leaves_its_folder_is_refused_before_anything_is_written(t
     with pytest.raises(PipelineError, match=r'bad\.7z: entry ".*outsid.*" would not stay in its folder'):
         unpack(folder / "bad.7z", folder / "development")
     assert [path.name for path in tmp_path.rglob("*.wav")] == []
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../outside.wav", "real.wav"])
+def test_a_link_in_an_archive_is_refused_before_anything_is_written(tmp_path, target):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (tmp_path / "outside.wav").write_bytes(wav(1))
+    (inside / "real.wav").write_bytes(wav(0))
+    (inside / "link.wav").symlink_to(target)
+    root = tmp_path / "root"
+    root.mkdir()
+    with py7zr.SevenZipFile(root / "bad.7z", "w") as archive:
+        archive.write(inside / "real.wav", "development/real.wav")
+        archive.write(inside / "link.wav", "development/link.wav")
+    with pytest.raises(PipelineError, match=r'bad\.7z: entry "development/link\.wav" would not stay in its folder'):
+        unpack(root / "bad.7z", root / "development")
+    assert [path.name for path in root.rglob("*")] == ["bad.7z"]
 
 
 def test_a_cut_archive_leaves_no_folder(tmp_path):

@@ -15,7 +15,7 @@ from audio_files import make_catalog, make_shards, noise, write_audio
 from numpy.typing import NDArray
 
 from pipeline.data.audio import read_recording, to_int16
-from pipeline.data.fingerprints import FingerprintIndex, fingerprint_of
+from pipeline.data.near_duplicates import FingerprintIndex, fingerprint_of
 from pipeline.stages import find_near_duplicates
 
 RECORDINGS = Path(__file__).parents[2] / "data" / "recordings" / "audio"

@@ -35,8 +35,26 @@ class Server(http.server.SimpleHTTPRequestHandler):
     ranges = True
     asked: list[str]
 
+    def do_HEAD(self) -> None:
+        if not self.redirected():
+            super().do_HEAD()
+
+    def redirected(self) -> bool:
+        """Answer /moved/PATH with a redirection to /PATH, /loop/ with one to itself, /stolen/ with a local file."""
+        _, kind, rest = [*self.path.split("/", 2), ""][:3]
+        targets = {"moved": f"/{rest}", "loop": self.path, "stolen": "file:///etc/passwd"}
+        if kind not in targets:
+            return False
+        self.send_response(302)
+        self.send_header("Location", targets[kind])
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        return True
+
     def do_GET(self) -> None:
         self.asked.append(self.path)
+        if self.redirected():
+            return None
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         path = Path(self.translate_path(self.path))
         if not (found and self.ranges and path.is_file()):
@@ -272,3 +290,70 @@ def test_what_cannot_be_had_is_named(server, published: Path, tmp_path: Path) ->
     outputs = ["--manifest", tmp_path / "copy/manifest.parquet", "--summary", tmp_path / "copy/manifest.json"]
     finished = run_stage("stage_shards", ["--address", f"{address}/nowhere", *outputs])
     assert_refused(finished, "stage_shards", "not found")
+
+
+# --- hostile addresses -----------------------------------------------------------------------------------------------
+
+
+def test_an_address_that_redirects_is_followed(server, published: Path, tmp_path: Path) -> None:
+    address, _ = server
+    expected = windows(published / "labeled/train")
+    for tars in ("copy", "remote"):
+        folder = stage(f"{address}/moved/labeled/train", tmp_path / tars, "--tars", tars)
+        assert np.array_equal(windows(folder), expected)
+
+
+@pytest.mark.parametrize("kind", ["loop", "stolen"])
+def test_an_address_that_redirects_nowhere_is_refused(kind: str, server, tmp_path: Path) -> None:
+    address, _ = server
+    with pytest.raises(PipelineError, match=rf"{address}/{kind}/labeled/train/manifest\.json: cannot be read"):
+        stage(f"{address}/{kind}/labeled/train", tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+HOSTILE = {
+    "parent": {"shard": "../00000", "tar": "../00000.tar"},
+    "absolute": {"shard": "/tmp/00000", "tar": "/tmp/00000.tar"},
+    "other name": {"tar": "../../.bashrc"},
+    "hidden": {"shard": ".ssh", "tar": ".ssh.tar"},
+    "empty": {"shard": "", "tar": ".tar"},
+    "newline": {"shard": "00000\n", "tar": "00000\n.tar"},
+    "number": {"shard": 7, "tar": "7.tar"},
+    "list": {"shard": ["00000"], "tar": ["00000.tar"]},
+    "size in words": {"bytes": "many"},
+    "checksum of another kind": {"sha256": None},
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_shard_entries_that_lead_elsewhere_are_refused(case: str, server, published: Path, tmp_path: Path) -> None:
+    address, asked = server
+    path = published / "labeled/train/manifest.json"
+    summary = json.loads(path.read_text())
+    summary["shards"][0] |= HOSTILE[case]
+    path.write_text(json.dumps(summary))
+    with pytest.raises(PipelineError, match=rf"^{address}/labeled/train/manifest\.json: .*shard"):
+        stage(f"{address}/labeled/train", tmp_path / "inner" / "copy")
+    assert [Path(path).name for path in asked] == ["manifest.json"]
+    assert not (tmp_path / "inner").exists()
+
+
+def test_names_that_lead_elsewhere_are_refused_in_a_folder_too(server, tmp_path: Path) -> None:
+    address, _ = server
+    folder = stage(f"{address}/labeled/train", tmp_path / "train", "--tars", "remote")
+    summary = json.loads((folder / "manifest.json").read_text())
+    summary["shards"][0] |= {"shard": "../outside", "tar": "../outside.tar"}
+    (folder / "manifest.json").write_text(json.dumps(summary))
+    with pytest.raises(PipelineError, match=r"manifest\.json: '\.\./outside\.tar' is not the name of a shard's tar"):
+        verify(find_target(folder), shards=None, quick=False)
+
+
+def test_copied_shards_are_read_here_although_the_publisher_reads_them_from_afar(
+    server, published: Path, tmp_path: Path
+) -> None:
+    address, _ = server
+    path = published / "labeled/train/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"address": "http://127.0.0.1:1/elsewhere"}))
+    folder = stage(f"{address}/labeled/train", tmp_path / "copy")
+    assert "address" not in json.loads((folder / "manifest.json").read_text())
+    assert len(windows(folder)) == 24

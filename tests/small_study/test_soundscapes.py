@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import itertools
+import resource
 import shutil
 import string
 import subprocess
@@ -21,23 +22,13 @@ from pipeline.data.adapters.audioset import read_audioset
 from pipeline.data.adapters.clotho import read_clotho
 from pipeline.data.adapters.folder import read_folder
 from pipeline.errors import PipelineError
-from pipeline.small_study.soundscapes import (
-    BACKGROUND_GAP_DB,
-    EVENT_LEVEL_DBFS,
-    HELD_OUT_PARTS,
-    STYLES,
-    TRAINING,
-    WINDOW_S,
-    Event,
-    Recording,
-    Soundscape,
-    draw_split,
-    kept_from_general,
-    load_recordings,
-    part_of_set,
-    render,
-)
-from pipeline.stages.mix_soundscapes import PROVENANCE, main, mix_dataset
+from pipeline.small_study.captions import BACKGROUND_GAP_DB
+from pipeline.small_study.layouts import PROVENANCE
+from pipeline.small_study.mixing import EVENT_LEVEL_DBFS, render
+from pipeline.small_study.recordings import Recording, load_recordings, withheld_from_general
+from pipeline.small_study.soundscapes import WINDOW_S, Event, Soundscape, draw_split
+from pipeline.small_study.styles import HELD_OUT_PARTS, STYLES, TRAINING, part_of_set
+from pipeline.stages.mix_soundscapes import main, mix_dataset
 
 ROOT = Path(__file__).parents[2]
 RECORDINGS = ROOT / "data" / "recordings"
@@ -187,7 +178,7 @@ def test_adapters_find_every_clip_and_caption(dataset: str, split: str, raw: Pat
     assert {len(row.captions) for row in rows} == {settings.captions}
 
 
-def test_provenance_lists_every_file_once_an_event(raw: Path, recordings: dict[str, Recording]) -> None:
+def test_provenance_has_one_row_per_event(raw: Path, recordings: dict[str, Recording]) -> None:
     for dataset in STYLES:
         header, *rows = rows_of(raw / dataset / PROVENANCE)
         files = [path.relative_to(raw / dataset).as_posix() for path in audio_of(raw / dataset)]
@@ -278,7 +269,7 @@ def test_held_out_mixtures_occur_nowhere_else(recordings: dict[str, Recording], 
         assert not one & other
 
 
-def test_lone_sounds_of_held_out_splits_have_speeds_of_their_own(drawn: Drawn) -> None:
+def test_lone_held_out_sounds_have_other_speeds(drawn: Drawn) -> None:
     speeds: dict[bool, set[float]] = {True: set(), False: set()}
     for (dataset, split), clips in drawn.items():
         is_training = STYLES[dataset].splits[split].part == TRAINING
@@ -305,17 +296,17 @@ def test_part_of_a_set_depends_on_its_names_alone() -> None:
     assert all(0.08 < counts[part] / counts.total() < 0.12 for part in HELD_OUT_PARTS)
 
 
-def test_pretraining_never_hears_a_third_of_each_family(recordings: dict[str, Recording], drawn: Drawn) -> None:
-    kept = kept_from_general(list(recordings.values()))
-    heard = {name for one in drawn["general", "train"] for name in one.recordings}
-    assert heard == set(recordings) - kept
+def test_pretraining_never_uses_a_third_of_each_family(recordings: dict[str, Recording], drawn: Drawn) -> None:
+    withheld = withheld_from_general(list(recordings.values()))
+    used = {name for one in drawn["general", "train"] for name in one.recordings}
+    assert used == set(recordings) - withheld
     for family, count in Counter(recording.family for recording in recordings.values()).items():
-        of_family = sum(recordings[name].family == family for name in kept)
+        of_family = sum(recordings[name].family == family for name in withheld)
         assert abs(of_family - count / 3) < 1
-    assert {name for one in drawn["audiocaps", "train"] for name in one.recordings} & kept
+    assert {name for one in drawn["audiocaps", "train"] for name in one.recordings} & withheld
 
 
-def test_datasets_differ_in_what_is_heard(recordings: dict[str, Recording], drawn: Drawn) -> None:
+def test_datasets_differ_in_their_sounds(recordings: dict[str, Recording], drawn: Drawn) -> None:
     def share(dataset: str, split: str, *families: str) -> float:
         names = [event.recording for one in drawn[dataset, split] for event in one.events]
         return sum(recordings[name].family in families for name in names) / len(names)
@@ -330,7 +321,7 @@ def test_datasets_differ_in_what_is_heard(recordings: dict[str, Recording], draw
 # ---------------------------------------------------------------------------------------------------- captions
 
 
-def test_captions_tell_every_event_once(recordings: dict[str, Recording], drawn: Drawn) -> None:
+def test_captions_describe_every_event_once(recordings: dict[str, Recording], drawn: Drawn) -> None:
     for soundscape in itertools.chain.from_iterable(drawn.values()):
         for caption in soundscape.captions:
             left = caption.lower()
@@ -344,7 +335,7 @@ def test_captions_tell_every_event_once(recordings: dict[str, Recording], drawn:
             assert not any(clause.lower() in left for clause in others), caption
 
 
-def test_captions_tell_an_order_only_where_there_is_one(recordings: dict[str, Recording], drawn: Drawn) -> None:
+def test_captions_give_an_order_only_to_sequences(recordings: dict[str, Recording], drawn: Drawn) -> None:
     sequences = 0
     for soundscape in itertools.chain.from_iterable(drawn.values()):
         first, *rest = soundscape.events
@@ -368,7 +359,7 @@ def test_captions_tell_an_order_only_where_there_is_one(recordings: dict[str, Re
     assert sequences > 100
 
 
-def test_background_is_told_of_the_quietest_event_alone(recordings: dict[str, Recording], drawn: Drawn) -> None:
+def test_only_the_softest_event_is_in_the_background(recordings: dict[str, Recording], drawn: Drawn) -> None:
     told = 0
     for soundscape in itertools.chain.from_iterable(drawn.values()):
         by_gain = sorted(soundscape.events, key=lambda event: event.gain_db)
@@ -492,18 +483,16 @@ def test_unusable_recordings_are_named_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_failure_midway_leaves_what_was_there(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_midway_leaves_the_earlier_folder(copied: Path, tmp_path: Path) -> None:
     mix(copied, tmp_path / "out")
     before = checksums(tmp_path / "out")
-    calls = itertools.count()
-
-    def fail_later(*arguments: object, **keywords: object) -> None:
-        if next(calls) == 5:
-            raise OSError("No space left on device")
-
-    monkeypatch.setattr("pipeline.stages.mix_soundscapes.sf.write", fail_later)
-    with pytest.raises(OSError, match="No space left"):
-        mix(copied, tmp_path / "out", "--seed", "1")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limit[1]))  # less than a clip
+    try:
+        with pytest.raises(PipelineError, match=r"out: cannot be written \(File too large\)"):
+            mix(copied, tmp_path / "out", "--seed", "1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert checksums(tmp_path / "out") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "recordings"]
 
@@ -516,7 +505,7 @@ def test_folder_of_someone_else_is_not_replaced(copied: Path, tmp_path: Path) ->
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "mine"
 
 
-def test_too_few_recordings_for_the_clips_are_told(recordings: dict[str, Recording]) -> None:
+def test_too_few_recordings_for_the_clips_are_refused(recordings: dict[str, Recording]) -> None:
     with pytest.raises(PipelineError, match=r"audiocaps/test: only \d+ of 240 clips found .* among 5 recordings"):
         draw_split("audiocaps", "test", list(recordings.values())[:5], seed=0, clips=240)
 

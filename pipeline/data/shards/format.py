@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.data.addresses import check_sizes, read_file
 from pipeline.data.catalogs import OK, read_table
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, read_error_message
 from pipeline.files import read_json, sha256_of
 
 MANIFEST_SCHEMA = pa.schema(
@@ -89,7 +89,19 @@ def read_summary(path: Path) -> dict[str, Any]:
     summary = read_json(path)
     if missing := _missing_facts(summary):
         raise PipelineError(f"{path}: has no {', '.join(missing[:3])}; make it again with index_shards")
+    _check_entries(summary, path)
     return {"channels": "mean", **summary}  # which earlier versions kept, and did not say
+
+
+def _check_entries(summary: Mapping[str, Any], path: Path | str) -> None:
+    """Raise PipelineError if an entry of a shard cannot be right; a tar's name could lead out of the folder."""
+    for shard in summary["shards"]:
+        name, tar = shard["shard"], shard["tar"]
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name) or tar != f"{name}.tar":
+            raise PipelineError(f"{path}: {tar!r} is not the name of a shard's tar; use another copy")
+        for key, kind in (("bytes", int), ("clips", int), ("sha256", str)):
+            if not isinstance(shard[key], kind):
+                raise PipelineError(f"{path}: {key} of shard {name} is {shard[key]!r}; use another copy")
 
 
 def _missing_facts(summary: Mapping[str, Any]) -> list[str]:
@@ -112,9 +124,7 @@ def read_published_summary(address: str) -> dict[str, Any]:
         raise PipelineError(f"{path}: is not JSON ({error}); give the address of one split's shards") from error
     if missing := _missing_facts(summary if isinstance(summary, dict) else {}):
         raise PipelineError(f"{path}: has no {', '.join(missing[:3])}; it is not what index_shards writes")
-    for shard in summary["shards"]:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", shard["shard"]) or shard["tar"] != f"{shard['shard']}.tar":
-            raise PipelineError(f"{path}: {shard['tar']!r} is not the name of a shard's tar")
+    _check_entries(summary, path)
     return summary
 
 
@@ -128,8 +138,7 @@ def _opened_manifest(path: Path) -> Iterator[pq.ParquetFile]:
     except FileNotFoundError:
         raise PipelineError(f"{path}: not found; make it with python -m pipeline.stages.index_shards") from None
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise PipelineError(f"{path}: cannot be read ({reason}); make it again with index_shards") from error
+        raise PipelineError(read_error_message(path, error, "make it again with index_shards")) from error
 
 
 def count_rows(path: Path) -> int:

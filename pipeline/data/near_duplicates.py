@@ -1,8 +1,8 @@
-"""Spectral fingerprints, by which two encodings or cuts of one recording are recognised.
+"""Find clips that share a stretch of sound, although it was re-encoded or cut, by spectral fingerprints.
 
 After Haitsma and Kalker, "A highly robust audio fingerprinting system" (ISMIR 2002): 33 bands from 300 to 2,000 Hz,
-frames of 0.37 s every 11.6 ms, and a bit a pair of neighbouring bands: whether the difference of their energies grew
-since the frame before. Two stretches of sound are taken for the same when few of these bits differ.
+frames of 0.37 s every 11.6 ms, one bit per pair of neighbouring bands. The bit says whether the difference of their
+energies grew since the previous frame. Two stretches count as the same if few bits differ.
 
 Shapes: S = samples, F = frames, K = bands.
 """
@@ -21,19 +21,19 @@ FRAME, HOP = 2_048, 64  # samples at RATE_HZ: 0.37 s, 11.6 ms
 HOP_S = HOP / RATE_HZ
 BANDS = 33
 LEAST_FRAMES = 128
-"""Frames that both clips must share: 1.5 s beside the first frame's 0.37 s."""
+"""Frames that both clips must share: 1.5 s, after the 0.37 s of the first frame."""
 MOST_DIFFERING = 0.35
 """Share of differing bits up to which two stretches are the same; the threshold of the paper."""
 COMMON = 64
-"""Fingerprints that more held-out frames have in common are not looked up: those of silence and steady tones."""
+"""Fingerprints of more held-out frames than this are skipped: they come from silence and steady tones."""
 TRIED = 8
-"""Alignments compared a clip: those that most frames agree on."""
+"""Alignments compared per clip: those that most frames agree on."""
 
 _EDGES = np.searchsorted(np.fft.rfftfreq(FRAME, 1 / RATE_HZ), 300 * (2_000 / 300) ** (np.arange(BANDS + 1) / BANDS))
 
 
 def fingerprint_of(samples_S: NDArray[np.int16], sample_rate_hz: int) -> NDArray[np.uint32]:
-    """32 bits a frame; empty for a sound shorter than two frames."""
+    """Return 32 bits per frame; none for a sound that is shorter than two frames."""
     slow_S = soxr.resample(samples_S.astype(np.float32), sample_rate_hz, RATE_HZ, quality="HQ")
     frames = (len(slow_S) - FRAME) // HOP + 1
     if frames < 2:
@@ -54,16 +54,16 @@ class Match:
     """Two clips that share a stretch of sound."""
 
     clip: int
-    """Number of the clip in the index."""
+    """Index of the clip in the FingerprintIndex."""
     differing: float
-    """Share of the bits that differ over the stretch: 0 for the same samples, 0.5 for sounds of no relation."""
+    """Share of bits that differ over the stretch: 0 for the same samples, 0.5 for unrelated sounds."""
     offset_s: float
-    """Where the indexed clip's beginning lies in the other; negative when it begins before."""
+    """Start of the indexed clip in the other one; negative if it begins earlier."""
     shared_s: float
 
 
 class FingerprintIndex:
-    """The fingerprints of some clips, found by any of their frames; 12 bytes a frame, 1 kB a second."""
+    """The fingerprints of some clips, searchable by any frame; it takes 12 bytes per frame, 1 kB per second."""
 
     def __init__(self, fingerprints: Iterable[NDArray[np.uint32]]) -> None:
         parts = list(fingerprints)
@@ -73,12 +73,12 @@ class FingerprintIndex:
         self._sorted = self._frames[self._order]
 
     def matches(self, frames: NDArray[np.uint32]) -> Iterator[Match]:
-        """The indexed clips that share a stretch with a clip, each with its best alignment."""
+        """Yield the indexed clips that share a stretch with a clip, each with its best alignment."""
         first, end = (np.searchsorted(self._sorted, frames, side) for side in ("left", "right"))
         counts = np.where(end - first <= COMMON, end - first, 0)
         if not counts.any():
             return
-        # The places of all frames that equal one of this clip: runs first[i], first[i] + 1, ... one after the other.
+        # Places of all indexed frames that equal a frame of this clip: the runs first[i], first[i] + 1, ... joined.
         run = np.repeat(np.arange(len(frames)), counts)
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         places = self._order[first[run] + within].astype(np.int64)
@@ -92,7 +92,7 @@ class FingerprintIndex:
         yield from best.values()
 
     def _compare(self, frames: NDArray[np.uint32], clip: int, alignment: int) -> Match | None:
-        """Both clips with frame 0 of the one at place `alignment` of the index; None if they differ too much."""
+        """Compare an indexed clip with a clip that begins at place `alignment` of the index; None if too different."""
         first = max(int(self._starts[clip]), alignment)
         end = min(int(self._starts[clip + 1]), alignment + len(frames))
         if end - first < LEAST_FRAMES:
