@@ -1,0 +1,67 @@
+"""What lies below a dataset's folder: links to folders are followed, hidden entries are left out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pipeline.errors import PipelineError
+
+AUDIO_EXTENSIONS = frozenset(
+    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf"}
+) | {*(".m4a", ".aac", ".wma", ".webm", ".mp4")}
+"""The first line is what libsndfile decodes. The second it does not, but people have such files: they are found, so
+that they end as `undecodable` rows instead of never being seen."""
+
+
+def check_root(root: Path) -> None:
+    """Raise PipelineError unless `root` is a folder."""
+    if not root.is_dir():
+        found = "a file" if root.exists() else "nothing"
+        raise PipelineError(f"{root}: expected the folder of the dataset, found {found}; set its root in the config")
+
+
+def walk(
+    root: Path, is_entered: Callable[[str], bool] = lambda folder: True
+) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+    """Yields, for each folder below `root` and for itself, a prefix and the entries in it that are not folders.
+
+    The prefix is the folder's path relative to `root`, empty or with a slash at its end. `is_entered` decides, from a
+    subfolder's relative path, whether it is walked. Two links to one folder are both walked; a link to a folder that
+    contains it is not, so that circles end. Nothing is yielded for a folder that does not exist.
+
+    Raises PipelineError for a folder that cannot be listed.
+    """
+    waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
+    while waiting:
+        prefix, parents = waiting.pop()
+        folder = os.path.join(root, prefix)
+        files, subfolders = [], []
+        try:
+            status = os.stat(folder)
+            place = status.st_dev, status.st_ino
+            if place in parents:
+                continue
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if not is_folder(entry):
+                        files.append(entry)
+                    elif entry.name != "__MACOSX" and is_entered(prefix + entry.name):
+                        subfolders.append(f"{prefix}{entry.name}/")
+        except FileNotFoundError:  # removed since its parent was listed
+            continue
+        except OSError as error:
+            raise PipelineError(f"{folder}: cannot be listed ({error.strerror})") from error
+        waiting += [(subfolder, (*parents, place)) for subfolder in subfolders]
+        yield prefix, files
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """True for a folder or a link to one; False for a link that leads nowhere or to itself."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
