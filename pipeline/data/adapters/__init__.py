@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipeline.data.adapters.sources import SourceRow
+from pipeline.data.adapters.rows import SourceRow
 
 __all__ = ["ADAPTERS", "SourceRow"]
 

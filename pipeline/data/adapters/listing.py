@@ -8,10 +8,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.data.adapters.lists import LIST_EXTENSIONS
 from pipeline.data.adapters.walking import AUDIO_EXTENSIONS, check_root, walk
 from pipeline.errors import PipelineError
 
-LIST_EXTENSIONS = frozenset({".csv", ".tsv", ".json", ".jsonl", ".txt"})
 CONTAINER_EXTENSIONS = frozenset({".parquet", ".tar"})
 MAX_READ_BYTES = 64 << 20
 """A longer list is known by its size and time, as containers are."""

@@ -8,11 +8,15 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError
 
-AUDIO_EXTENSIONS = frozenset(
-    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf"}
-) | {*(".m4a", ".aac", ".wma", ".webm", ".mp4")}
-"""The first line is what libsndfile decodes. The second it does not, but people have such files: they are found, so
-that they end as `undecodable` rows instead of never being seen."""
+DECODED_EXTENSIONS = frozenset(
+    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf"}
+    | {".w64", ".rf64"}
+)
+"""Of the formats that libsndfile decodes."""
+AUDIO_EXTENSIONS = DECODED_EXTENSIONS | {
+    *(".m4a", ".aac", ".wma", ".webm", ".weba", ".mp4", ".3gp", ".mkv", ".mka", ".mov", ".amr", ".ape", ".wv")
+}
+"""The other formats are found, too, so that people's files end as `undecodable` rows instead of never being seen."""
 
 
 def check_root(root: Path) -> None:
