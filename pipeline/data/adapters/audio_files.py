@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, S
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.data.adapters.walking import AUDIO_EXTENSIONS, DECODED_EXTENSIONS, walk
+from pipeline.data.adapters.walking import AUDIO_EXTENSIONS, COMMON_EXTENSIONS, walk
 from pipeline.errors import PipelineError
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,11 @@ class AudioFiles:
     broken: frozenset[str] = frozenset()
     """Those of the names that are links to nothing, named pipes or the like."""
 
+    def by_preference(self) -> tuple[list[str], list[str]]:
+        """The names of common formats, and the others, which serve clips that have none of the first."""
+        common = [name for name in self.names if _extension(name) in COMMON_EXTENSIONS]
+        return common, [name for name in self.names if _extension(name) not in COMMON_EXTENSIONS]
+
     def path(self, name: str) -> str:
         """The folder joined with one of the names."""
         return f"{self.folder.as_posix()}/{name}"
@@ -40,33 +45,40 @@ class AudioFiles:
         return (None, "missing_file") if name in self.broken else (self.path(name), None)
 
     def likeliest(self, names: Sequence[str]) -> list[str]:
-        """Those of several candidates that are left when one is preferred for a good reason.
-
-        The reasons are: the others are broken links, links to the same file, or of formats that are not decoded.
-        """
+        """Several candidates without broken links, and of links to one file only the first."""
         if len(names) < 2:
             return list(names)
         whole = [name for name in names if name not in self.broken] or list(names)
-        decoded = [name for name in whole if _extension(name) in DECODED_EXTENSIONS] or whole
-        by_file = {os.path.realpath(self.path(name)): name for name in reversed(decoded)}
-        return sorted(by_file.values(), key=decoded.index)
+        by_file = {os.path.realpath(self.path(name)): name for name in reversed(whole)}
+        return sorted(by_file.values(), key=whole.index)
 
 
 def find_audio(folders: Sequence[Path]) -> AudioFiles:
-    """The audio files below the first of `folders` that has any, from one walk per folder.
+    """The audio files below the first of `folders` that has any of a common format, from one walk per folder.
 
-    Raises PipelineError when none has.
+    If none has, the first with any other format serves. Raises PipelineError when there is none, either.
     """
+    fallback = None
     for folder in folders:
-        if files := walk_files(folder, AUDIO_EXTENSIONS):
-            broken = frozenset(name for name, is_file in files.items() if not is_file)
-            if broken:
-                logger.warning("%s: %d links to audio lead nowhere, the first is %s", folder, len(broken), min(broken))
-            return AudioFiles(folder, list(files), broken)
-    raise PipelineError(
-        f"no audio files below {' or '.join(str(folder) for folder in folders)}; "
-        f"unpack the audio there{_folders_next_to(folders[0])}"
-    )
+        files = walk_files(folder, AUDIO_EXTENSIONS)
+        if not files:
+            continue
+        found = AudioFiles(folder, list(files), frozenset(name for name, is_file in files.items() if not is_file))
+        if found.by_preference()[0]:
+            break
+        fallback = fallback or found
+    else:
+        if fallback is None:
+            raise PipelineError(
+                f"no audio files below {' or '.join(str(folder) for folder in folders)}; "
+                f"unpack the audio there{_folders_next_to(folders[0])}"
+            )
+        found = fallback
+    if found.broken:
+        logger.warning(
+            "%s: %d links to audio lead nowhere, the first is %s", found.folder, len(found.broken), min(found.broken)
+        )
+    return found
 
 
 def _folders_next_to(folder: Path) -> str:
@@ -110,10 +122,10 @@ def _extension(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def without_extension(name: str) -> str:
+def without_extension(name: str, extensions: Collection[str] = AUDIO_EXTENSIONS) -> str:
     """The name without its audio extension; dots elsewhere stay."""
     stem, extension = os.path.splitext(name)
-    return stem if extension.strip().lower() in AUDIO_EXTENSIONS else name
+    return stem if extension.strip().lower() in extensions else name
 
 
 def unescaped(name: str) -> str:
@@ -130,13 +142,18 @@ def _posix(name: str) -> str:
 
 # --- names in lists --------------------------------------------------------------------------------------------------
 
-# From the strictest to the loosest. The last two serve audio that was converted, or unpacked by tools that trim names.
-_SPELLINGS: tuple[Callable[[str], str], ...] = (
-    str,
-    unescaped,
-    lambda name: unescaped(without_extension(name)),
-    lambda name: " ".join(unescaped(without_extension(name)).split()),
-)
+
+def _spellings(extensions: Collection[str]) -> tuple[Callable[[str], str], ...]:
+    """What names are compared by, from the strictest to the loosest.
+
+    The last two serve audio that was converted, or unpacked by tools that trim names.
+    """
+    return (
+        str,
+        unescaped,
+        lambda name: unescaped(without_extension(name, extensions)),
+        lambda name: " ".join(unescaped(without_extension(name, extensions)).split()),
+    )
 
 
 def match_names(names: Iterable[str], files: AudioFiles, outer: str = "") -> dict[str, Match]:
@@ -151,22 +168,31 @@ def match_names(names: Iterable[str], files: AudioFiles, outer: str = "") -> dic
     """
     found: dict[str, Match] = {}
     listed = {name: name for name in names}
-    open_files = _match(listed, files.names, files, found)
     known = set(files.names)
-    respelled = {name: _below(name, files, known, outer) for name in listed if name not in found}
-    open_files = _match({name: other for name, other in respelled.items() if other != name}, open_files, files, found)
+    unused: list[str] = []
+    for more_files, extensions in zip(files.by_preference(), (COMMON_EXTENSIONS, AUDIO_EXTENSIONS), strict=True):
+        spellings = _spellings(extensions)
+        open_names = {name: name for name in listed if name not in found}
+        unused = _match(open_names, unused + more_files, files, spellings, found)
+        respelled = {name: _below(name, files, known, outer) for name in open_names if name not in found}
+        respelled = {name: other for name, other in respelled.items() if other != name}
+        unused = _match(respelled, unused, files, spellings, found)
     missing = [name for name in listed if name not in found]
     found.update((name, _elsewhere(name)) for name in missing)
-    warn_of_missing(files.folder, [name for name in missing if found[name][0] is None], open_files)
+    warn_of_missing(files.folder, [name for name in missing if found[name][0] is None], unused)
     return found
 
 
 def _match(
-    spelled_names: Mapping[str, str], open_files: list[str], files: AudioFiles, found: dict[str, Match]
+    spelled_names: Mapping[str, str],
+    open_files: list[str],
+    files: AudioFiles,
+    spellings: Sequence[Callable[[str], str]],
+    found: dict[str, Match],
 ) -> list[str]:
     """Add to `found` what is found for the names in their spelling, and return the files that are left."""
     open_names = list(spelled_names)
-    for round_number, spelling in enumerate((_SPELLINGS[0], *_SPELLINGS)):
+    for round_number, spelling in enumerate((spellings[0], *spellings)):
         if not open_names or not open_files:
             break
         files_by_spelling = defaultdict(list)

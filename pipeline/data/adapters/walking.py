@@ -8,15 +8,17 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError
 
-DECODED_EXTENSIONS = frozenset(
-    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf"}
-    | {".w64", ".rf64"}
+COMMON_EXTENSIONS = frozenset(
+    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf"}
+    | {".m4a", ".aac", ".wma", ".webm", ".mp4"}
 )
-"""Of the formats that libsndfile decodes."""
-AUDIO_EXTENSIONS = DECODED_EXTENSIONS | {
-    *(".m4a", ".aac", ".wma", ".webm", ".weba", ".mp4", ".3gp", ".mkv", ".mka", ".mov", ".amr", ".ape", ".wv")
+"""The first line is what libsndfile decodes. The second it does not, but people have such files: they are found, so
+that they end as `undecodable` rows instead of never being seen."""
+AUDIO_EXTENSIONS = COMMON_EXTENSIONS | {
+    *(".w64", ".rf64", ".snd", ".mp2"),
+    *(".weba", ".mka", ".mkv", ".mov", ".3gp", ".amr", ".ape", ".wv"),
 }
-"""The other formats are found, too, so that people's files end as `undecodable` rows instead of never being seen."""
+"""The others are found where a clip has no file of a common format: next to a video may lie its sound."""
 
 
 def check_root(root: Path) -> None:

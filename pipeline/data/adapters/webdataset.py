@@ -20,7 +20,7 @@ from pipeline.data.adapters.parquet import CAPTION_COLUMNS, START_COLUMNS, VIDEO
 from pipeline.data.adapters.rows import SourceRow, clean_captions, seconds
 from pipeline.data.adapters.split_files import find_split_files
 from pipeline.data.adapters.tars import Archive, read_archives
-from pipeline.data.adapters.walking import AUDIO_EXTENSIONS, DECODED_EXTENSIONS, check_root
+from pipeline.data.adapters.walking import AUDIO_EXTENSIONS, COMMON_EXTENSIONS, check_root
 from pipeline.data.containers import range_size, read_range, unreadable
 from pipeline.errors import PipelineError
 
@@ -44,8 +44,7 @@ class Sample:
     def member(self) -> tuple[str | None, str | None]:
         """The byte ranges of the audio, or the reason why there is none."""
         audio = [(extension, place) for extension, place in self.audio if place is not None]
-        if len(audio) > 1:  # next to a video may lie its sound
-            audio = [(extension, place) for extension, place in audio if extension in DECODED_EXTENSIONS] or audio
+        audio = [(extension, place) for extension, place in audio if extension in COMMON_EXTENSIONS] or audio
         if len(audio) == 1:
             return audio[0][1], None
         return None, "ambiguous_file" if audio else "missing_file"

@@ -87,12 +87,13 @@ def source_rows_of(clips: Sequence[VideoClip], files: AudioFiles) -> Iterator[So
     starts: dict[str, set[float]] = defaultdict(set)
     for clip in clips:
         starts[clip.youtube_id].add(clip.start_s)
-    named = _named_files(files, starts)
+    named_files = [_named_files(names, starts) for names in files.by_preference()]
     used: set[str] = set()
     missing = []
     for clip in clips:
         is_only_clip = len(starts[clip.youtube_id]) == 1
-        candidates, is_exact = _candidates(clip, named, is_only_clip)
+        ways = (way for named in named_files for way in _ways(clip, named, is_only_clip) if way[0])
+        candidates, is_exact = next(ways, ([], True))
         used.update(candidates)
         candidates = files.likeliest(candidates)
         path, reason = None, None
@@ -116,10 +117,10 @@ def source_rows_of(clips: Sequence[VideoClip], files: AudioFiles) -> Iterator[So
     warn_of_missing(files.folder, missing, [name for name in files.names if name not in used])
 
 
-def _named_files(files: AudioFiles, starts: dict[str, set[float]]) -> _NamedFiles:
-    """The files by stem, and by the clips of the list that a download tool may have named them after."""
+def _named_files(names: Sequence[str], starts: dict[str, set[float]]) -> _NamedFiles:
+    """Files by stem, and by the clips of the list that a download tool may have named them after."""
     named = _NamedFiles()
-    for file in files.names:
+    for file in names:
         stem = without_extension(PurePosixPath(file).name)
         named.by_stem[stem].append(file)
         for match in filter(None, (pattern.fullmatch(stem) for pattern in _STARTS)):
@@ -144,19 +145,15 @@ def _start_of(name: re.Match[str], starts_s: set[float]) -> float | None:
     return next((start_s for start_s in readings if start_s in starts_s), None)
 
 
-def _candidates(clip: VideoClip, named: _NamedFiles, is_only_clip: bool) -> tuple[list[str], bool]:
-    """The files that a clip's audio may be, and whether their name says which clip of the video is meant."""
+def _ways(clip: VideoClip, named: _NamedFiles, is_only_clip: bool) -> Iterator[tuple[list[str], bool]]:
+    """The files that a clip's audio may be, the likeliest first, and whether their names say which clip is meant."""
     start = clip.start_s
     spellings = dict.fromkeys((_plain(start), f"{start:.1f}", f"{start:.3f}"))
     exact = [f"{prefix}{clip.youtube_id}_{text}" for prefix in ("", "Y") for text in spellings] + list(clip.numbers)
-    bare = [f"Y{clip.youtube_id}", clip.youtube_id]
-    of_clip = [named.by_stem[stem] for stem in exact if stem in named.by_stem][:1]
-    of_video = [named.by_stem[stem] for stem in bare if stem in named.by_stem][:1]
-    by_tools = named.by_clip.get((clip.youtube_id, start), [])
-    titled = named.by_title.get(clip.youtube_id, [])
-    ways = [(files, True) for files in of_clip]
-    if is_only_clip:  # a name without a start will do, and comes before those that only some tools give
-        ways += [(files, False) for files in of_video] + [(by_tools, True), (titled, False)]
-    else:
-        ways += [(by_tools, True)] + [(files, False) for files in of_video] + [(titled, False)]
-    return next((way for way in ways if way[0]), ([], True))
+    of_clip = [(named.by_stem.get(stem, []), True) for stem in exact]
+    of_video = [(named.by_stem.get(stem, []), False) for stem in (f"Y{clip.youtube_id}", clip.youtube_id)]
+    by_tools = [(named.by_clip.get((clip.youtube_id, start), []), True)]
+    titled = [(named.by_title.get(clip.youtube_id, []), False)]
+    yield from of_clip
+    yield from of_video + by_tools if is_only_clip else by_tools + of_video
+    yield from titled
