@@ -570,6 +570,18 @@ def test_sparse_members_are_what_tar_gives(tmp_path: Path, layout: str, holes: i
     assert audio_of(rows, tmp_path) == {name.removesuffix(".wav"): data for name, data in sounds.items()}
 
 
+@pytest.mark.parametrize("size", [600, 1100, 3000])
+def test_a_sparse_member_that_is_cut_off_is_named(tmp_path: Path, size: int) -> None:
+    with (tmp_path / "a.wav").open("wb") as file:
+        for piece in range(30):  # more than the first header holds
+            file.seek(piece << 16)
+            file.write(b"sound" * 1000)
+    subprocess.run(["tar", "--sparse", "--format=gnu", "-cf", "train.tar", "a.wav"], cwd=tmp_path, check=True)
+    os.truncate(tmp_path / "train.tar", size)
+    with pytest.raises(PipelineError, match=r"train.tar: cannot be read .*; is it cut off"):
+        read("webdataset", tmp_path, "train")
+
+
 def test_a_sparse_member_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
     os.truncate(write_tar(tmp_path / "a.wav"), 1 << 40)
     subprocess.run(["tar", "--sparse", "-cf", "train.tar", "a.wav"], cwd=tmp_path, check=True)
