@@ -478,6 +478,12 @@ def test_lists_of_other_names_are_shown(tmp_path: Path, name: str, caplog: pytes
     assert message in caplog.messages
 
 
+def test_a_list_that_is_a_named_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "train.csv")
+    with pytest.raises(PipelineError, match=r"train.csv: is a named pipe"):
+        read("folder", tmp_path, "train")
+
+
 def test_a_missing_list_comes_with_the_lists_that_are_there(tmp_path: Path) -> None:
     touch(tmp_path / "validation.csv"), touch(tmp_path / "readme.txt")
     with pytest.raises(PipelineError, match=r"val.csv: cannot be read .*; lists found there: validation.csv$"):

@@ -145,6 +145,11 @@ def test_a_root_that_is_missing_is_refused(tmp_path: Path) -> None:
         listing_digest(tmp_path / "nowhere", "train", [])
 
 
+def test_a_root_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"cannot be read \(File name too long\)"):
+        listing_digest(tmp_path / ("x" * 300), "train", [])
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list any folder")
 def test_a_root_that_cannot_be_listed_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0)

@@ -39,6 +39,8 @@ def decode(data: bytes) -> tuple[str, int | None]:
 
 def read_text(path: Path) -> str:
     """The text of a list; PipelineError for a file that is not there or cannot be read."""
+    if path.is_fifo():
+        raise PipelineError(f"{path}: is a named pipe, which may never end; put a file there")
     try:
         text, unfit_line = decode(path.read_bytes())
         if unfit_line is not None:

@@ -23,8 +23,14 @@ AUDIO_EXTENSIONS = COMMON_EXTENSIONS | {
 
 def check_root(root: Path) -> None:
     """Raise PipelineError unless `root` is a folder."""
-    if not root.is_dir():
-        found = "a file" if root.exists() else "nothing"
+    try:
+        is_directory, is_there = root.is_dir(), root.exists()
+    except OSError as error:  # of a folder above it that may not be entered, for instance
+        raise PipelineError(
+            f"{root}: cannot be read ({error.strerror}); set the dataset's root in the config"
+        ) from error
+    if not is_directory:
+        found = "a file" if is_there else "nothing"
         raise PipelineError(f"{root}: expected the folder of the dataset, found {found}; set its root in the config")
 
 
