@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import html
+import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -16,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.adapters.sources import SourceRow, without_extension
+from pipeline.data.adapters.rows import SourceRow
 from pipeline.errors import PipelineError, read_error_message
 
 OK, DROPPED, FAILED = "ok", "dropped", "failed"
@@ -61,6 +62,11 @@ ROW_GROUP_ROWS = 1 << 14
 
 KEY_LENGTH = 64
 _DIGEST_LENGTH = 8
+_EXTENSIONS_LEFT_OUT = frozenset(
+    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf"}
+    | {".m4a", ".aac", ".wma", ".webm", ".mp4"}
+)
+"""Extensions that are left out of keys. Formats that are added to those read are not added here: keys stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +104,9 @@ def clip_key(dataset: str, split: str, source_name: str, occurrence: int = 0) ->
             f"and take {len(prefix)}; shorten one"
         )
     digest = hashlib.sha256("\0".join((dataset, split, source_name, str(occurrence))).encode()).hexdigest()
-    middle = slug(without_extension(PurePosixPath(source_name).name))[:room].strip("_")
+    name = PurePosixPath(source_name).name
+    stem, extension = os.path.splitext(name)
+    middle = slug(stem if extension.strip().lower() in _EXTENSIONS_LEFT_OUT else name)[:room].strip("_")
     return "_".join(part for part in (prefix, middle, digest[:_DIGEST_LENGTH]) if part)
 
 

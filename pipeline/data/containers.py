@@ -1,14 +1,15 @@
 """Clips whose bytes lie inside a larger file: a row of a Parquet file, or a range of bytes of a tar.
 
 The catalog's column `member` says where: `audio.bytes[17]` is row 17 (from 0) of the column audio.bytes, and
-`1536+88244` are 88,244 bytes from byte 1,536 on.
+`1536+88244` are 88,244 bytes from byte 1,536 on. A sparse member of a tar is several pieces, and those that the tar
+leaves out are zeros: `1536+512,zeros+7680,2048+512`.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import PipelineError
 
-_RANGE = re.compile(r"(\d+)\+(\d+)")
+_PIECES = re.compile(r"(?:\d+|zeros)\+\d+(?:,(?:\d+|zeros)\+\d+)*")
 _ROW = re.compile(r"(.+)\[(\d+)\]", re.DOTALL)
 _BATCH_ROWS = 16  # clips in memory at once
 _BUFFER_BYTES = 1 << 20  # a column chunk of gigabytes is read in pieces of this size
@@ -26,9 +27,27 @@ PARQUET_ERRORS = (OSError, ValueError, KeyError, pa.ArrowException)
 """What pyarrow raises for a file that is damaged, cut off or no Parquet at all."""
 
 
-def range_member(offset: int, size: int) -> str:
-    """The member that is so many bytes from an offset on."""
-    return f"{offset}+{size}"
+def range_member(pieces: Sequence[tuple[int | None, int]]) -> str:
+    """The member that is made of pieces of a file: offset and size of each, the offset None for zeros."""
+    return ",".join(f"{'zeros' if offset is None else offset}+{size}" for offset, size in pieces)
+
+
+def read_range(file: BinaryIO, member: str) -> bytes:
+    """The bytes of a member that `range_member` has named; fewer where the file ends before."""
+    pieces = []
+    for piece in member.split(","):
+        offset, size = piece.split("+")
+        if offset == "zeros":
+            pieces.append(bytes(int(size)))
+        else:
+            file.seek(int(offset))
+            pieces.append(file.read(int(size)))
+    return b"".join(pieces)  # of one piece this is no copy
+
+
+def range_size(member: str) -> int:
+    """Bytes of a member that `range_member` has named."""
+    return sum(int(piece.split("+")[1]) for piece in member.split(","))
 
 
 def row_member(column: str, row: int) -> str:
@@ -65,23 +84,26 @@ class Members:
         for path, member in places:
             if match := _ROW.fullmatch(member):
                 wanted[path][match[1]].append(int(match[2]))
-            elif not _RANGE.fullmatch(member):
+            elif not _PIECES.fullmatch(member):
                 raise PipelineError(f"{path}: the catalog's member {member!r} is none; make the catalog again")
         for path, columns in wanted.items():
             for column, rows in columns.items():
-                self._fetch_rows(path, column, rows)
+                for row, data in read_values(path, column, rows):
+                    place = None
+                    if data is not None:
+                        place = spool.tell(), len(data)
+                        spool.write(data)
+                    self._rows[path, row_member(column, row)] = place
 
     def read(self, path: str, member: str) -> bytes | None:
         """The bytes of one of the members; None for a row that holds none. PipelineError if the file is shorter."""
-        if match := _RANGE.fullmatch(member):
-            offset, size = int(match[1]), int(match[2])
+        if _PIECES.fullmatch(member):
             try:
                 with open(path, "rb") as file:
-                    file.seek(offset)
-                    data = file.read(size)
+                    data = read_range(file, member)
             except OSError as error:
                 raise moved(path, error) from error
-            if len(data) < size:
+            if len(data) < range_size(member):
                 raise PipelineError(f"{path}: ends inside the member {member}; is it cut off? Fetch it again")
             return data
         place = self._rows[path, member]
@@ -90,51 +112,55 @@ class Members:
         self._spool.seek(place[0])
         return self._spool.read(place[1])
 
-    def _fetch_rows(self, path: str, column: str, rows: list[int]) -> None:
-        """Copy the values of a column in some rows of a Parquet file to the spool."""
-        if not Path(path).is_file():
-            raise moved(path, FileNotFoundError(2, "No such file or directory"))
-        wanted = sorted(rows, reverse=True)
-        with open_parquet(path) as file:
-            if wanted[0] >= file.metadata.num_rows:
-                raise PipelineError(
-                    f"{path}: row {wanted[0]} was asked for and it has {file.metadata.num_rows} rows; "
-                    "if it was replaced since index_audio, delete the catalog and make it again"
-                )
-            first = 0
-            for group in range(file.metadata.num_row_groups):
-                end = first + file.metadata.row_group(group).num_rows
-                if wanted and wanted[-1] < end:
-                    self._fetch_from_group(file, path, column, group, first, end, wanted)
-                first = end
 
-    def _fetch_from_group(
-        self, file: pq.ParquetFile, path: str, column: str, group: int, first: int, end: int, wanted: list[int]
-    ) -> None:
-        """Copy the wanted rows of a row group, which holds `first` to `end`, and take them off `wanted`'s end."""
-        try:
-            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[column], use_threads=False):
-                values = leaf(batch, column)
-                while wanted and wanted[-1] < first + len(values):
-                    row = wanted.pop()
-                    data = values[row - first].as_py()
-                    place = None
-                    if data is not None:
-                        place = self._spool.tell(), len(data)
-                        self._spool.write(data)
-                    self._rows[path, row_member(column, row)] = place
-                first += len(values)
-                if not wanted or wanted[-1] >= end:
-                    return
-        except PARQUET_ERRORS as error:
-            raise unreadable(path, error) from error
+def read_values(path: str, column: str, rows: Iterable[int]) -> Iterator[tuple[int, bytes | None]]:
+    """Number and value of some rows of a Parquet file's column, in the file's order, a few in memory at once.
+
+    Raises PipelineError for a file that is not there, damaged, or has fewer rows.
+    """
+    if not Path(path).is_file():
+        raise moved(path, FileNotFoundError(2, "No such file or directory"))
+    wanted = sorted(rows, reverse=True)
+    with open_parquet(path) as file:
+        if wanted and wanted[0] >= file.metadata.num_rows:
+            raise PipelineError(
+                f"{path}: row {wanted[0]} was asked for and it has {file.metadata.num_rows} rows; "
+                "if it was replaced since index_audio, delete the catalog and make it again"
+            )
+        first = 0
+        for group in range(file.metadata.num_row_groups):
+            end = first + file.metadata.row_group(group).num_rows
+            if wanted and wanted[-1] < end:
+                yield from _group_values(file, path, column, group, first, end, wanted)
+            first = end
+
+
+def _group_values(
+    file: pq.ParquetFile, path: str, column: str, group: int, first: int, end: int, wanted: list[int]
+) -> Iterator[tuple[int, bytes | None]]:
+    """The wanted rows of a row group, which holds `first` to `end`; each is taken off `wanted`'s end."""
+    try:
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[column], use_threads=False):
+            values = leaf(batch, column)
+            while wanted and wanted[-1] < first + len(values):
+                row = wanted.pop()
+                yield row, values[row - first].as_py()
+            first += len(values)
+            if not wanted or wanted[-1] >= end:
+                return
+    except PARQUET_ERRORS as error:
+        raise unreadable(path, error) from error
 
 
 def leaf(batch: pa.RecordBatch, column: str) -> pa.Array:
-    """The values at a dotted path of a batch's columns."""
-    name, *fields = column.split(".")
-    values = batch.column(name)
-    return pc.struct_field(values, fields) if fields else values
+    """The values of a column, or of a field of a struct, which is named like `audio.bytes`.
+
+    A column may have such a name itself: polars gives it to the fields of a struct that it unnests.
+    """
+    if column in batch.schema.names:
+        return batch.column(column)
+    name, _, field = column.rpartition(".")
+    return pc.struct_field(batch.column(name), [field])
 
 
 def moved(path: str | Path, error: OSError) -> PipelineError:

@@ -25,7 +25,9 @@ from urllib3.util import Retry
 
 from pipeline.data.adapters import ADAPTERS
 from pipeline.data.adapters.audiocaps import COLUMNS
-from pipeline.data.adapters.sources import AUDIO_EXTENSIONS, read_csv, read_table
+from pipeline.data.adapters.audioset import WIDTH
+from pipeline.data.adapters.lists import read_csv, read_table
+from pipeline.data.adapters.walking import AUDIO_EXTENSIONS
 from pipeline.errors import PipelineError, write_error_message
 
 logger = logging.getLogger(__name__)
@@ -86,11 +88,11 @@ def _is_audioset_list(rows: int | None) -> Callable[[Path], None]:
 
     def check(path: Path) -> None:
         expected, found = rows, 0
-        for row, fields in read_csv(path, skip_initial_space=True):
+        for row, fields in read_csv(path, width=WIDTH, skip_initial_space=True):
             if not fields[0].startswith("#"):
                 found += 1
-                if len(fields) != 4:
-                    raise PipelineError(f"{path} row {row}: {len(fields)} fields, a segment of AudioSet has 4")
+                if len(fields) != WIDTH:
+                    raise PipelineError(f"{path} row {row}: {len(fields)} fields, a segment of AudioSet has {WIDTH}")
             elif told := re.search(r"num_segs=(\d+)", ",".join(fields)):
                 expected = rows or int(told[1])
         if found != expected:

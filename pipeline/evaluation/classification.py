@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.adapters.sources import check_root, find_audio, match_names, read_table
+from pipeline.data.adapters.audio_files import find_audio, match_names
+from pipeline.data.adapters.lists import read_table
+from pipeline.data.adapters.walking import check_root
 from pipeline.errors import PipelineError
 
 ESC50_LISTING = "meta/esc50.csv"

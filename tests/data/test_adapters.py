@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -212,6 +214,84 @@ def test_a_start_that_is_no_number_is_named(tmp_path: Path) -> None:
         read("audiocaps", tmp_path, "val")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "aaaaaaaaa_1_30_40.wav",
+            "Yaaaaaaaaa_1_30_40.wav",
+            "aaaaaaaaa_1_30.0-40.0.wav",
+            "aaaaaaaaa_1_30000_40000.flac",
+        ),
+        *("Yaaaaaaaaa_1_000030.wav", "aaaaaaaaa_1_30000.wav", "aaaaaaaaa_1_30.00.wav", "aaaaaaaaa_1_30.mkv"),
+    ],
+)
+def test_names_of_download_tools_say_which_clip_is_meant(tmp_path: Path, name: str) -> None:
+    audiocaps(tmp_path, (1, "aaaaaaaaa_1", 30, "one"), (2, "aaaaaaaaa_1", 0, "two"), (3, "bbbbbbbbbbb", 30, "three"))
+    file = touch(tmp_path / "val" / name)
+    rows = read("audiocaps", tmp_path, "val")
+    assert [row.path for row in rows] == [file.as_posix(), None, None]
+    assert [row.reason for row in rows] == [None, "missing_file", "missing_file"]
+
+
+def test_a_title_with_an_id_does_for_the_only_clip_of_a_video(tmp_path: Path) -> None:
+    audiocaps(tmp_path, (1, "aaaaaaaaaaa", 30, "a"), (2, "bbbbbbbbbbb", 0, "b"), (3, "bbbbbbbbbbb", 30, "c"))
+    only, _ = touch(tmp_path / "val/Rain [loud] [aaaaaaaaaaa].wav"), touch(tmp_path / "val/Sea [bbbbbbbbbbb].wav")
+    rows = read("audiocaps", tmp_path, "val")
+    assert [(row.path, row.reason) for row in rows] == [
+        (only.as_posix(), None), (None, "ambiguous_file"), (None, "ambiguous_file"),
+    ]  # fmt: skip
+
+
+def test_a_range_of_seconds_is_not_read_as_milliseconds(tmp_path: Path) -> None:
+    audiocaps(tmp_path, (1, "aaaaaaaaaaa", 1, "one"), (2, "aaaaaaaaaaa", 1000, "two"))
+    touch(tmp_path / "val/aaaaaaaaaaa_1000_1010.wav"), touch(tmp_path / "val/aaaaaaaaaaa_1000_11000.wav")
+    names = [Path(row.path or "").name for row in read("audiocaps", tmp_path, "val")]
+    assert names == ["aaaaaaaaaaa_1000_11000.wav", "aaaaaaaaaaa_1000_1010.wav"]
+
+
+def test_a_video_does_not_take_the_place_of_sound(tmp_path: Path) -> None:
+    audiocaps(tmp_path, (1, "aaaaaaaaaaa", 30, "one"), (2, "bbbbbbbbbbb", 30, "two"))
+    touch(tmp_path / "val/aaaaaaaaaaa_30.mkv"), touch(tmp_path / "val/bbbbbbbbbbb_30.3gp")
+    touch(tmp_path / "val/Yaaaaaaaaaaa.wav")
+    names = [Path(row.path or "").name for row in read("audiocaps", tmp_path, "val")]
+    assert names == ["Yaaaaaaaaaaa.wav", "bbbbbbbbbbb_30.3gp"]
+
+
+def test_names_that_nothing_fits_are_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    audiocaps(tmp_path, *((n, f"{n:011d}", 0, "x") for n in range(5)))
+    for n in range(4):
+        touch(tmp_path / f"val/clip{n}.wav")
+    read("audiocaps", tmp_path, "val")
+    assert any(
+        "5 clips have no file and 4 files belong to no clip; "
+        'looked for "00000000000_0", "00000000001_0", "00000000002_0"; '
+        'found "clip0.wav", "clip1.wav", "clip2.wav"' in message
+        for message in caplog.messages
+    )
+
+
+def test_captions_that_go_on_in_the_next_line_are_mended(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = ["audiocap_id,youtube_id,start_time,caption", "1,aaaaaaaaaaa,0,a dog", "barks twice", "", "and howls"]
+    lines += ['2,bbbbbbbbbbb,0,"a cat', 'purrs"', "3,ccccccccccc,0,", "a cow"]
+    (tmp_path / "val.csv").write_text("\n".join(lines))
+    touch(tmp_path / "val/x.wav")
+    rows = read("audiocaps", tmp_path, "val")
+    assert [row.captions for row in rows] == [("a dog barks twice and howls",), ("a cat purrs",), ("a cow",)]
+    assert any("3 rows are the rest of a caption without quotes" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("rest", ["7", "a dog,barks", ",,,"])
+def test_lines_that_may_be_rows_are_not_joined(tmp_path: Path, rest: str) -> None:
+    (tmp_path / "val.csv").write_text(f"audiocap_id,youtube_id,start_time,caption\n1,aaaaaaaaaaa,0,one\n{rest},,\n")
+    touch(tmp_path / "val/aaaaaaaaaaa_0.wav")
+    if rest == ",,,":
+        assert len(read("audiocaps", tmp_path, "val")) == 1  # a blank row
+        return
+    with pytest.raises(PipelineError, match=r"val.csv row 3: (no youtube_id|start time)"):
+        read("audiocaps", tmp_path, "val")
+
+
 # --- AudioSet --------------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +329,67 @@ def test_an_audioset_row_of_another_shape_is_named(tmp_path: Path) -> None:
         read("audioset", tmp_path, "eval")
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_audioset_lists_with_other_separators_are_read(tmp_path: Path, separator: str) -> None:
+    rows = [["aaaaaaaaaaa", "2.5", "12.5", '"/m/09x0r,/m/2"'], ["bbbbbbbbbbb", "0", "10", "/m/1"]]
+    (tmp_path / "eval_segments.csv").write_text("# YTID, a, b\n" + "\n".join(separator.join(row) for row in rows))
+    touch(tmp_path / "eval/aaaaaaaaaaa_2.5.wav")
+    assert [row.source_name for row in read("audioset", tmp_path, "eval")] == ["aaaaaaaaaaa_2.5", "bbbbbbbbbbb_0"]
+
+
+# --- spreadsheets ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["#NAME?", "#NOM?", "#¿NOMBRE?", "#REF!", "#WERT!", "#N/A", "#DIV/0!", "Err:508"])
+@pytest.mark.parametrize("adapter", ["audioset", "audiocaps", "clotho", "folder"])
+def test_an_error_value_of_a_spreadsheet_is_named(tmp_path: Path, adapter: str, value: str) -> None:
+    lists = {
+        "audioset": ("x_segments.csv", f"# YTID, start,,\n{value},420,430,/m/1\n", "YTID"),
+        "audiocaps": ("x.csv", f"{','.join(AUDIOCAPS_HEADER)}\n1,{value},0,dog\n", "youtube_id"),
+        "clotho": ("clotho_captions_x.csv", f"{','.join(CLOTHO_HEADER)}\na.wav,a,b,c,d,{value}\n", "caption_5"),
+        "folder": ("x.csv", f"file_name,caption_1,other\n{value},dog,#NAME?\n", "file_name"),
+    }
+    name, text, column = lists[adapter]
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    touch(tmp_path / "x/a.wav")
+    with pytest.raises(
+        PipelineError, match=rf"{name} row 2: {column} is {re.escape(value)}, the error value of a spre"
+    ):
+        read(adapter, tmp_path, "x")
+
+
+@pytest.mark.parametrize("youtube_id", ["1.23E+10", "=0xzrMun0Rs", "01.03.2026", "'-0DdlOuIFUI", "a b"])
+@pytest.mark.parametrize("adapter", ["audioset", "audiocaps"])
+def test_an_id_that_no_video_has_is_named(tmp_path: Path, adapter: str, youtube_id: str) -> None:
+    (tmp_path / "x_segments.csv").write_text(f"aaaaaaaaaaa,0,10,/m/1\n{youtube_id},0,10,/m/1\n")
+    audiocaps(tmp_path, (2, youtube_id, 0, "two"), split="x")
+    touch(tmp_path / "x/aaaaaaaaaaa_0.wav")
+    with pytest.raises(PipelineError, match=rf'row 2: "{re.escape(youtube_id)}" is no id of YouTube; if a spreadsheet'):
+        read(adapter, tmp_path, "x")
+
+
+def test_ids_of_another_length_are_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    audiocaps(tmp_path, (1, "aaaaaaaaaaa", 0, "one"), (2, "1-Mar", 0, "two"), (3, "12345678", 0, "three"))
+    touch(tmp_path / "val/aaaaaaaaaaa_0.wav")
+    assert len(read("audiocaps", tmp_path, "val")) == 3
+    assert any("2 ids do not have 11 characters" in line and 'row 3: "1-Mar"' in line for line in caplog.messages)
+
+
+def test_fields_that_people_protect_from_a_spreadsheet_are_read(tmp_path: Path) -> None:
+    (tmp_path / "val.csv").write_text(f'{",".join(AUDIOCAPS_HEADER)}\n1,="-0DdlOuIFUI",0,"=""a """"loud"""" dog"""\n')
+    file = touch(tmp_path / "val/-0DdlOuIFUI_0.wav")
+    (row,) = read("audiocaps", tmp_path, "val")
+    assert (row.path, row.source_id, row.captions) == (file.as_posix(), "-0DdlOuIFUI", ('a "loud" dog',))
+
+
+def test_freesound_ids_that_pandas_made_decimals_stay_ids(tmp_path: Path) -> None:
+    clotho(tmp_path, "Rain.wav", "Sea.wav")
+    touch(tmp_path / "development" / "Rain.wav")
+    write_csv(tmp_path / "clotho_metadata_development.csv", ["file_name", "sound_id"], ["Rain.wav", "123456.0"],
+              ["Sea.wav", "1.5"])  # fmt: skip
+    assert [row.source_id for row in read("clotho", tmp_path, "development")] == ["123456", None]
+
+
 # --- folder ----------------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +423,79 @@ def test_listed_folders_are_kept_apart(tmp_path: Path, prefix: str) -> None:
     assert rows[2].reason == "missing_file"
 
 
+@pytest.mark.parametrize(
+    "listed",
+    [
+        *("./dog/1.wav", "dog\\1.wav", ".\\train\\dog\\1.wav", "./train/dog/1.wav", "dog//1.wav"),
+        *("/home/someone/train/dog/1.wav", "C:\\data\\dog\\1.wav", "/old/dog/1.wav"),
+    ],
+)
+def test_other_spellings_of_a_path_are_read(tmp_path: Path, listed: str) -> None:
+    write_csv(tmp_path / "train.csv", ["file_name"], [listed], ["cat/1.wav"])
+    dog, cat = touch(tmp_path / "train/dog/1.wav"), touch(tmp_path / "train/cat/1.wav")
+    rows = read("folder", tmp_path, "train")
+    assert [(row.source_name, row.path) for row in rows] == [(listed, dog.as_posix()), ("cat/1.wav", cat.as_posix())]
+
+
+def test_an_absolute_name_is_the_file_that_is_there(tmp_path: Path) -> None:
+    outside, inside = touch(tmp_path / "elsewhere/1.wav"), touch(tmp_path / "root/train/1.wav")
+    names = [str(outside), str(inside), str(tmp_path / "gone/2.wav"), "/etc/passwd"]
+    write_csv(tmp_path / "root/train.csv", ["file_name"], *([name] for name in names))
+    rows = read("folder", tmp_path / "root", "train")
+    assert [row.path for row in rows] == [str(outside), inside.as_posix(), None, None]
+
+
+def test_a_name_as_it_is_listed_comes_before_other_spellings(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", ["file_name"], ["./a.wav"], ["a.wav"], ["dog\\b.wav"])
+    first, second = touch(tmp_path / "train/a.wav"), touch(tmp_path / "train/dog\\b.wav")
+    touch(tmp_path / "train/dog/b.wav")
+    assert [row.path for row in read("folder", tmp_path, "train")] == [None, first.as_posix(), second.as_posix()]
+
+
+def test_formats_that_people_have_are_listed(tmp_path: Path) -> None:
+    names = ["a.w64", "b.mp2", "c.weba", "d.mkv", "e.3gp", "f.MOV", "g.wav"]
+    for name in names:
+        touch(tmp_path / "train" / name)
+    assert [row.source_name for row in read("folder", tmp_path, "train")] == names
+
+
+def test_a_column_split_says_which_rows_count(tmp_path: Path) -> None:
+    rows = [["train/a.wav", "dog", "train"], ["test/b.wav", "cat", "test"], ["c.wav", "cow", " train "]]
+    write_csv(tmp_path / "metadata.csv", ["file_name", "caption_1", "split"], *rows)
+    for name in ("train/a.wav", "test/b.wav", "train/c.wav"):
+        touch(tmp_path / name)
+    assert [row.captions for row in read("folder", tmp_path, "train")] == [("dog",), ("cow",)]
+    assert [row.captions for row in read("folder", tmp_path, "test")] == [("cat",)]
+    with pytest.raises(PipelineError, match=r"metadata.csv: its column split has no val; found test, train"):
+        read("folder", tmp_path, "val")
+
+
+@pytest.mark.parametrize("name", ["train.tsv", "captions.csv", "train/metadata.csv", "train/metadata.jsonl"])
+def test_lists_of_other_names_are_shown(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path / "train/a.wav"), touch(tmp_path / name), touch(tmp_path / "~$captions.csv")
+    assert len(read("folder", tmp_path, "train")) == 1
+    message = f"no list of captions; looked for train.csv and metadata.csv in {tmp_path}, found {name}"
+    assert message in caplog.messages
+
+
+def test_a_list_that_is_a_named_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "train.csv")
+    with pytest.raises(PipelineError, match=r"train.csv: is a named pipe"):
+        read("folder", tmp_path, "train")
+
+
+def test_a_missing_list_comes_with_the_lists_that_are_there(tmp_path: Path) -> None:
+    touch(tmp_path / "validation.csv"), touch(tmp_path / "readme.txt")
+    with pytest.raises(PipelineError, match=r"val.csv: cannot be read .*; lists found there: validation.csv$"):
+        read("audiocaps", tmp_path, "val")
+
+
+def test_a_missing_folder_comes_with_the_folders_that_are_there(tmp_path: Path) -> None:
+    touch(tmp_path / "train/a.wav"), (tmp_path / ".cache").mkdir()
+    with pytest.raises(PipelineError, match=r"no audio files below .*training; .* has the folders train; is the split"):
+        read("folder", tmp_path, "training")
+
+
 # --- lists and walks -------------------------------------------------------------------------------------------------
 
 
@@ -293,9 +507,23 @@ def test_lists_are_read_in_any_encoding_in_use(tmp_path: Path, encoding: str) ->
     assert (row.path, row.captions, row.row) == (file.as_posix(), ("a crowded café",), 3)
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+@pytest.mark.parametrize("setting", ["", "sep={}\n"])
+def test_lists_with_other_separators_are_read(tmp_path: Path, separator: str, setting: str) -> None:
+    rows = [["file_name", "caption_1"], ["a.wav", "a dog, barking"], ["b.wav", '"a cat; purring"']]
+    text = setting.format(separator) + "\n".join(separator.join(row) for row in rows)
+    (tmp_path / "train.csv").write_text(text)
+    touch(tmp_path / "train/a.wav"), touch(tmp_path / "train/b.wav")
+    found = read("folder", tmp_path, "train")
+    assert [row.captions for row in found] == [("a dog, barking",), ("a cat; purring",)]
+    assert [row.row for row in found] == ([3, 4] if setting else [2, 3])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("file_name,caption_1,caption_1\na.wav,dog,cat\n", r"train.csv: two columns are named caption_1"),
+        ("file_name, file_name\na.wav,b.wav\n", r"train.csv: two columns are named file_name"),
         ("name;caption_1\na.wav;dog\n", r"train.csv: no column file_name; found name;caption_1; expected file_name"),
         ("", r"train.csv: no column file_name; found nothing"),
         (
@@ -338,6 +566,51 @@ def test_linked_folders_are_followed_and_circles_end(tmp_path: Path) -> None:
     (tmp_path / "train/linked").symlink_to(file.parent)
     (file.parent / "back").symlink_to(tmp_path / "train")
     assert [row.source_name for row in read("folder", tmp_path, "train")] == ["linked/a.wav"]
+
+
+def test_two_links_to_one_folder_are_both_read(tmp_path: Path) -> None:
+    touch(tmp_path / "disk/a.wav")
+    (tmp_path / "train").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "train" / name).symlink_to(tmp_path / "disk")
+    (tmp_path / "disk/self").symlink_to(".")
+    assert [row.source_name for row in read("folder", tmp_path, "train")] == ["one/a.wav", "two/a.wav"]
+
+
+def test_two_links_to_one_file_are_no_ambiguity(tmp_path: Path) -> None:
+    audiocaps(tmp_path, (1, "aaaaaaaaaaa", 0, "one"))
+    file = touch(tmp_path / "val/a/aaaaaaaaaaa_0.wav")
+    (tmp_path / "val/b").symlink_to(file.parent)
+    clotho(tmp_path, "Rain.wav")
+    rain = touch(tmp_path / "development/a/Rain.wav")
+    (tmp_path / "development/b").symlink_to(rain.parent)
+    assert [row.path for row in read("audiocaps", tmp_path, "val")] == [file.as_posix()]
+    assert [row.path for row in read("clotho", tmp_path, "development")] == [rain.as_posix()]
+
+
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("gone.wav"), lambda path: path.symlink_to(path.name),
+                                  os.mkfifo], ids=["broken link", "link to itself", "named pipe"])  # fmt: skip
+@pytest.mark.parametrize("adapter", ["folder", "listed folder", "clotho", "audiocaps", "audioset"])
+def test_what_is_no_file_is_a_missing_file(tmp_path: Path, adapter: str, make: Callable[[Path], None]) -> None:
+    names = ("aaaaaaaaaaa_0.wav", "bbbbbbbbbbb_0.wav")
+    if adapter == "listed folder":
+        write_csv(tmp_path / "x.csv", ["file_name"], *([name] for name in names))
+    clotho(tmp_path, *names, split="x")
+    if adapter == "audiocaps":
+        audiocaps(tmp_path, *((n, name[:11], 0, "dog") for n, name in enumerate(names)), split="x")
+    (tmp_path / "x_segments.csv").write_text("".join(f"{name[:11]},0,10,/m/1\n" for name in names))
+    file = touch(tmp_path / "x" / names[0])
+    make(tmp_path / "x" / names[1])
+    rows = read(adapter.rpartition(" ")[2], tmp_path, "x")
+    assert [(row.path, row.reason) for row in rows] == [(file.as_posix(), None), (None, "missing_file")]
+
+
+def test_a_file_serves_where_a_link_of_its_name_leads_nowhere(tmp_path: Path) -> None:
+    audiocaps(tmp_path, (1, "aaaaaaaaaaa", 0, "one"))
+    file = touch(tmp_path / "val/b/aaaaaaaaaaa_0.wav")
+    (tmp_path / "val/a").mkdir()
+    (tmp_path / "val/a/aaaaaaaaaaa_0.wav").symlink_to("gone.wav")
+    assert [row.path for row in read("audiocaps", tmp_path, "val")] == [file.as_posix()]
 
 
 def test_a_file_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import catalogs
-from pipeline.data.adapters.sources import SourceRow
+from pipeline.data.adapters.rows import SourceRow
 from pipeline.data.catalogs import CATALOG_SCHEMA, catalog_of, read_catalog, regrouped
 from pipeline.data.shards.partition import FIRST_SHARD, LEAST_SHARE, Assignment, assign, digest_of, read_assignment
 from pipeline.files import write_parquet

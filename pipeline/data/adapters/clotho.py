@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pipeline.data.adapters.sources import (
-    SourceRow,
-    check_root,
-    clean_captions,
-    find_audio,
-    match_names,
-    read_table,
-    unescaped,
-)
+from pipeline.data.adapters.audio_files import find_audio, match_names, unescaped
+from pipeline.data.adapters.lists import read_table
+from pipeline.data.adapters.rows import SourceRow, clean_captions
+from pipeline.data.adapters.walking import check_root
 
 logger = logging.getLogger(__name__)
 
 CAPTION_COLUMNS = tuple(f"caption_{number}" for number in range(1, 6))
 WARNED_ROWS = 20
+_FREESOUND_ID = re.compile(r"(\d+)(?:\.0+)?")  # pandas writes 123456.0 where a column has gaps
 
 
 def read_clotho(root: Path, split: str) -> Iterator[SourceRow]:
@@ -71,6 +68,5 @@ def _sound_ids(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     rows = read_table(path, ("file_name", "sound_id"), "Clotho's metadata: file_name, keywords, sound_id, ...")
-    return {
-        unescaped(fields["file_name"]).strip(): fields["sound_id"] for _, fields in rows if fields["sound_id"].isdigit()
-    }
+    ids = ((unescaped(fields["file_name"]).strip(), _FREESOUND_ID.fullmatch(fields["sound_id"])) for _, fields in rows)
+    return {name: match[1] for name, match in ids if match}

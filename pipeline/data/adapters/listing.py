@@ -8,10 +8,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.data.adapters.lists import LIST_EXTENSIONS
 from pipeline.data.adapters.walking import AUDIO_EXTENSIONS, check_root, walk
 from pipeline.errors import PipelineError
 
-LIST_EXTENSIONS = frozenset({".csv", ".tsv", ".json", ".jsonl", ".txt"})
 CONTAINER_EXTENSIONS = frozenset({".parquet", ".tar"})
 MAX_READ_BYTES = 64 << 20
 """A longer list is known by its size and time, as containers are."""
@@ -24,7 +24,7 @@ def listing_digest(root: Path, split: str, other_splits: Sequence[str]) -> str:
 
     These are relative path and size of audio files, path and content of lists, and path, size and modification time of
     Parquet files and tars. Hidden files, the lock files of office programs (`~$train.csv`) and files of other kinds do
-    not count, nor do the times of folders.
+    not count, nor do the times of folders, nor audio outside of `root` that a list names by absolute paths.
 
     A folder, list or container that is named after one of `other_splits` and not after this one is left out, so that
     new training clips leave the digest of the test split as it is. A name counts as a split's where it stands between

@@ -8,17 +8,29 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError
 
-AUDIO_EXTENSIONS = frozenset(
+COMMON_EXTENSIONS = frozenset(
     {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf"}
-) | {*(".m4a", ".aac", ".wma", ".webm", ".mp4")}
+    | {".m4a", ".aac", ".wma", ".webm", ".mp4"}
+)
 """The first line is what libsndfile decodes. The second it does not, but people have such files: they are found, so
 that they end as `undecodable` rows instead of never being seen."""
+AUDIO_EXTENSIONS = COMMON_EXTENSIONS | {
+    *(".w64", ".rf64", ".snd", ".mp2"),
+    *(".weba", ".mka", ".mkv", ".mov", ".3gp", ".amr", ".ape", ".wv"),
+}
+"""The others are found where a clip has no file of a common format: next to a video may lie its sound."""
 
 
 def check_root(root: Path) -> None:
     """Raise PipelineError unless `root` is a folder."""
-    if not root.is_dir():
-        found = "a file" if root.exists() else "nothing"
+    try:
+        is_directory, is_there = root.is_dir(), root.exists()
+    except OSError as error:  # of a folder above it that may not be entered, for instance
+        raise PipelineError(
+            f"{root}: cannot be read ({error.strerror}); set the dataset's root in the config"
+        ) from error
+    if not is_directory:
+        found = "a file" if is_there else "nothing"
         raise PipelineError(f"{root}: expected the folder of the dataset, found {found}; set its root in the config")
 
 
