@@ -18,16 +18,18 @@ import soxr
 from numpy.typing import NDArray
 
 from pipeline.data.decoding import AudioStream, UnusableAudio, open_audio
+from pipeline.errors import PipelineError
 
 WAV_HEADER_BYTES = 44
 FULL_SCALE = 32768
 BYTES_PER_FRAME = 2
 SILENT_BELOW_DBFS = -80.0  # a peak of 3 steps of 16 bits: dither and DC offsets of dead recordings
-CLIPPED_SHARE = 0.5
+CLIPPED_SHARE = 0.9
 """Of the samples that are not 0: a clip with more of them at full scale is `clipped`.
 
-It is for samples at another scale, such as float samples up to 32768, of which all but the zeros are beyond 1. Loud
-masters, distorted guitars and overdriven microphones stay far below it.
+It finds samples at another scale, such as float samples up to 32768: more than 99% of them are beyond 1. Loud sound
+stays below: 7% at most in 86 recordings, 54% in music's distribution of samples 24 dB too loud, 84% in a sine 12 dB
+too loud.
 """
 CHANNELS = ("mean", "first")
 """What is kept of a file's channels: their mean, or the first alone."""
@@ -68,8 +70,12 @@ def read_recording(
     """
     if channels not in CHANNELS:
         raise ValueError(f"channels {channels!r}; one of {', '.join(CHANNELS)} was expected")
-    with open_audio(source) as audio:
-        return _record(audio, sample_rate_hz, min_duration_s, channels)
+    try:
+        with open_audio(source) as audio:
+            return _record(audio, sample_rate_hz, min_duration_s, channels)
+    except MemoryError as error:
+        name = "a clip" if isinstance(source, bytes) else str(source)
+        raise PipelineError(f"{name}: memory ran out while it was decoded; give the job more memory") from error
 
 
 def _record(audio: AudioStream, sample_rate_hz: int, min_duration_s: float, channels: str) -> Recording:

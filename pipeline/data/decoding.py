@@ -8,6 +8,7 @@ libsndfile reads as much as a header says. Where `layouts` finds more in the fil
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import stat
@@ -29,6 +30,7 @@ from pipeline.errors import PipelineError
 
 TRUNCATED_BY_S = 0.1  # headers are off by a few frames in files that are whole
 _BLOCK_SAMPLES = 1 << 19  # 2 MB of float32: a three-hour file needs no more memory for decoding than a short one
+_READ_BYTES = 1 << 20
 _UNKNOWN_FRAMES = 1 << 48  # streamed FLAC and MP3 announce the largest number
 _SAMPLE_BYTES = {
     "PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1,
@@ -106,27 +108,36 @@ def _opened(source: str | Path | bytes) -> BinaryIO:
             raise UnusableAudio("undecodable", "not a regular file")
         return open(source, "rb", buffering=0)
     except OSError as error:
-        raise moved(str(source), error) from error
+        raise _unreadable(source, error) from error
 
 
 @contextlib.contextmanager
 def _explained(source: str | Path | bytes, file: BinaryIO) -> Iterator[None]:
     """Errors of libsndfile become UnusableAudio; PipelineError, if the disk is to blame, which it does not report."""
-    name = "a clip" if isinstance(source, bytes) else str(source)
     try:
         try:
             yield
         except (soundfile.SoundFileError, UnusableAudio) as error:
             file.seek(0)
-            while file.read(1 << 20):
+            while file.read(_READ_BYTES):
                 pass
             if isinstance(error, UnusableAudio):
                 raise
+            if "malloc" in str(error):
+                raise MemoryError from error
             raise UnusableAudio("undecodable", _reason(file, error)) from error
     except OSError as error:
-        raise PipelineError(f"{name}: cannot be read ({error.strerror}); check the disk that it is on") from error
-    except MemoryError as error:
-        raise PipelineError(f"{name}: memory ran out while it was decoded; give the job more memory") from error
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: str | Path | bytes, error: OSError) -> PipelineError:
+    """The error for a file that cannot be read, which is not the clip's fault."""
+    name = "a clip" if isinstance(source, bytes) else str(source)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return PipelineError(f"{name}: too many files are open; raise the limit (ulimit -n)")
+    if error.errno in (errno.ENOENT, errno.EACCES, errno.ELOOP, errno.ENOTDIR):
+        return moved(name, error)
+    return PipelineError(f"{name}: cannot be read ({error.strerror}); check the disk that it is on")
 
 
 def _reason(file: BinaryIO, error: soundfile.SoundFileError) -> str:
@@ -200,7 +211,7 @@ def _whole(file: BinaryIO, kind: type[soundfile.SoundFile] = soundfile.SoundFile
 def _ogg_sections(file: BinaryIO, data: AudioBytes) -> list[_Section]:
     links = layouts.ogg_links(data)
     if not all(layouts.ogg_ends(data, *link) for link in links):
-        with _whole(file):  # first, for what is no sound at all is not truncated
+        with _whole(file) if len(links) == 1 else contextlib.nullcontext():  # what is no sound at all is not truncated
             raise UnusableAudio("truncated", "its last page is not marked as the end of the stream")
     if len(links) < 2:
         return [_Section(lambda: _whole(file))]
@@ -271,10 +282,10 @@ def _mpeg_sections(file: BinaryIO, parts: Sequence[MpegPart], start: int) -> lis
             part.announced_frames = None  # joined with another that has no header, or never filled in
     only = parts[0] if len(parts) == 1 else None
     if only is not None and len(only.ranges) == 1 and only.ranges[0][0] == start:
-        with _whole(file) as sound:
-            is_covered = only.announced_frames is not None or only.samples <= sound.frames
-        if is_covered:
-            return [_Section(lambda: _whole(file), None if only.announced_frames is not None else only.samples)]
+        held = only.samples if only.announced_frames is None else 0
+        with contextlib.suppress(soundfile.LibsndfileError), _whole(file) as sound:  # it knows no APE tag at the start
+            if held <= sound.frames:
+                return [_Section(lambda: _whole(file), held or None)]
     return [_mpeg_section(file, part) for part in parts]
 
 
@@ -292,7 +303,7 @@ def _mpeg_section(file: BinaryIO, part: MpegPart) -> _Section:
 
 def _range(file: BinaryIO, start: int, end: int) -> io.BufferedReader:
     """A range of an open file's bytes as a file, read by the megabyte: libsndfile asks for 8 kB at a time."""
-    return io.BufferedReader(_Range(file, start, end), 1 << 20)
+    return io.BufferedReader(_Range(file, start, end), _READ_BYTES)
 
 
 class _Range(io.RawIOBase):

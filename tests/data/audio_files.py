@@ -24,6 +24,12 @@ def tone(
     return (level * np.sin(2 * np.pi * frequency_hz * np.arange(round(duration_s * rate)) / rate)).astype(np.float32)
 
 
+def tones(duration_s: float, first_hz: float = 400.0, rate: int = 44_100) -> NDArray[np.float32]:
+    """Second k is a tone of first_hz + 150 k Hz, so that audio that is lost or foreign can be recognised."""
+    time_s = np.arange(round(duration_s * rate)) / rate
+    return (0.3 * np.sin(2 * np.pi * (first_hz + 150 * np.floor(time_s)) * time_s)).astype(np.float32)
+
+
 def noise(duration_s: float, seed: int, rate: int = RATE) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(0, 0.1, round(duration_s * rate)).astype(np.float32)
 
