@@ -196,8 +196,6 @@ def _sections(file: BinaryIO, data: AudioBytes) -> list[_Section]:
         return [_sound_data_section(file, data, sound)]
     if parts := layouts.mpeg_parts(data, start):
         return _mpeg_sections(file, parts, start)
-    if start:
-        raise UnusableAudio("undecodable", "neither MP3 nor FLAC follows its ID3 tag")
     return [_Section(lambda: _whole(file))]
 
 
@@ -278,8 +276,8 @@ def _mpeg_sections(file: BinaryIO, parts: Sequence[MpegPart], start: int) -> lis
         missing = ((part.announced_frames or 0) - part.frames) * part.frame_samples
         if missing > tolerated:
             raise UnusableAudio("truncated", f"{part.frames} of {part.announced_frames} MP3 frames")
-        if -missing > tolerated and part.announced_frames is not None:
-            part.announced_frames = None  # joined with another that has no header, or never filled in
+        if -missing > tolerated:
+            part.announced_frames = None  # one without a header was joined, or the header was never filled in
     only = parts[0] if len(parts) == 1 else None
     if only is not None and len(only.ranges) == 1 and only.ranges[0][0] == start:
         held = only.samples if only.announced_frames is None else 0
@@ -307,6 +305,8 @@ def _range(file: BinaryIO, start: int, end: int) -> io.BufferedReader:
 
 
 class _Range(io.RawIOBase):
+    """See `_range`."""
+
     def __init__(self, file: BinaryIO, start: int, end: int) -> None:
         self._file, self._start, self._size, self._place = file, start, end - start, 0
 

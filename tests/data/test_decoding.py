@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from audio_files import noise, tones
+from audio_files import noise, of_unknown_length, tones, with_bytes, without_header
 from numpy.typing import NDArray
 
 from pipeline.data import layouts
@@ -39,12 +39,6 @@ def mp3(seconds: float, first_hz: float = 400, bitrate_mode: str = "VARIABLE", c
     """An MP3 with the Info header that LAME writes."""
     samples = np.repeat(tones(seconds, first_hz)[:, None], channels, axis=1)
     return encoded(samples, "MP3", "MPEG_LAYER_III", bitrate_mode=bitrate_mode, compression_level=0.3)
-
-
-def without_header(data: bytes) -> bytes:
-    """An MP3 without its Info header, which takes the first frame: what LAME and ffmpeg write to a pipe."""
-    second = layouts._frame(data[:4]).size  # type: ignore[union-attr]
-    return data[second:]
 
 
 def decoded(source: bytes | Path, rate: int = RATE) -> NDArray[np.int16]:
@@ -70,10 +64,6 @@ def assert_unusable(source: bytes | Path, reason: str, *words: str) -> None:
     assert caught.value.reason == reason
     for word in words:
         assert word in str(caught.value)
-
-
-def with_bytes(data: bytes, place: int, new: bytes) -> bytes:
-    return data[:place] + new + data[place + len(new) :]
 
 
 def shell(folder: Path, command: str, *programs: str) -> None:
@@ -206,11 +196,6 @@ def test_links_of_other_encoders_are_read(tmp_path: Path) -> None:
 
 
 # --- FLAC ------------------------------------------------------------------------------------------------------------
-
-
-def of_unknown_length(data: bytes) -> bytes:
-    """A FLAC whose STREAMINFO announces 0 samples, as one that was written to a pipe."""
-    return with_bytes(data, 21, bytes([data[21] & 0xF0, 0, 0, 0, 0]))
 
 
 def test_flac_of_unknown_length_is_read_to_its_end() -> None:
