@@ -33,8 +33,13 @@ REASONS: dict[str, tuple[str, str]] = {
     "too_short": (DROPPED, "is shorter than the least duration"),
     "too_long": (DROPPED, "is longer than a WAV file can be"),
     "silent": (DROPPED, "is silent"),
+    "out_of_phase": (DROPPED, "is silent in the mean of its channels, which cancel out"),
+    "clipped": (DROPPED, "is a square wave: most of its samples are at full scale"),
     "undecodable": (FAILED, "cannot be decoded"),
     "truncated": (FAILED, "ends before its header says"),
+    "damaged": (FAILED, "holds bytes between its frames that are no audio"),
+    "inconsistent": (FAILED, "holds more than its header says"),
+    "changes_format": (FAILED, "changes its sample rate or its channels midway"),
     "not_finite": (FAILED, "holds samples that are NaN or infinite"),
     # Known of a run, whose study says what is held out (stage pair_clips).
     "leaked": (DROPPED, "is also in a validation or test split"),

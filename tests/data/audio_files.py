@@ -24,8 +24,30 @@ def tone(
     return (level * np.sin(2 * np.pi * frequency_hz * np.arange(round(duration_s * rate)) / rate)).astype(np.float32)
 
 
+def tones(duration_s: float, first_hz: float = 400.0, rate: int = 44_100) -> NDArray[np.float32]:
+    """Second k is a tone of first_hz + 150 k Hz, so that audio that is lost or foreign can be recognised."""
+    time_s = np.arange(round(duration_s * rate)) / rate
+    return (0.3 * np.sin(2 * np.pi * (first_hz + 150 * np.floor(time_s)) * time_s)).astype(np.float32)
+
+
 def noise(duration_s: float, seed: int, rate: int = RATE) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(0, 0.1, round(duration_s * rate)).astype(np.float32)
+
+
+def with_bytes(data: bytes, place: int, new: bytes) -> bytes:
+    """The data with other bytes at a place."""
+    return data[:place] + new + data[place + len(new) :]
+
+
+def without_header(mp3: bytes) -> bytes:
+    """An MP3 without its Info header, which takes the first frame: what LAME and ffmpeg write to a pipe."""
+    second = mp3.index(mp3[:2], 100)  # the first frame's zeros hold no header
+    return mp3[second:]
+
+
+def of_unknown_length(flac: bytes) -> bytes:
+    """A FLAC whose STREAMINFO announces 0 samples, as one that was written to a pipe."""
+    return with_bytes(flac, 21, bytes([flac[21] & 0xF0, 0, 0, 0, 0]))
 
 
 def write_audio(path: Path, samples: NDArray | None = None, rate: int = RATE, **kind: str) -> Path:

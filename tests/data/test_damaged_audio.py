@@ -5,13 +5,23 @@ from __future__ import annotations
 import io
 import os
 import tracemalloc
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from audio_files import RATE, noise, shard_arguments, tone, write_audio
+from audio_files import (
+    RATE,
+    noise,
+    of_unknown_length,
+    shard_arguments,
+    tone,
+    with_bytes,
+    without_header,
+    write_audio,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -39,6 +49,15 @@ KINDS = {
     "aiff": ("AIFF", "PCM_16"),
     "au": ("AU", "PCM_16"),
 }
+VARIANTS: dict[str, Callable[[], bytes]] = {
+    "mp3 without header": lambda: without_header(whole("mp3")),
+    "joined mp3": lambda: whole("mp3") + without_header(whole("mp3")),
+    "chained vorbis": lambda: whole("vorbis") * 2,
+    "chained opus": lambda: whole("opus") * 2,
+    "flac of unknown length": lambda: of_unknown_length(whole("flac")),
+    "wav of size 0": lambda: with_bytes(whole("wav"), 40, bytes(4)),
+}
+"""Files whose headers say less than they hold."""
 
 
 @cache
@@ -76,6 +95,15 @@ def test_a_file_cut_at_any_byte_is_unusable_or_lacks_a_tenth_of_a_second_at_most
         assert found in ("empty", "undecodable", "truncated")
 
 
+@pytest.mark.parametrize("kind", VARIANTS)
+@QUICK
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_a_file_without_a_length_cut_at_any_byte_is_a_clip_or_has_a_reason(kind: str, share: float) -> None:
+    data = VARIANTS[kind]()
+    found = decoded(data[: int(share * len(data))])
+    assert isinstance(found, Recording) or found in ("empty", "undecodable", "truncated", "silent")
+
+
 @pytest.mark.parametrize("kind", ["vorbis", "opus"])
 def test_an_ogg_file_cut_between_two_pages_is_truncated(kind: str) -> None:
     data = whole(kind)
@@ -86,11 +114,11 @@ def test_an_ogg_file_cut_between_two_pages_is_truncated(kind: str) -> None:
     assert decoded(data[:-1]) == "truncated"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *VARIANTS])
 @QUICK
 @given(share=st.floats(0, 1, exclude_max=True), wrong=st.binary(min_size=1, max_size=8))
 def test_wrong_bytes_anywhere_give_a_clip_or_a_reason(kind: str, share: float, wrong: bytes) -> None:
-    data = bytearray(whole(kind))
+    data = bytearray(VARIANTS[kind]() if kind in VARIANTS else whole(kind))
     place = int(share**3 * len(data))  # more often in the headers
     data[place : place + len(wrong)] = wrong
     decoded(bytes(data))

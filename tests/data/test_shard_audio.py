@@ -35,7 +35,7 @@ from audio_files import (
 )
 from numpy.typing import NDArray
 
-from pipeline.data import audio
+from pipeline.data import audio, decoding
 from pipeline.data.audio import UnusableAudio, read_recording, to_int16
 from pipeline.data.catalogs import read_catalog
 from pipeline.data.shards.format import MANIFEST_SCHEMA, read_rows
@@ -145,7 +145,7 @@ def test_blocks_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     channels = np.stack([noise(0.2, seed=0, rate=22_050), noise(0.2, seed=1, rate=22_050)], axis=1)
     path = write_audio(tmp_path / "a.wav", channels, 22_050)
     whole = read_recording(path, sample_rate_hz=RATE, min_duration_s=0.1)
-    monkeypatch.setattr(audio, "_BLOCK_SAMPLES", block_samples)
+    monkeypatch.setattr(decoding, "_BLOCK_SAMPLES", block_samples)
     assert read_recording(path, sample_rate_hz=RATE, min_duration_s=0.1) == whole
 
 
@@ -174,7 +174,9 @@ UNUSABLE = {
     "short.wav": ("dropped", "too_short", lambda path: write_audio(path, tone(0.0999))),
     "zeros.flac": ("dropped", "silent", lambda path: write_audio(path, np.zeros(RATE))),
     "hiss below -80 dB.wav": ("dropped", "silent", lambda path: write_audio(path, tone(level=9e-5))),
-    "opposite.wav": ("dropped", "silent", lambda path: write_audio(path, np.stack([tone(), -tone()], axis=1))),
+    "opposite.wav": ("dropped", "out_of_phase", lambda path: write_audio(path, np.stack([tone(), -tone()], axis=1))),
+    "at scale 32768.wav": ("dropped", "clipped", lambda path: write_audio(path, tone() * 32_768, subtype="FLOAT")),
+    "pipe.wav": ("failed", "undecodable", lambda path: os.mkfifo(path)),
     "text.wav": ("failed", "undecodable", lambda path: path.write_text("<html>404 not found</html>")),
     "riff.wav": ("failed", "undecodable", lambda path: path.write_bytes(b"RIFF\x24\x00\x00\x00WAVE")),
     "video.m4a": ("failed", "undecodable", lambda path: path.write_bytes(b"\x00\x00\x00\x20ftypM4A " + bytes(99))),
@@ -416,8 +418,10 @@ def test_a_killed_shard_leaves_nothing_and_can_be_made_again(tmp_path: Path) -> 
     shard_audio.main(shard_arguments(catalog, tmp_path / "unbroken"))
     last = tmp_path / "train" / read_rows(tmp_path / "unbroken/00000.parquet")[0]["source_name"][2].as_py()
     shutil.copy(last, tmp_path / "kept.wav")
-    last.unlink()
-    os.mkfifo(last)  # opening it blocks: the shard hangs between its second and third clip
+    with last.open("r+b") as file:  # ten hours of zeros: it is killed between its second and third clip
+        file.seek(40)
+        file.write((RATE * 2 * 36_000).to_bytes(4, "little"))
+        file.truncate(44 + RATE * 2 * 36_000)
     command = [sys.executable, "-m", "pipeline.stages.shard_audio", *shard_arguments(catalog, tmp_path / "out")]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 30
@@ -428,7 +432,6 @@ def test_a_killed_shard_leaves_nothing_and_can_be_made_again(tmp_path: Path) -> 
     assert temporary, "it was killed before it began"
     assert not (tmp_path / "out/00000.tar").exists()
     assert not (tmp_path / "out/00000.parquet").exists()
-    last.unlink()
     shutil.copy(tmp_path / "kept.wav", last)
     shard_audio.main(shard_arguments(catalog, tmp_path / "out"))
     for name in ("00000.tar", "00000.parquet"):
