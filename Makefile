@@ -39,8 +39,9 @@ bench-planning: .venv/locked  ## Seconds that Snakemake takes to plan 1,000 shar
 bench-scheduling: .venv/locked  ## What SLURM costs: the tiny study here and on a cluster made up here; needs root and Debian
 	python -m bench.scheduling
 
-schema: .venv/locked  ## The JSON schema of a configuration, from its models
+schema: .venv/locked  ## JSON schema and documentation page of a configuration, from its models
 	python -m pipeline.study > workflow/schemas/config.schema.json
+	python -m pipeline.study --markdown > docs/configuration.md
 
 lock: .venv/locked  ## Resolve the dependencies anew
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --upgrade --no-annotate \

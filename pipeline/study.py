@@ -2,7 +2,7 @@
 
 `Study.of_config` reads and checks a configuration. The methods of `Study` return paths, values and command-line flags;
 their parameters are named as the wildcards of the rules. Nothing here needs Snakemake.
-`python -m pipeline.study` prints the JSON schema of a configuration.
+`python -m pipeline.study` prints the JSON schema of a configuration, with `--markdown` its documentation.
 """
 
 from __future__ import annotations
@@ -750,11 +750,11 @@ class Study:
         contributions = [word for word in curves if word.endswith("contributions.parquet")]
         return [*self.table_files(None, "metrics.json"), *contributions]
 
-    def page_logs(self) -> list[str]:
-        """The log of the first seed of every trained run of the tables."""
+    def page_files(self, name: str) -> list[str]:
+        """A file of the first seed of every trained run of the tables."""
         runs = dict.fromkeys(row.run for row in self.rows())
         return [
-            f"results/runs/{run}/seed{self.seeds(run)[0]}/training.parquet"
+            f"results/runs/{run}/seed{self.seeds(run)[0]}/{name}"
             for run in runs
             if self.config.runs[run].objective != "vanilla"
         ]
@@ -804,6 +804,44 @@ def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
 
 
+def markdown() -> str:
+    """The documentation page of the configuration, one table per group of settings."""
+    definitions = schema()
+    lines = ["# Configuration", "", "Generated from the models in `pipeline/study.py` by `make schema`.", ""]
+    for group in [definitions, *(definitions["$defs"][name] for name in sorted(definitions["$defs"]))]:
+        lines += [f"## {group['title']}", "", group["description"].partition("\n")[0], ""]
+        lines += ["| key | default | values | meaning |", "|---|---|---|---|"]
+        for name, key in group["properties"].items():
+            default = "required" if name in group.get("required", []) else f"`{json.dumps(key.get('default'))}`"
+            if isinstance(key.get("default"), dict):
+                default = ""
+            text = key.get("description") or _definition(key, definitions).get("description", "").partition("\n")[0]
+            cells = [f"`{name}`", default, _values(key), text]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _definition(key: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:
+    return definitions["$defs"].get(key.get("$ref", "").rpartition("/")[2], {})
+
+
+def _values(key: Mapping[str, Any]) -> str:
+    """The values that a key takes, in a few words."""
+    if "anyOf" in key:
+        return ", ".join(filter(None, map(_values, key["anyOf"])))
+    if "$ref" in key:
+        return f"see {key['$ref'].rpartition('/')[2]}"
+    if "enum" in key:
+        return ", ".join(map(str, key["enum"]))
+    bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {key[name]:g}" for name, sign in bounds.items() if name in key and key[name] < 2**53]
+    return " ".join([key.get("type", ""), *limits])
+
+
 if __name__ == "__main__":
-    json.dump(schema(), sys.stdout, indent=2, ensure_ascii=False)
-    print()
+    if sys.argv[1:] == ["--markdown"]:
+        print(markdown(), end="")
+    else:
+        json.dump(schema(), sys.stdout, indent=2, ensure_ascii=False)
+        print()

@@ -25,6 +25,7 @@ from pipeline.study import (
     RunSettings,
     ShardSettings,
     Study,
+    markdown,
     schema,
 )
 from pipeline.training.settings import (
@@ -202,6 +203,10 @@ def test_a_dataset_is_a_raw_tree_or_ready_shards(config):
 
 def test_the_schema_that_editors_read_is_up_to_date():
     assert json.loads(SCHEMA.read_text()) == schema(), "run `make schema`"
+
+
+def test_the_page_of_the_configuration_is_up_to_date():
+    assert (ROOT / "docs" / "configuration.md").read_text() == markdown(), "run `make schema`"
 
 
 @pytest.mark.parametrize("path", [ROOT / "config.yaml", *sorted((ROOT / "experiments").glob("*.yaml"))])

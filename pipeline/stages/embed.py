@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError
+from pipeline.evaluation.outcomes import read_divergence
 from pipeline.evaluation.windows import WINDOWS
 from pipeline.files import read_json, sha256_of, write_atomically
 from pipeline.models import MODEL_FILES, load_model
@@ -91,7 +92,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--embeddings", type=Path, required=True, help="npz file to write")
     args = parser.parse_args(argv)
 
-    if args.outcome is not None and args.outcome.read_text(encoding="utf-8").strip() != "finished":
+    if args.outcome is not None and read_divergence(args.outcome) is not None:
         with write_atomically(args.embeddings) as temporary, temporary.open("wb") as file:
             np.savez(file)
         logger.warning("%s: the training diverged; nothing is embedded", args.outcome)

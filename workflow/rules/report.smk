@@ -8,7 +8,8 @@ rule report:
         comparisons=expand("results/comparisons/{table}.csv", table=study.config.tables),
         curves=expand("results/curves/{curve}.csv", curve=study.config.curves),
         metrics=study.table_files(None, "metrics.json"),
-        logs=study.page_logs(),
+        logs=study.page_files("training.parquet"),
+        accounts=study.page_files("training.json"),
         summaries=study.page_summaries(),
     output:
         # The folder, so that Snakemake's report holds the page's data and clips as well.
