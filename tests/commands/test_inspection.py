@@ -234,7 +234,7 @@ def test_clips_left_out_as_leaked_are_told_one_by_one_with_what_they_overlap(
     text = capsys.readouterr().out
     assert re.search(rf"^leaked\n.*\n.*\n.*\n  key +{keys[3]}\n", text, re.MULTILINE) and keys[8] not in text
     assert verified(capsys, leaky).startswith(f"{leaky}: ok: ")
-    assert "give the pairs file beside it" in refused("inspect", leaked_path(leaky))
+    assert "give the pairs file next to it" in refused("inspect", leaked_path(leaky))
 
 
 def test_a_list_of_leaked_clips_that_is_missing_or_of_other_pairs_is_refused(leaky: Path, capsys) -> None:
@@ -583,7 +583,7 @@ def test_pairs_with_rows_or_epochs_missing_are_refused(tiny_study, tmp_path: Pat
     source, path = tiny_study.pairs("composed"), tmp_path / "pairs.parquet"
     for change, expected in (
         (lambda epochs: epochs.pop(), "1 epochs of the 2"),
-        (lambda epochs: epochs[1].pop(), "epoch 1 has 23 rows, its footer tells of 24"),
+        (lambda epochs: epochs[1].pop(), "epoch 1 has 23 rows, its footer says 24"),
     ):
         changed_pairs(source, path, change)
         for arguments in ([], ["--quick"]):

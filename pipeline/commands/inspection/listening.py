@@ -1,4 +1,4 @@
-"""What `python -m pipeline listen` writes: the audio and captions of one slot of a pairs file, as training hears it.
+"""The audio and captions of one slot of a pairs file, as training gets them.
 
 Shapes: S = samples of a window.
 """
@@ -15,8 +15,9 @@ import pyarrow as pa
 import soundfile
 from numpy.typing import NDArray
 
-from pipeline.commands.inspection.targets import batches, read_pairs_facts, splits_of
-from pipeline.commands.inspection.verification import check_splits
+from pipeline.commands.inspection.columns import batches
+from pipeline.commands.inspection.pair_checks import check_splits
+from pipeline.commands.inspection.pairs import read_footer, splits_of
 from pipeline.data.pairs import SCHEMA as PAIRS_SCHEMA
 from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError
@@ -48,7 +49,7 @@ _SECTION = """<section>
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sound:
-    """One of the sounds of a slot and where it is from."""
+    """One of the sounds of a slot, and its origin."""
 
     name: str
     """labeled, partner or composed: its file is `{name}.wav`."""
@@ -56,23 +57,23 @@ class Sound:
     """16-bit; of the composed sound 17-bit sums at twice their amplitude."""
     origin: str
     text: str
-    """What the text encoder is given for it."""
+    """Its input of the text encoder."""
 
 
 def read_slot(pairs: Path, shards: Path | None, *, epoch: int, step: int, slot: int) -> tuple[list[Sound], int]:
     """The sounds of a slot and their sample rate; one sound if the pairs mix nothing."""
-    facts = read_pairs_facts(pairs)
+    footer = read_footer(pairs)
     for name, number, count in (
-        ("epoch", epoch, facts["epochs"]),
-        ("step", step, facts["steps_per_epoch"]),
-        ("slot", slot, facts["batch_size"]),
+        ("epoch", epoch, footer["epochs"]),
+        ("step", step, footer["steps_per_epoch"]),
+        ("slot", slot, footer["batch_size"]),
     ):
         if not 0 <= number < count:
             raise PipelineError(f"{pairs}: no {name} {number}; it has {name}s 0 to {count - 1}")
-    splits = splits_of(pairs, facts, shards)
-    check_splits(pairs, splits, facts["sample_rate_hz"])
+    splits = splits_of(pairs, footer, shards)
+    check_splits(pairs, splits, footer["sample_rate_hz"])
     readers = [open_shards(split.folder) for split in splits if split.folder is not None]
-    row, place = None, step * facts["batch_size"] + slot
+    row, place = None, step * footer["batch_size"] + slot
     for batch in batches(pairs, PAIRS_SCHEMA.names, [epoch]):
         if place < batch.num_rows:
             row = {name: batch[name][place].as_py() for name in batch.schema.names}
@@ -85,7 +86,7 @@ def read_slot(pairs: Path, shards: Path | None, *, epoch: int, step: int, slot: 
         reader = _reader_of(readers, key)
         return Sound(
             name=name,
-            samples_S=reader.read_window(key, start, facts["window_frames"], PairingSettings.of(facts).short_clips),
+            samples_S=reader.read_window(key, start, footer["window_frames"], PairingSettings.of(footer).short_clips),
             origin=f"{key} from {start / reader.sample_rate_hz:.2f} s",
             text=f'"{reader.captions(key)[caption]}"' if caption >= 0 else "pseudo-token of the partner",
         )
@@ -96,7 +97,7 @@ def read_slot(pairs: Path, shards: Path | None, *, epoch: int, step: int, slot: 
         total_S = sounds[0].samples_S.astype(np.int32) + sounds[1].samples_S
         text = " + ".join(sound.text for sound in sounds)
         sounds.append(Sound(name="composed", samples_S=total_S, origin="(labeled + partner) / 2", text=text))
-    return sounds, facts["sample_rate_hz"]
+    return sounds, footer["sample_rate_hz"]
 
 
 def _reader_of(readers: list[ShardReader], key: str) -> ShardReader:
@@ -118,7 +119,7 @@ def write_slot(sounds: list[Sound], sample_rate_hz: int, folder: Path, title: st
     except OSError as error:
         raise PipelineError(f"{folder}: cannot be made ({error.strerror}); give another folder with --out") from error
     for name in ("labeled", "partner", "composed"):
-        (folder / f"{name}.wav").unlink(missing_ok=True)  # of a slot that was written here before
+        (folder / f"{name}.wav").unlink(missing_ok=True)  # of a slot that was written before
     for sound in sounds:
         is_composed = sound.name == "composed"
         samples_S = (
@@ -132,7 +133,7 @@ def write_slot(sounds: list[Sound], sample_rate_hz: int, folder: Path, title: st
 
 
 def page(sounds: list[Sound], title: str) -> str:
-    """The page with a player a sound."""
+    """The page, with one player per sound."""
     sections = [
         _SECTION.format(
             heading=sound.name.capitalize(),
