@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
 
-    shards = open_shards(args.shards)
+    shards = open_shards(args.shards, verify=True)  # training checks its own
     captions, audio_of_text = retrievable_captions(shards)
     model = load_model(args.model, device=str(choose_device(args.device)))
     started = time.perf_counter()
