@@ -99,6 +99,13 @@ def search(
             f"{split}: the split has no captions to search in; leave --captions out to search its clips"
         )
 
+    # the query's vector, first, because it can be refused in a moment
+    if isinstance(query, str):
+        query_1D = embed_texts(model.network, [query], BATCH_SIZE)
+    else:
+        query_1D = embed_sounds(model.network, [query], WINDOWS, BATCH_SIZE, shards.channels)
+    check_vectors(query_1D, lambda row: repr(str(query)))
+
     # the split's vectors, from the index or new
     if captions:
         paths = [folder / name / "text.npy" for folder in folders]
@@ -111,12 +118,7 @@ def search(
             paths, len(shards), lambda: embed_split(model, shards), lambda row: f"clip {shards.keys[row]}"
         )
 
-    # the query's vector and its neighbours
-    if isinstance(query, str):
-        query_1D = embed_texts(model.network, [query], BATCH_SIZE)
-    else:
-        query_1D = embed_sounds(model.network, [query], WINDOWS, BATCH_SIZE, shards.channels)
-    check_vectors(query_1D, lambda row: repr(str(query)))
+    # its neighbours
     rows, scores = nearest(vectors, unit_rows(query_1D)[0], top)
     clips = clip_of_text[rows] if captions else rows
     keys = [shards.keys[clip] for clip in clips]
