@@ -660,6 +660,24 @@ def test_what_is_heard_is_what_training_hears(tiny_study, capsys, tmp_path: Path
         assert objective == "composed" or batch.partner_captions[5] in text  # type: ignore[index]
 
 
+def test_the_composed_sound_has_the_mixing_gain_of_the_run(tiny_study, tmp_path: Path) -> None:
+    arguments = [
+        "listen",
+        str(tiny_study.pairs("composed")),
+        "--shards",
+        str(tiny_study.shards),
+        "--out",
+        str(tmp_path),
+    ]
+    main([*arguments, "--out", str(tmp_path), "--mixing-gain", "0.25"])
+    labeled, partner, composed = (
+        soundfile.read(tmp_path / f"{name}.wav")[0] for name in ("labeled", "partner", "composed")
+    )
+    np.testing.assert_allclose(composed, 0.75 * labeled + 0.25 * partner, rtol=0, atol=2**-23)
+    page = Players((tmp_path / "index.html").read_text()).text
+    assert "0.75 labeled + 0.25 partner" in page and "Epoch 0, step 0, slot 0" in page
+
+
 def test_a_pair_without_partner_leaves_none_of_another_slot(tiny_study, tmp_path: Path) -> None:
     arguments = ["--shards", str(tiny_study.shards), "--out", str(tmp_path)]
     main(["listen", str(tiny_study.pairs("composed")), *arguments])
