@@ -35,7 +35,7 @@ Sound = Path | tuple[Any, int]
 def embed_audio(model: ClapModel, shards: ShardReader, windows: str, batch_size: int) -> NDArray[np.float32]:
     """Embeddings (N, D) of a split's clips, in the reader's order; see `embed_windows`.
 
-    Raises PipelineError for a split without clips, or at another rate than the model hears.
+    Raises PipelineError for a split without clips, or at another rate than the model's.
     """
     if not len(shards):
         raise PipelineError(f"{shards.folder}: the split holds no clip to embed; see the reasons in manifest.parquet")

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.ranking import Places, Retrieval, rank_matrix
+from pipeline.evaluation.ranking import Retrieval, TiedRanks, rank_matrix
 
 PROTOCOLS = ("paper", "best-of-5", "dcase")
 CUTOFFS = (1, 5, 10)
@@ -147,6 +147,6 @@ def _of_queries(retrieval: Retrieval, protocol: str) -> tuple[NDArray[np.float64
     return t2a_MF, a2t_NF
 
 
-def _one_relevant(places: Places) -> NDArray[np.float64]:
+def _one_relevant(places: TiedRanks) -> NDArray[np.float64]:
     """(Q, 4): what a candidate adds to R@1, R@5, R@10 and mAP@10 if it is the one that counts."""
     return np.stack([*(places.within(k) for k in CUTOFFS), places.precision()], axis=1)
