@@ -41,7 +41,7 @@ def embed_audio(model: ClapModel, shards: ShardReader, windows: str, batch_size:
         raise PipelineError(f"{shards.folder}: the split holds no clip to embed; see the reasons in manifest.parquet")
     if shards.sample_rate_hz != model.sample_rate_hz:
         raise PipelineError(
-            f"{shards.folder}: shards are at {shards.sample_rate_hz} Hz, the model hears {model.sample_rate_hz} Hz; "
+            f"{shards.folder}: shards are at {shards.sample_rate_hz} Hz, the model takes {model.sample_rate_hz} Hz; "
             "make the shards again at the model's rate"
         )
     clips = (

@@ -81,7 +81,7 @@ def test_files_are_read_by_the_channels_of_the_models_training(tiny_study, folde
     assert classify(tmp_path / "run", folders, "a {class}").left_out == {"silent": 1}
 
 
-def test_esc50_layout_gives_what_folders_give(tiny_study, folders, esc50):
+def test_esc50_layout_gives_the_counts_of_folders(tiny_study, folders, esc50):
     of_folders, of_esc50 = (
         classify(tiny_study.pretrained, root, "this is a sound of {class}").confusion_KK for root in (folders, esc50)
     )
@@ -127,7 +127,7 @@ def test_prompts_are_words():
         prompts_of(["church bells", "church_bells"], "{class}")
 
 
-def test_what_cannot_be_classified_is_named(tiny_study, folders, esc50, tmp_path):
+def test_refusals_of_classify_name_the_cause(tiny_study, folders, esc50, tmp_path):
     def refused(root: Path, message: str) -> None:
         with pytest.raises(PipelineError, match=message):
             classify(tiny_study.pretrained, root, "a {class}")

@@ -69,7 +69,7 @@ def test_sound_of_a_clip_finds_that_clip_first(tiny_study, run_folder):
     assert first.score == pytest.approx(1, abs=1e-4)
 
 
-def test_a_stereo_sound_is_searched_with_as_the_split_keeps_channels(tiny_study, run_folder, tmp_path):
+def test_a_stereo_query_keeps_the_channels_of_the_split(tiny_study, run_folder, tmp_path):
     """The sound of a clip in the first channel, and of another one in the second."""
     raw = tiny_study.folder / "raw" / "unlabeled" / "train"
     first, second = (soundfile.read(raw / f"clip {number}.wav", dtype="int16")[0] for number in (3, 4))
@@ -111,7 +111,7 @@ def test_index_is_made_once_per_weights(tiny_study, run_folder):
     assert len(list(run_folder.glob("index/*/audio.npy"))) == 2
 
 
-def test_index_is_made_anew_for_another_way_with_short_clips(tiny_study, run_folder):
+def test_index_is_made_per_way_with_short_clips(tiny_study, run_folder):
     before = search("noise hisses", run_folder, split(tiny_study), top=24)
     changed = load_model(run_folder)
     changed.short_clips = "pad"
@@ -123,7 +123,7 @@ def test_index_is_made_anew_for_another_way_with_short_clips(tiny_study, run_fol
     assert 0 < len(moved) < 24 and set(moved) <= set(frames.index[frames < changed.window_frames])
 
 
-def test_a_split_that_changes_is_indexed_anew(tiny_study, run_folder, tmp_path):
+def test_a_changed_split_has_an_index_of_its_own(tiny_study, run_folder, tmp_path):
     folder = Path(shutil.copytree(split(tiny_study), tmp_path / "shards"))
     search("noise hisses", run_folder, folder)
     summary = json.loads((folder / "manifest.json").read_text())
@@ -136,7 +136,7 @@ def test_a_split_that_changes_is_indexed_anew(tiny_study, run_folder, tmp_path):
     assert len(list(run_folder.glob("index/*/audio.npy"))) == 2
 
 
-def test_command_prints_a_line_a_result_or_json(tiny_study, run_folder, capsys):
+def test_command_prints_lines_or_json(tiny_study, run_folder, capsys):
     arguments = ["search", "a high tone", "--run", str(run_folder), "--in", str(split(tiny_study)), "--top", "2"]
     main([*arguments, "--json"])
     results = json.loads(capsys.readouterr().out)["results"]
@@ -180,7 +180,7 @@ def test_diverged_model_is_named_and_leaves_no_index(tiny_study, tmp_path):
     assert not list((tmp_path / "run").rglob("*.npy"))
 
 
-def test_what_cannot_be_searched_is_named(tiny_study, run_folder, tmp_path):
+def test_refusals_of_search_name_the_cause(tiny_study, run_folder, tmp_path):
     labeled, unlabeled = split(tiny_study), split(tiny_study, "unlabeled")
     with pytest.raises(PipelineError, match=r"nowhere: not found; give the folder of a run"):
         search("x", tmp_path / "nowhere", labeled)

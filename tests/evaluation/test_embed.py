@@ -175,7 +175,7 @@ def make_shards(tiny_study, folder: Path, *more: str) -> None:
 def test_shards_at_another_rate_are_refused(tmp_path, tiny_study):
     make_shards(tiny_study, tmp_path / "shards", "--format", "wav", "--sample-rate-hz", "8000")
     arguments = ["--model", str(tiny_study.pretrained), "--shards", str(tmp_path / "shards")]
-    with pytest.raises(PipelineError, match=r"shards are at 8000 Hz, the model hears 16000 Hz"):
+    with pytest.raises(PipelineError, match=r"shards are at 8000 Hz, the model takes 16000 Hz"):
         embed.main([*arguments, "--embeddings", str(tmp_path / "e.npz")])
     assert not (tmp_path / "e.npz").exists()
 
