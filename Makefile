@@ -49,11 +49,12 @@ lock: .venv/locked  ## Resolve the dependencies anew
 	echo uv | uv pip compile - --universal --generate-hashes --upgrade --no-annotate \
 		--custom-compile-command "make lock" -o requirements/installer.txt -q
 
-.venv/locked: requirements/lock.txt requirements/installer.txt
+.venv/locked: requirements/lock.txt requirements/installer.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "needs Python 3.11 or later, found " + sys.version)'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/installer.txt
 	.venv/bin/uv pip sync --system-certs --python .venv/bin/python --require-hashes requirements/lock.txt
+	.venv/bin/uv pip install --python .venv/bin/python --quiet --offline --no-deps --no-build-isolation --editable .
 	touch $@
 
 clean:  ## Everything that was made, the environment excepted

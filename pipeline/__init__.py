@@ -1,1 +1,62 @@
-"""Audio-text contrastive learning from few captioned clips and much unlabeled audio, as a pipeline of batch jobs."""
+"""Audio-text contrastive learning from few captioned clips and much unlabeled audio, as a pipeline of batch jobs.
+
+The public interface; nothing is imported before it is used:
+
+    >>> import pipeline
+    >>> model = pipeline.load("results/runs/clotho_composed_audioset/seed0")  # doctest: +SKIP
+    >>> audio = model.embed_audio(["dog.wav", "rain.flac"])  # doctest: +SKIP
+    >>> text = model.embed_text(["a dog barks"])  # doctest: +SKIP
+    >>> text @ audio.T  # cosines, (1, 2)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.data.shards.reader import ShardReader, open_split
+    from pipeline.data.shards.streaming import stream_clips
+    from pipeline.errors import PipelineError
+    from pipeline.evaluation.metrics import retrieval_metrics
+    from pipeline.evaluation.model import AudioTextModel, load
+    from pipeline.evaluation.search import SearchResult, search
+    from pipeline.training.losses import info_nce
+
+__all__ = [
+    "AudioTextModel",
+    "PipelineError",
+    "SearchResult",
+    "ShardReader",
+    "info_nce",
+    "load",
+    "open_split",
+    "retrieval_metrics",
+    "search",
+    "stream_clips",
+]
+
+_MODULES = {
+    "AudioTextModel": "pipeline.evaluation.model",
+    "PipelineError": "pipeline.errors",
+    "SearchResult": "pipeline.evaluation.search",
+    "ShardReader": "pipeline.data.shards.reader",
+    "info_nce": "pipeline.training.losses",
+    "load": "pipeline.evaluation.model",
+    "open_split": "pipeline.data.shards.reader",
+    "retrieval_metrics": "pipeline.evaluation.metrics",
+    "search": "pipeline.evaluation.search",
+    "stream_clips": "pipeline.data.shards.streaming",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported on first use (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,1 +1,1 @@
-"""How a model is judged: what it hears of a test clip, and the retrieval figures of what it answers."""
+"""Embeddings of a model, retrieval figures, search and zero-shot classification."""

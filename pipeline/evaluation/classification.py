@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from pipeline.data.adapters.audio_files import find_audio, match_names
 from pipeline.data.adapters.lists import read_table
-from pipeline.data.adapters.walking import check_root
 from pipeline.errors import PipelineError
 
 ESC50_LISTING = "meta/esc50.csv"
@@ -36,12 +35,15 @@ class ClassifiedClips:
 
 
 def find_clips(root: Path) -> ClassifiedClips:
-    """The clips of a folder: of ESC-50's layout where there is a meta/esc50.csv, else a class a subfolder.
+    """The clips of a folder: of ESC-50's layout where there is a meta/esc50.csv, else one subfolder per class.
 
     ESC-50 lists filename and category, and its files lie in audio/. PipelineError for files that are listed but
     missing, for audio outside of the class folders, and for fewer than two classes.
     """
-    check_root(root)
+    if not root.is_dir():
+        raise PipelineError(
+            f"{root}: {'is not a folder' if root.exists() else 'not found'}; give the folder of the clips"
+        )
     listing = root / ESC50_LISTING
     if listing.exists():
         rows = list(read_table(listing, ("filename", "category"), "filename and category, as in ESC-50"))
@@ -62,7 +64,7 @@ def find_clips(root: Path) -> ClassifiedClips:
         if outside:
             raise PipelineError(
                 f"{root}: {outside[0]} lies in no class folder ({len(outside)} such files); "
-                f"give a folder with a subfolder a class, or one with {ESC50_LISTING}"
+                f"give a folder with one subfolder per class, or one with {ESC50_LISTING}"
             )
         pairs = [(files.path(name), name.split("/")[0]) for name in files.names]
     classes = sorted({name for _, name in pairs})

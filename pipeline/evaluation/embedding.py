@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import soundfile
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -22,18 +25,23 @@ from pipeline.models.clap import ClapModel
 
 BATCH_SIZE = 64
 """Windows, and captions, at once."""
+SUBTYPES = {"int16": "PCM_16", "int32": "PCM_32", "float32": "FLOAT", "float64": "DOUBLE"}
+"""How samples in memory of each type are written as WAV."""
+
+Sound = Path | tuple[Any, int]
+"""An audio file, or samples (samples,) or (samples, channels) and their rate in Hz."""
 
 
 def embed_audio(model: ClapModel, shards: ShardReader, windows: str, batch_size: int) -> NDArray[np.float32]:
     """Embeddings (N, D) of a split's clips, in the reader's order; see `embed_windows`.
 
-    Raises PipelineError for a split without clips, or at another rate than the model hears.
+    Raises PipelineError for a split without clips, or at another rate than the model's.
     """
     if not len(shards):
         raise PipelineError(f"{shards.folder}: the split holds no clip to embed; see the reasons in manifest.parquet")
     if shards.sample_rate_hz != model.sample_rate_hz:
         raise PipelineError(
-            f"{shards.folder}: shards are at {shards.sample_rate_hz} Hz, the model hears {model.sample_rate_hz} Hz; "
+            f"{shards.folder}: shards are at {shards.sample_rate_hz} Hz, the model takes {model.sample_rate_hz} Hz; "
             "make the shards again at the model's rate"
         )
     clips = (
@@ -46,30 +54,71 @@ def embed_audio(model: ClapModel, shards: ShardReader, windows: str, batch_size:
     return embed_windows(model, clips, len(shards), batch_size)
 
 
-def embed_files(
-    model: ClapModel, paths: Sequence[Path], windows: str, batch_size: int, channels: str
+def embed_sounds(
+    model: ClapModel,
+    sounds: Sequence[Sound],
+    windows: str,
+    batch_size: int,
+    channels: str,
+    unusable: dict[int, UnusableAudio] | None = None,
 ) -> NDArray[np.float32]:
-    """Embeddings (N, D) of audio files in any format and at any rate, each as it would be from shards.
+    """Embeddings (N, D) of sounds in any format and at any rate, each as it would be from shards.
 
-    channels: what is kept of a file's, as of the shards that the embeddings are compared with, or `model.channels`.
+    channels: what is kept of a sound's, as of the shards that the embeddings are compared with, or `model.channels`.
+    unusable: takes the row and the reason of each sound that cannot be used; its row of the result is NaN.
 
-    Raises PipelineError that names a file which cannot be used.
+    Raises PipelineError that names a file which is missing and, without `unusable`, a sound that cannot be used.
     """
 
     def clips() -> Iterator[list[NDArray[np.int16]]]:
-        for path in paths:
+        for row, sound in enumerate(sounds):
             try:
-                samples_S = read_recording(
-                    path, sample_rate_hz=model.sample_rate_hz, min_duration_s=0, channels=channels
-                ).samples_S
+                yield sound_windows(model, sound, row, windows, channels)
             except UnusableAudio as error:
-                raise PipelineError(f"{path}: {error.reason.replace('_', ' ')} ({error})") from error
-            if len(samples_S) < model.window_frames:
-                samples_S = fit_window(samples_S, model.window_frames, model.short_clips)
-            starts = window_starts(len(samples_S), model.window_frames, windows)
-            yield [samples_S[start : start + model.window_frames] for start in starts]
+                if unusable is None:
+                    reason = error.reason.replace("_", " ")
+                    raise PipelineError(f"{name_of(sound, row)}: {reason} ({error}); give another sound") from error
+                unusable[row] = error
+                yield []
 
-    return embed_windows(model, clips(), len(paths), batch_size)
+    return embed_windows(model, clips(), len(sounds), batch_size)
+
+
+def sound_windows(model: ClapModel, sound: Sound, row: int, windows: str, channels: str) -> list[NDArray[np.int16]]:
+    """The windows of a sound at the model's rate, as 16-bit samples; see `embed_sounds`."""
+    if isinstance(sound, Path) and not sound.is_file():
+        raise PipelineError(f"{sound}: {'is not a file' if sound.exists() else 'not found'}; give an audio file")
+    source = sound if isinstance(sound, Path) else wav_of(*sound, name_of(sound, row))
+    samples_S = read_recording(
+        source, sample_rate_hz=model.sample_rate_hz, min_duration_s=0, channels=channels
+    ).samples_S
+    if len(samples_S) < model.window_frames:
+        samples_S = fit_window(samples_S, model.window_frames, model.short_clips)
+    starts = window_starts(len(samples_S), model.window_frames, windows)
+    return [samples_S[start : start + model.window_frames] for start in starts]
+
+
+def wav_of(samples: Any, rate: int, name: str) -> bytes:
+    """Samples in memory as a WAV file, so that they take the way of a file.
+
+    Raises PipelineError for an array of another shape than (samples,) or (samples, channels), or of another type than
+    16 or 32-bit integers and floats.
+    """
+    samples_SC = np.asarray(samples)
+    if samples_SC.ndim not in (1, 2) or (samples_SC.ndim == 2 and samples_SC.shape[1] > samples_SC.shape[0]):
+        raise PipelineError(f"{name}: has the shape {samples_SC.shape}; give (samples,) or (samples, channels)")
+    if samples_SC.dtype.name not in SUBTYPES:
+        raise PipelineError(f"{name}: has the type {samples_SC.dtype}; give one of {', '.join(SUBTYPES)}")
+    if rate < 1 or rate != int(rate):
+        raise PipelineError(f"{name}: has the rate {rate}; give a whole number of samples per second")
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples_SC, int(rate), format="WAV", subtype=SUBTYPES[samples_SC.dtype.name])
+    return buffer.getvalue()
+
+
+def name_of(sound: Sound, row: int) -> str:
+    """A sound for messages: its file, or its place in the list."""
+    return str(sound) if isinstance(sound, Path) else f"sound {row}"
 
 
 @torch.inference_mode()

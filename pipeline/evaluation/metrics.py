@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.ranking import Places, Retrieval, rank_matrix
+from pipeline.evaluation.ranking import Retrieval, TiedRanks, rank_matrix
 
 PROTOCOLS = ("paper", "best-of-5", "dcase")
 CUTOFFS = (1, 5, 10)
@@ -53,6 +53,14 @@ def retrieval_metrics(
     Raises:
         PipelineError: no texts or clips, a score that is no finite number, a text of an unknown clip, a clip without
             a text, or an unknown protocol.
+
+    Example:
+        Two clips with one text each; the second text is nearer to the first clip than to its own:
+
+        >>> import numpy as np
+        >>> found = retrieval_metrics(np.array([[0.9, 0.1], [0.8, 0.5]]), np.array([0, 1]), "paper")
+        >>> found["t2a_R1"], found["t2a_mAP10"], found["a2t_R1"]
+        (50.0, 75.0, 100.0)
     """
     return figures(rank_matrix(similarity, audio_of_text), protocol)
 
@@ -139,6 +147,6 @@ def _of_queries(retrieval: Retrieval, protocol: str) -> tuple[NDArray[np.float64
     return t2a_MF, a2t_NF
 
 
-def _one_relevant(places: Places) -> NDArray[np.float64]:
+def _one_relevant(places: TiedRanks) -> NDArray[np.float64]:
     """(Q, 4): what a candidate adds to R@1, R@5, R@10 and mAP@10 if it is the one that counts."""
     return np.stack([*(places.within(k) for k in CUTOFFS), places.precision()], axis=1)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.tallies import decide, tally
+from pipeline.evaluation.tallies import Tally, decide, tally
 
 DEPTH = 10
 """Places that count for mAP@10, and candidates listed for each query."""
@@ -42,7 +42,7 @@ _MAXIMA = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class TiedRanks:
     """Where relevant candidates stand in their queries' lists: each of ahead + 1 .. ahead + tied equally likely."""
 
     ahead: NDArray[np.int64]
@@ -54,8 +54,8 @@ class Places:
     relevant_tied: NDArray[np.int64]
     """Relevant ones among `tied`, itself included."""
 
-    def __getitem__(self, index: Any) -> Places:
-        return Places(
+    def __getitem__(self, index: Any) -> TiedRanks:
+        return TiedRanks(
             ahead=self.ahead[index],
             tied=self.tied[index],
             relevant_ahead=self.relevant_ahead[index],
@@ -105,25 +105,25 @@ class Top:
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval:
-    """Where every relevant candidate stands, in both directions, whatever the protocol."""
+    """The ranks of every relevant candidate, in both directions, for all protocols."""
 
     audio_of_text_M: NDArray[np.int64]
     text_of_audio_NC: NDArray[np.int64]
     """The texts of each clip in order; a clip with fewer than C starts over."""
     captions_N: NDArray[np.int64]
     """How many captions each clip has."""
-    t2a_M: Places
+    t2a_M: TiedRanks
     """Of each text's clip among all clips."""
-    a2t_M: Places
+    a2t_M: TiedRanks
     """Of each text among all texts, when its clip asks."""
-    a2t_CN: Places
+    a2t_CN: TiedRanks
     """Of caption c of each clip among the captions c of all clips, when the clip asks."""
     t2a_top: Top
     """Of each text among all clips."""
     a2t_top: Top
     """Of each clip among all texts."""
 
-    def best_a2t_N(self) -> Places:
+    def best_a2t_N(self) -> TiedRanks:
         """Of the highest-scored caption of each clip among all texts."""
         ahead_NC = self.a2t_M.ahead[self.text_of_audio_NC]
         best_N = np.take_along_axis(self.text_of_audio_NC, ahead_NC.argmin(axis=1)[:, None], axis=1)[:, 0]
@@ -233,9 +233,7 @@ def _rank(
     is_choice_MC = np.zeros((n_text, n_choices), bool)
     is_choice_MC[text_of_audio_NC, np.arange(n_choices)] = True  # a text that starts over is more than one
 
-    t2a_M = _single(np.zeros(n_text, np.int64), np.zeros(n_text, np.int64))
-    a2t_CN = _single(np.zeros(own_CN.shape, np.int64), np.zeros(own_CN.shape, np.int64))
-    ahead_CN, tied_CN = np.zeros(own_CN.shape, np.int64), np.zeros(own_CN.shape, np.int64)
+    totals = _Totals.zeros(n_text, own_CN.shape)
     t2a_top, a2t_top = (
         _no_top(n_queries, n_gallery, own_M.dtype) for n_queries, n_gallery in ((n_text, n_audio), (n_audio, n_text))
     )
@@ -260,12 +258,7 @@ def _rank(
                 is_own = audio_of_text_M[rows][texts] == columns.start + clips
                 decided[is_own] = own_m[texts[is_own]]  # the same to the last bit
                 decide(counts, decided, scores_mn, own_m, own_Cn, is_choice_MC[rows], margin_of_kind)
-            t2a_M.ahead[rows] += counts.ahead_m
-            t2a_M.tied[rows] += counts.tied_m
-            ahead_CN[:, columns] += counts.ahead_Cn
-            tied_CN[:, columns] += counts.tied_Cn
-            a2t_CN.ahead[:, columns] += counts.ahead_of_choice_Cn
-            a2t_CN.tied[:, columns] += counts.tied_of_choice_Cn
+            totals.add(rows, columns, counts)
             texts, clips = np.divmod(counts.for_text, scores_mn.shape[1])
             scores = scores_mn[texts, clips]
             _take_better(t2a_top, rows, texts, columns.start + clips, scores, margin, exact)
@@ -273,11 +266,7 @@ def _rank(
             scores = scores_mn[texts, clips]
             _take_better(a2t_top, columns, clips, rows.start + texts, scores, margin, exact and _turned(exact))
 
-    relevant_ahead_CN, relevant_tied_CN = np.zeros(own_CN.shape, np.int64), np.zeros(own_CN.shape, np.int64)
-    for other in range(n_choices):
-        is_caption_N = other < captions_N  # not one that starts over
-        relevant_ahead_CN += (own_CN[other] > own_CN) & is_caption_N
-        relevant_tied_CN += (own_CN[other] == own_CN) & is_caption_N
+    relevant_ahead_CN, relevant_tied_CN = _relevant_counts(own_CN, captions_N)
 
     def by_text(counts_CN: NDArray[np.int64]) -> NDArray[np.int64]:
         counts_M = np.empty(n_text, np.int64)
@@ -288,17 +277,59 @@ def _rank(
         audio_of_text_M=audio_of_text_M,
         text_of_audio_NC=text_of_audio_NC,
         captions_N=captions_N,
-        t2a_M=t2a_M,
-        a2t_M=Places(
-            ahead=by_text(ahead_CN),
-            tied=by_text(tied_CN),
+        t2a_M=_single(totals.ahead_M, totals.tied_M),
+        a2t_M=TiedRanks(
+            ahead=by_text(totals.ahead_CN),
+            tied=by_text(totals.tied_CN),
             relevant_ahead=by_text(relevant_ahead_CN),
             relevant_tied=by_text(relevant_tied_CN),
         ),
-        a2t_CN=a2t_CN,
+        a2t_CN=_single(totals.ahead_of_choice_CN, totals.tied_of_choice_CN),
         t2a_top=Top(place=t2a_top.place, score=t2a_top.score.astype(np.float32)),
         a2t_top=Top(place=a2t_top.place, score=a2t_top.score.astype(np.float32)),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Totals:
+    """Scores above and like each text's own clip, summed over the tiles so far."""
+
+    ahead_M: NDArray[np.int64]
+    tied_M: NDArray[np.int64]
+    """Among the clips, per text."""
+    ahead_CN: NDArray[np.int64]
+    tied_CN: NDArray[np.int64]
+    """Among all texts, per caption of each clip."""
+    ahead_of_choice_CN: NDArray[np.int64]
+    tied_of_choice_CN: NDArray[np.int64]
+    """Among the captions c of all clips, per caption c of each clip."""
+
+    @staticmethod
+    def zeros(n_text: int, shape_CN: tuple[int, ...]) -> _Totals:
+        text, clip = ("ahead_M", "tied_M"), ("ahead_CN", "tied_CN", "ahead_of_choice_CN", "tied_of_choice_CN")
+        of_texts = {name: np.zeros(n_text, np.int64) for name in text}
+        return _Totals(**of_texts, **{name: np.zeros(shape_CN, np.int64) for name in clip})
+
+    def add(self, rows: slice, columns: slice, counts: Tally) -> None:
+        """Add the counts of a tile."""
+        self.ahead_M[rows] += counts.ahead_m
+        self.tied_M[rows] += counts.tied_m
+        self.ahead_CN[:, columns] += counts.ahead_Cn
+        self.tied_CN[:, columns] += counts.tied_Cn
+        self.ahead_of_choice_CN[:, columns] += counts.ahead_of_choice_Cn
+        self.tied_of_choice_CN[:, columns] += counts.tied_of_choice_Cn
+
+
+def _relevant_counts(
+    own_CN: NDArray[np.floating], captions_N: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Per caption of each clip, the clip's captions that score higher, and those that score the same (C, N)."""
+    ahead_CN, tied_CN = np.zeros(own_CN.shape, np.int64), np.zeros(own_CN.shape, np.int64)
+    for other in range(len(own_CN)):
+        is_caption_N = other < captions_N  # not one that starts over
+        ahead_CN += (own_CN[other] > own_CN) & is_caption_N
+        tied_CN += (own_CN[other] == own_CN) & is_caption_N
+    return ahead_CN, tied_CN
 
 
 def _checked(n_text: int, n_audio: int, audio_of_text: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -343,9 +374,9 @@ def _check_finite(scores_mn: NDArray[np.floating], rows: slice, columns: slice) 
         )
 
 
-def _single(ahead: NDArray[np.int64], tied: NDArray[np.int64]) -> Places:
-    """Places of candidates that are their query's only relevant one."""
-    return Places(ahead=ahead, tied=tied, relevant_ahead=np.zeros_like(ahead), relevant_tied=np.ones_like(tied))
+def _single(ahead: NDArray[np.int64], tied: NDArray[np.int64]) -> TiedRanks:
+    """Ranks of candidates that are their query's only relevant one."""
+    return TiedRanks(ahead=ahead, tied=tied, relevant_ahead=np.zeros_like(ahead), relevant_tied=np.ones_like(tied))
 
 
 def _no_top(n_queries: int, n_gallery: int, dtype: np.dtype) -> Top:
@@ -384,7 +415,7 @@ def _turned(exact: Exact) -> Exact:
 
 
 def _make_exact(top: Top, queries: slice, exact: Exact) -> None:
-    """Give the queries' first places their exact scores; their order is settled by what comes next."""
+    """Give the queries' first places their exact scores; `_take_better` puts them in order."""
     place_QK, score_QK = top.place[queries], top.score[queries]  # views
     asked, taken = np.nonzero(np.isfinite(score_QK))
     score_QK[asked, taken] = exact(queries.start + asked, place_QK[asked, taken])

@@ -1,14 +1,17 @@
 """Search in the clips or captions of a split, by text or by sound.
 
-The embeddings of a split are computed once a model and kept beside it, in RUN/index/MANIFEST-MODEL/, named by the
-checksums of the split's manifest and of the model's files: another model or split makes its own.
+The embeddings of a split are computed once per model and kept in INDEX/MANIFEST-MODEL/, named by the checksums of the
+split's manifest and of the model's files: another model or split makes its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import tempfile
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,10 @@ from numpy.typing import NDArray
 
 from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError, printable
-from pipeline.evaluation.embedding import BATCH_SIZE, captions_of, embed_audio, embed_files, embed_texts
+from pipeline.evaluation.embedding import BATCH_SIZE, captions_of, embed_audio, embed_sounds, embed_texts
+from pipeline.evaluation.model import AudioTextModel, load
 from pipeline.evaluation.vectors import check_vectors, nearest, unit_rows
 from pipeline.files import sha256_of, write_atomically
-from pipeline.models import load_model
-from pipeline.models.devices import choose_device
 
 logger = logging.getLogger(__name__)
 
@@ -32,84 +34,168 @@ WINDOWS = "mean"
 MODEL_FILES = ("model.safetensors", "tokenizer.json", "model.json")
 
 
-def search(query: str | Path, run: Path, split: Path, *, captions: bool = False, top: int = 10) -> list[dict[str, Any]]:
-    """The clips of a split, or with `captions` its captions, nearest to a text or to an audio file, best first.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchResult:
+    """A clip, or a caption of a clip, that `search` found."""
+
+    rank: int
+    """From 1, the nearest."""
+    score: float
+    """The cosine of query and clip, or of query and caption."""
+    key: str
+    source_name: str
+    """The clip's path in its raw dataset."""
+    captions: list[str]
+    """All captions of the clip."""
+    caption: str | None = None
+    """The caption that was found, where captions are searched."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The values for JSON: the caption that was found, or else all captions of the clip."""
+        left_out = "caption" if self.caption is None else "captions"
+        return {name: value for name, value in asdict(self).items() if name != left_out}
+
+
+def search(
+    query: str | Path,
+    model: AudioTextModel | str | Path,
+    split: str | Path,
+    *,
+    captions: bool = False,
+    top: int = 10,
+    index: str | Path | None = None,
+) -> list[SearchResult]:
+    """Return the clips of a split, or its captions, nearest to a text or to an audio file, best first.
 
     Args:
-        query: a text, or the path of an audio file.
-        run: folder of a saved model.
+        query: a text (`str`), or an audio file (`Path`).
+        model: a model, or the folder of a saved one.
         split: folder of a split's shards; its clips need no captions unless these are searched.
+        captions: whether captions are searched instead of clips.
         top: results at most.
-
-    Returns:
-        rank (from 1), score (cosine), key and source_name of the clip, and its captions, or the caption found.
+        index: folder that keeps the embeddings of the split for the next search; by default the folder `index` of the
+            model, or the user's cache folder where the model is an export or its folder cannot be written to.
 
     Raises:
-        PipelineError: no such run, split or file, a split without clips or captions, shards at another rate than the
-            model hears, a blank text, or embeddings without a direction.
+        PipelineError: no such model, split or file, a split without clips or captions, shards at another rate than the
+            model's, a damaged tar, a blank text, or embeddings without a direction.
+
+    Example:
+        >>> import pipeline
+        >>> model = pipeline.load("results/runs/clotho_composed_audioset/seed0")  # doctest: +SKIP
+        >>> found = pipeline.search("a dog barks", model, "results/shards/clotho/evaluation")  # doctest: +SKIP
+        >>> found[0].key, found[0].score, found[0].captions  # doctest: +SKIP
     """
     if isinstance(query, str) and not query.strip():
         raise PipelineError("the text to search with is blank")
-    shards = open_shards(split)
-    model = load_model(run, device=str(choose_device(None)))
+    if not isinstance(model, AudioTextModel):
+        model = load(model)
+    shards = open_shards(Path(split))
+    folders = index_folders(model.folder, index)
+    name = f"{shards.manifest_sha256[:16]}-{checksum_of(model.folder)[:16]}"
     texts, clip_of_text = captions_of(shards) if captions else ([], np.zeros(0, np.int64))
     if captions and not texts:
         raise PipelineError(
             f"{split}: the split has no captions to search in; leave --captions out to search its clips"
         )
 
-    folder = run / "index" / f"{shards.manifest_sha256[:16]}-{checksum_of(run)[:16]}"
-    if captions:
-        index = _indexed(
-            folder / "text.npy", len(texts), lambda: embed_texts(model, texts, BATCH_SIZE), lambda row: repr(texts[row])
-        )
-    else:
-        index = _indexed(
-            folder / "audio.npy",
-            len(shards),
-            lambda: embed_audio(model, shards, WINDOWS, BATCH_SIZE),
-            lambda row: f"clip {shards.keys[row]}",
-        )
+    # the query's vector, first, because it can be refused in a moment
     if isinstance(query, str):
-        query_1D = embed_texts(model, [query], BATCH_SIZE)
+        query_1D = embed_texts(model.network, [query], BATCH_SIZE)
     else:
-        query_1D = embed_files(model, [query], WINDOWS, BATCH_SIZE, shards.channels)
+        query_1D = embed_sounds(model.network, [query], WINDOWS, BATCH_SIZE, shards.channels)
     check_vectors(query_1D, lambda row: repr(str(query)))
-    rows, scores = nearest(index, unit_rows(query_1D)[0], top)
+
+    # the split's vectors, from the index or new
+    if captions:
+        paths = [folder / name / "text.npy" for folder in folders]
+        vectors = indexed(
+            paths, len(texts), lambda: embed_texts(model.network, texts, BATCH_SIZE), lambda row: repr(texts[row])
+        )
+    else:
+        paths = [folder / name / "audio.npy" for folder in folders]
+        vectors = indexed(
+            paths, len(shards), lambda: embed_split(model, shards), lambda row: f"clip {shards.keys[row]}"
+        )
+
+    # its neighbours
+    rows, scores = nearest(vectors, unit_rows(query_1D)[0], top)
     clips = clip_of_text[rows] if captions else rows
     keys = [shards.keys[clip] for clip in clips]
     names = source_names(shards, keys)
     return [
-        {
-            "rank": rank,
-            "score": float(score),
-            "key": key,
-            "source_name": names[key],
-            **({"caption": texts[row]} if captions else {"captions": shards.captions(key)}),
-        }
+        SearchResult(
+            rank=rank,
+            score=float(score),
+            key=key,
+            source_name=names[key],
+            captions=shards.captions(key),
+            caption=texts[row] if captions else None,
+        )
         for rank, (row, key, score) in enumerate(zip(rows, keys, scores, strict=True), start=1)
     ]
 
 
-def checksum_of(run: Path) -> str:
+def embed_split(model: AudioTextModel, shards: ShardReader) -> NDArray[np.float32]:
+    """Embeddings of a split whose tars pass their checksums."""
+    return embed_audio(model.network, open_shards(shards.folder, verify=True), WINDOWS, BATCH_SIZE)
+
+
+def checksum_of(folder: Path) -> str:
     """The hex SHA-256 of what decides a saved model's embeddings."""
-    digests = [sha256_of(run / name) for name in MODEL_FILES]
+    digests = [sha256_of(folder / name) for name in MODEL_FILES]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _indexed(
-    path: Path, count: int, embed: Callable[[], NDArray[np.float32]], name_of: Callable[[int], str]
+def index_folders(model_folder: Path, asked: str | Path | None) -> list[Path]:
+    """The folders that may keep an index, the preferred one first.
+
+    An export has a model card, README.md, and stays as it was made. Raises PipelineError for a folder that was asked
+    for and cannot be written to.
+    """
+    if asked is not None:
+        folder = Path(asked).expanduser()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise PipelineError(f"{folder}: cannot be written to ({error.strerror}); give another folder") from error
+        return [folder]
+    try:
+        home = Path.home() / ".cache"
+    except RuntimeError:  # a user without a home, as in some containers
+        home = Path(tempfile.gettempdir())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or home) / "audio-composed-text" / "index"
+    return [cache] if (model_folder / "README.md").exists() else [model_folder / "index", cache]
+
+
+def indexed(
+    paths: list[Path], count: int, embed: Callable[[], NDArray[np.float32]], name_of: Callable[[int], str]
 ) -> NDArray[np.float32]:
-    """Unit vectors (count, D), memory-mapped from `path`, made first where there is no such file."""
-    if not path.exists():
-        vectors_ND = embed()
-        check_vectors(vectors_ND, name_of)
+    """Unit vectors (count, D), memory-mapped from the first of `paths` that exists, else made and kept in the first
+    that can be written; where none can, the next search makes them again."""
+    for path in paths:
+        if path.exists():
+            return read_index(path, count)
+    vectors_ND = embed()
+    check_vectors(vectors_ND, name_of)
+    unit_ND = unit_rows(vectors_ND)
+    reasons = []
+    for path in paths:
         try:
             with write_atomically(path) as temporary, temporary.open("wb") as file:
-                np.save(file, unit_rows(vectors_ND))
-        except OSError as error:
-            raise PipelineError(f"{path}: the index cannot be written ({error.strerror})") from error
-        logger.info("%s: %d embeddings, kept for the next search", path, count)
+                np.save(file, unit_ND)
+        except (OSError, PipelineError) as error:
+            reasons.append(f"{path}: {getattr(error, 'strerror', None) or error}")
+        else:
+            logger.info("%s: %d embeddings, kept for the next search", path, count)
+            return read_index(path, count)  # the mapped file can leave memory, the array cannot
+    logger.warning("the index cannot be kept (%s); --index DIR names another folder", "; ".join(reasons))
+    return unit_ND
+
+
+def read_index(path: Path, count: int) -> NDArray[np.float32]:
+    """The vectors of an index, memory-mapped; PipelineError where they are damaged or of another number."""
     try:
         index_ND = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
@@ -132,13 +218,11 @@ def source_names(shards: ShardReader, keys: list[str]) -> dict[str, str]:
     return dict(zip(rows["key"].to_pylist(), rows["source_name"].to_pylist(), strict=True))
 
 
-def render(results: list[dict[str, Any]]) -> str:
+def render(results: list[SearchResult]) -> str:
     """The results for a terminal: rank, score, key and file, and the captions below."""
     lines = []
-    for result in results:
-        lines.append(
-            f"{result['rank']:4d}  {result['score']:6.3f}  {result['key']}  {printable(result['source_name'])}"
-        )
-        captions = [result["caption"]] if "caption" in result else result["captions"]
+    for found in results:
+        lines.append(f"{found.rank:4d}  {found.score:6.3f}  {found.key}  {printable(found.source_name)}")
+        captions = found.captions if found.caption is None else [found.caption]
         lines += [f"{'':14}{printable(caption)}" for caption in captions]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""One pass over a tile of scores, compiled by numba: what stands above and beside which text's own clip.
+"""One pass over a tile of scores, compiled by numba: the scores above and near to that of each text's own clip.
 
 In numpy it would be a pass and an array a comparison: two for the rows, and for the columns two a caption of the clip
 and two more among the texts of that caption alone.

@@ -1,4 +1,4 @@
-"""What a model with a fixed window hears of a test clip: the same windows every time."""
+"""The windows of a test clip for a model of fixed window length: the same every time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def window_starts(frames: int, window_frames: int, windows: str) -> list[int]:
 
     `first` takes the clip's beginning and `center` its middle. `mean` covers all of it: as few windows as reach from
     the first frame to the last, evenly spaced, so neighbours overlap where the clip is no multiple of the window.
-    A clip no longer than a window has the one window that starts at 0, whatever the way; `fit_window` fills it.
+    A clip no longer than a window has the one window that starts at 0; `fit_window` fills it.
     """
     if windows not in WINDOWS:
         raise ValueError(f"windows {windows!r}; one of {', '.join(WINDOWS)} was expected")

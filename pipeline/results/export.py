@@ -226,15 +226,12 @@ def introduction(
 def usage(backbone: str, short_clips: str) -> Iterator[str]:
     """How to load the folder."""
     yield from ("## Use", "", "With the software audio-composed-text, from its folder:", "", "```python")
-    yield "import torch"
-    yield "from pathlib import Path"
-    yield "from pipeline.evaluation.embedding import embed_files, embed_texts"
-    yield "from pipeline.models import load_model"
-    yield 'model = load_model("path/to/this/folder")'
+    yield "import pipeline"
+    yield 'model = pipeline.load("path/to/this/folder")'
     yield "# a file of any format, rate and length; the mean of its windows"
-    yield 'audio = torch.from_numpy(embed_files(model, [Path("file.wav")], "mean", 1, model.channels))'
-    yield 'text = torch.from_numpy(embed_texts(model, ["a dog barks"], 1))'
-    yield "print(torch.cosine_similarity(audio, text))"
+    yield 'audio = model.embed_audio(["file.wav"])'
+    yield 'text = model.embed_text(["a dog barks"])'
+    yield "print(text @ audio.T)  # cosine similarity"
     yield from ("```", "")
     if backbone.startswith(MSCLAP):
         version = backbone.removeprefix(MSCLAP)

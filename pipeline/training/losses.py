@@ -20,6 +20,11 @@ def info_nce(
 
     Where `equal_BB`, a symmetric boolean matrix, is true off its diagonal, the two rows say the same: neither is then a
     negative of the other in either direction. The paper's sums leave out none.
+
+    Example:
+        >>> import torch
+        >>> round(info_nce(torch.eye(2), torch.eye(2), logit_scale=1.0).item(), 4)  # 2 log(1 + 1 / e)
+        0.6265
     """
     if audio_BD.shape != text_BD.shape or audio_BD.ndim != 2:
         raise ValueError(

@@ -14,7 +14,7 @@ import soundfile
 from pipeline.__main__ import main
 from pipeline.errors import PipelineError
 from pipeline.evaluation.classification import confusion, prompts_of, wilson_interval
-from pipeline.evaluation.embedding import embed_files, embed_texts
+from pipeline.evaluation.embedding import embed_sounds, embed_texts
 from pipeline.evaluation.zero_shot import classify
 from pipeline.models import load_model, save_model
 
@@ -54,61 +54,37 @@ def esc50(tmp_path, chosen) -> Path:
 
 def test_every_recording_goes_to_the_class_of_the_nearest_prompt(tiny_study, folders, chosen):
     model = load_model(tiny_study.pretrained)
-    facts, counts = classify(tiny_study.pretrained, folders, "this is a sound of {class}")
+    result = classify(tiny_study.pretrained, folders, "this is a sound of {class}")
     classes = sorted(FAMILIES)
     expected = np.zeros((3, 3))
     prompts = embed_texts(model, [f"this is a sound of {name}" for name in classes], 64)
     for name, family in chosen:
-        vector = embed_files(model, [RECORDINGS / "audio" / name], "mean", 1, "mean")[0]
+        vector = embed_sounds(model, [RECORDINGS / "audio" / name], "mean", 1, "mean")[0]
         cosine = prompts @ vector / np.linalg.norm(prompts, axis=1)
         expected[classes.index(family), cosine.argmax()] += 1
-    assert counts.tolist() == expected.tolist()
-    accuracy = facts["accuracy"]
-    assert accuracy["accuracy"] == pytest.approx(100 * np.trace(expected) / 12)
-    assert accuracy["low"] < accuracy["accuracy"] < accuracy["high"]
-    assert (accuracy["clips"], accuracy["classes"]) == (12, 3)
-    assert [row["accuracy"] for row in facts["classes"]] == pytest.approx((100 * np.diag(expected) / 4).tolist())
+    assert result.confusion_KK.tolist() == expected.tolist()
+    assert result.accuracy == pytest.approx(100 * np.trace(expected) / 12)
+    assert result.low < result.accuracy < result.high
+    assert (result.clips, len(result.classes)) == (12, 3)
+    assert [found.accuracy for found in result.classes] == pytest.approx((100 * np.diag(expected) / 4).tolist())
 
 
-def test_files_are_heard_by_the_channels_of_the_models_training(tiny_study, tmp_path, chosen):
-    """A recording in the first channel, the next one in the second: counts are those of the first ones alone."""
-    sounds = [soundfile.read(RECORDINGS / "audio" / name, always_2d=True)[0][:, 0] for name, _ in chosen]
-    for number, (_, family) in enumerate(chosen):
-        own, other = sounds[number], np.resize(sounds[number - 1], len(sounds[number]))
-        for folder, samples in (("mono", own), ("stereo", np.stack([own, other], axis=1))):
-            path = tmp_path / folder / family / f"{number}.wav"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(path, samples, 16_000)
+def test_files_are_read_by_the_channels_of_the_models_training(tiny_study, folders, tmp_path):
+    """A file whose first channel is silent is unusable for a model that was trained on first channels."""
+    sound = np.random.default_rng(0).normal(0, 0.1, 16_000)
+    soundfile.write(folders / "water" / "stereo.wav", np.stack([np.zeros(16_000), sound], axis=1), 16_000)
     model = load_model(tiny_study.pretrained)
+    assert model.channels == "mean"
+    assert classify(tiny_study.pretrained, folders, "a {class}").left_out == {}
     model.channels = "first"
     save_model(model, tmp_path / "run")
-    vectors = {
-        run: [embedded(run, tmp_path / folder) for folder in ("mono", "stereo")]
-        for run in (tiny_study.pretrained, tmp_path / "run")
-    }
-    mono, stereo = vectors[tmp_path / "run"]
-    assert np.array_equal(mono, stereo)
-    mono, stereo = vectors[tiny_study.pretrained]
-    assert (np.abs(mono - stereo).max(axis=1) > 1e-4).all()
+    assert classify(tmp_path / "run", folders, "a {class}").left_out == {"silent": 1}
 
 
-def embedded(run, root):
-    """What `classify` embeds of a folder."""
-    found = []
-
-    def keep(*arguments):
-        found.append(embed_files(*arguments))
-        return found[0]
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("pipeline.evaluation.zero_shot.embed_files", keep)
-        classify(run, root, "this is a sound of {class}")
-    return found[0]
-
-
-def test_esc50_layout_gives_what_folders_give(tiny_study, folders, esc50):
-    _, of_folders = classify(tiny_study.pretrained, folders, "this is a sound of {class}")
-    _, of_esc50 = classify(tiny_study.pretrained, esc50, "this is a sound of {class}")
+def test_esc50_layout_gives_the_counts_of_folders(tiny_study, folders, esc50):
+    of_folders, of_esc50 = (
+        classify(tiny_study.pretrained, root, "this is a sound of {class}").confusion_KK for root in (folders, esc50)
+    )
     assert of_esc50.tolist() == of_folders.tolist()
     assert of_folders.sum() == 12
 
@@ -151,25 +127,48 @@ def test_prompts_are_words():
         prompts_of(["church bells", "church_bells"], "{class}")
 
 
-def test_what_cannot_be_classified_is_named(tiny_study, folders, esc50, tmp_path):
+def test_refusals_of_classify_name_the_cause(tiny_study, folders, esc50, tmp_path):
     def refused(root: Path, message: str) -> None:
         with pytest.raises(PipelineError, match=message):
             classify(tiny_study.pretrained, root, "a {class}")
 
-    refused(tmp_path / "nowhere", "expected the folder of the dataset, found nothing")
+    refused(tmp_path / "nowhere", "nowhere: not found; give the folder of the clips")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "no audio files below")
     refused(folders / "water", r"lies in no class folder \(4 such files\)")
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "water").symlink_to(folders / "water")
     refused(tmp_path / "one", r"1 class \(water\); classification needs at least two")
-    (folders / "water" / "broken.wav").write_bytes(b"RIFF")
-    refused(folders, r"broken\.wav: undecodable")
     listed = sorted((esc50 / "audio").iterdir())[0]
     listed.unlink()
     refused(esc50, rf"esc50\.csv row \d+: missing file {listed.name}")
 
 
 def test_missing_run_is_named(folders, tmp_path):
-    with pytest.raises(PipelineError, match=r"no_run/model\.json: no such file; a saved model is a folder"):
+    with pytest.raises(PipelineError, match=r"no_run: not found; give the folder of a run"):
         classify(tmp_path / "no_run", folders, "a {class}")
+
+
+def test_unusable_files_are_left_out_and_counted(tiny_study, folders, caplog, capsys):
+    whole = classify(tiny_study.pretrained, folders, "a {class}")
+    (folders / "animals" / "0 broken.wav").write_bytes(b"RIFF")
+    soundfile.write(folders / "water" / "0 silent.wav", np.zeros(16_000), 16_000)
+    main(["classify", "--run", str(tiny_study.pretrained), "--in", str(folders), "--prompt", "a {class}", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["left_out"] == {"undecodable": 1, "silent": 1}
+    assert (found["accuracy"]["clips"], found["accuracy"]["accuracy"]) == (12, whole.accuracy)
+    assert "0 broken.wav: left out, undecodable" in caplog.text and "0 silent.wav: left out, silent" in caplog.text
+
+
+def test_a_class_without_a_usable_clip_has_no_accuracy(tiny_study, folders, capsys):
+    for path in (folders / "water").iterdir():
+        path.write_bytes(b"no sound")
+    result = classify(tiny_study.pretrained, folders, "a {class}")
+    assert [(found.clips, found.accuracy is None) for found in result.classes if found.name == "water"] == [(0, True)]
+    main(["classify", "--run", str(tiny_study.pretrained), "--in", str(folders)])
+    assert "left out" in capsys.readouterr().out
+    for family in ("animals", "signals"):
+        for path in (folders / family).iterdir():
+            path.write_bytes(b"no sound")
+    with pytest.raises(PipelineError, match="none of its 12 audio files can be used"):
+        classify(tiny_study.pretrained, folders, "a {class}")

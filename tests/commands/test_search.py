@@ -23,6 +23,13 @@ from pipeline.files import sha256_of, write_parquet
 from pipeline.models import load_model, mini, save_model
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    """The user's cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture
 def run_folder(tmp_path, tiny_study) -> Path:
     return Path(shutil.copytree(tiny_study.pretrained, tmp_path / "run"))
@@ -47,22 +54,22 @@ def test_clips_come_in_the_order_of_their_cosine_to_the_text(tiny_study, run_fol
     expected = cosine(embed_texts(model, ["noise hisses"], 1), embed_audio(model, shards, "mean", 64))[0]
     found = search("noise hisses", run_folder, split(tiny_study, dataset), top=7)
     best = np.argsort(-expected)[:7]
-    assert [result["rank"] for result in found] == list(range(1, 8))
-    assert [result["key"] for result in found] == [shards.keys[row] for row in best]
-    assert [result["score"] for result in found] == pytest.approx(expected[best], abs=1e-5)
-    assert [result["captions"] for result in found] == [shards.captions(shards.keys[row]) for row in best]
+    assert [result.rank for result in found] == list(range(1, 8))
+    assert [result.key for result in found] == [shards.keys[row] for row in best]
+    assert [result.score for result in found] == pytest.approx(expected[best], abs=1e-5)
+    assert [result.captions for result in found] == [shards.captions(shards.keys[row]) for row in best]
     names = pd.read_parquet(tiny_study.manifest(dataset)).set_index("key")["source_name"]
-    assert [result["source_name"] for result in found] == [names[result["key"]] for result in found]
+    assert [result.source_name for result in found] == [names[result.key] for result in found]
 
 
 def test_sound_of_a_clip_finds_that_clip_first(tiny_study, run_folder):
     raw = tiny_study.folder / "raw" / "unlabeled" / "train" / "clip 3.wav"
     first = search(raw, run_folder, split(tiny_study, "unlabeled"), top=1)[0]
-    assert Path(first["source_name"]).name == "clip 3.wav"
-    assert first["score"] == pytest.approx(1, abs=1e-4)
+    assert Path(first.source_name).name == "clip 3.wav"
+    assert first.score == pytest.approx(1, abs=1e-4)
 
 
-def test_a_stereo_sound_is_searched_with_as_the_split_keeps_channels(tiny_study, run_folder, tmp_path):
+def test_a_stereo_query_keeps_the_channels_of_the_split(tiny_study, run_folder, tmp_path):
     """The sound of a clip in the first channel, and of another one in the second."""
     raw = tiny_study.folder / "raw" / "unlabeled" / "train"
     first, second = (soundfile.read(raw / f"clip {number}.wav", dtype="int16")[0] for number in (3, 4))
@@ -74,8 +81,8 @@ def test_a_stereo_sound_is_searched_with_as_the_split_keeps_channels(tiny_study,
         summary = json.loads((folder / "manifest.json").read_text())
         (folder / "manifest.json").write_text(json.dumps({**summary, "channels": channels}))
         (found[channels],) = search(tmp_path / "stereo.wav", run_folder, folder, top=1)
-    assert Path(found["first"]["source_name"]).name == "clip 3.wav"
-    assert found["first"]["score"] == pytest.approx(1, abs=1e-4) and found["mean"]["score"] < 0.9999
+    assert Path(found["first"].source_name).name == "clip 3.wav"
+    assert found["first"].score == pytest.approx(1, abs=1e-4) and found["mean"].score < 0.9999
 
 
 def test_captions_are_ranked_by_sound(tiny_study, run_folder, model):
@@ -85,17 +92,17 @@ def test_captions_are_ranked_by_sound(tiny_study, run_folder, model):
     row = next(row for row, key in enumerate(shards.keys) if "clip_5_" in key)
     expected = cosine(embed_audio(model, shards, "mean", 64)[[row]], embed_texts(model, texts, 64))[0]
     found = search(raw, run_folder, split(tiny_study), captions=True, top=48)
-    assert [result["score"] for result in found] == pytest.approx(np.sort(expected)[::-1], abs=1e-4)
-    assert all(result["caption"] in shards.captions(result["key"]) for result in found)
+    assert [result.score for result in found] == pytest.approx(np.sort(expected)[::-1], abs=1e-4)
+    assert all(result.caption in shards.captions(result.key) for result in found)
 
 
-def test_index_is_made_once_and_anew_for_other_weights(tiny_study, run_folder, monkeypatch):
+def test_index_is_made_once_per_weights(tiny_study, run_folder):
     before = search("noise hisses", run_folder, split(tiny_study))
     (index,) = run_folder.glob("index/*/audio.npy")
     assert np.load(index, mmap_mode="r").shape == (24, 128)
-    with monkeypatch.context() as patched:  # a second embedding of the split would show
-        patched.setattr("pipeline.evaluation.search.embed_audio", lambda *arguments: pytest.fail("embedded again"))
-        assert search("noise hisses", run_folder, split(tiny_study)) == before
+    np.save(index, np.load(index) / 2)  # a second embedding of the split would not give these scores
+    halved = search("noise hisses", run_folder, split(tiny_study))
+    assert [found.score for found in halved] == pytest.approx([found.score / 2 for found in before])
     changed = load_model(run_folder)
     with torch.no_grad():
         next(changed.audio_encoder.projection.parameters()).add_(0.1)
@@ -104,19 +111,19 @@ def test_index_is_made_once_and_anew_for_other_weights(tiny_study, run_folder, m
     assert len(list(run_folder.glob("index/*/audio.npy"))) == 2
 
 
-def test_index_is_made_anew_for_another_way_with_short_clips(tiny_study, run_folder):
+def test_index_is_made_per_way_with_short_clips(tiny_study, run_folder):
     before = search("noise hisses", run_folder, split(tiny_study), top=24)
     changed = load_model(run_folder)
     changed.short_clips = "pad"
     save_model(changed, run_folder)
     after = search("noise hisses", run_folder, split(tiny_study), top=24)
-    scores = [{result["key"]: result["score"] for result in found} for found in (before, after)]
+    scores = [{result.key: result.score for result in found} for found in (before, after)]
     moved = [key for key in scores[0] if abs(scores[0][key] - scores[1][key]) > 1e-4]
     frames = pd.read_parquet(tiny_study.manifest("labeled")).set_index("key")["frames"]
     assert 0 < len(moved) < 24 and set(moved) <= set(frames.index[frames < changed.window_frames])
 
 
-def test_a_split_that_changes_is_indexed_anew(tiny_study, run_folder, tmp_path):
+def test_a_changed_split_has_an_index_of_its_own(tiny_study, run_folder, tmp_path):
     folder = Path(shutil.copytree(split(tiny_study), tmp_path / "shards"))
     search("noise hisses", run_folder, folder)
     summary = json.loads((folder / "manifest.json").read_text())
@@ -125,11 +132,11 @@ def test_a_split_that_changes_is_indexed_anew(tiny_study, run_folder, tmp_path):
     summary["manifest_sha256"] = sha256_of(folder / "manifest.parquet")
     (folder / "manifest.json").write_text(json.dumps({**summary, "clips": len(rows) - 3}))
     found = search("noise hisses", run_folder, folder, top=100)
-    assert {result["key"] for result in found} == set(rows["key"].to_pylist()[3:])
+    assert {result.key for result in found} == set(rows["key"].to_pylist()[3:])
     assert len(list(run_folder.glob("index/*/audio.npy"))) == 2
 
 
-def test_command_prints_a_line_a_result_or_json(tiny_study, run_folder, capsys):
+def test_command_prints_lines_or_json(tiny_study, run_folder, capsys):
     arguments = ["search", "a high tone", "--run", str(run_folder), "--in", str(split(tiny_study)), "--top", "2"]
     main([*arguments, "--json"])
     results = json.loads(capsys.readouterr().out)["results"]
@@ -173,9 +180,9 @@ def test_diverged_model_is_named_and_leaves_no_index(tiny_study, tmp_path):
     assert not list((tmp_path / "run").rglob("*.npy"))
 
 
-def test_what_cannot_be_searched_is_named(tiny_study, run_folder, tmp_path):
+def test_refusals_of_search_name_the_cause(tiny_study, run_folder, tmp_path):
     labeled, unlabeled = split(tiny_study), split(tiny_study, "unlabeled")
-    with pytest.raises(PipelineError, match=r"nowhere/model\.json: no such file; a saved model is a folder"):
+    with pytest.raises(PipelineError, match=r"nowhere: not found; give the folder of a run"):
         search("x", tmp_path / "nowhere", labeled)
     with pytest.raises(PipelineError, match=r"nowhere/manifest\.json: not found"):
         search("x", run_folder, tmp_path / "nowhere")
@@ -183,7 +190,7 @@ def test_what_cannot_be_searched_is_named(tiny_study, run_folder, tmp_path):
         search("x", run_folder, unlabeled, captions=True)
     with pytest.raises(PipelineError, match="text to search with is blank"):
         search(" ", run_folder, labeled)
-    with pytest.raises(PipelineError, match=r"nothing\.wav: cannot be opened"):
+    with pytest.raises(PipelineError, match=r"nothing\.wav: not found; give an audio file"):
         search(tmp_path / "nothing.wav", run_folder, labeled)
     (tmp_path / "text.wav").write_text("no sound")
     with pytest.raises(PipelineError, match=r"text\.wav: undecodable"):
@@ -199,3 +206,47 @@ def test_damaged_index_is_named(tiny_study, run_folder):
     index.write_bytes(index.read_bytes()[:40])
     with pytest.raises(PipelineError, match=r"audio\.npy: the index is damaged"):
         search("x", run_folder, split(tiny_study))
+
+
+def test_an_exported_folder_stays_as_it_is(tiny_study, run_folder, cache):
+    (run_folder / "README.md").write_text("model card")
+    before = sorted(run_folder.rglob("*"))
+    found = search("noise hisses", run_folder, split(tiny_study))
+    assert sorted(run_folder.rglob("*")) == before
+    assert len(list(cache.glob("audio-composed-text/index/*/audio.npy"))) == 1
+    assert search("noise hisses", run_folder, split(tiny_study)) == found
+
+
+def test_index_of_a_folder_that_cannot_be_written_is_in_the_cache(tiny_study, run_folder, cache):
+    (run_folder / "index").write_text("a file where the folder would be")
+    search("noise hisses", run_folder, split(tiny_study))
+    assert len(list(cache.glob("audio-composed-text/index/*/audio.npy"))) == 1
+
+
+def test_search_works_where_no_index_can_be_kept(tiny_study, run_folder, cache, caplog):
+    expected = search("noise hisses", run_folder, split(tiny_study))
+    shutil.rmtree(run_folder / "index")
+    for folder in (run_folder / "index", cache):
+        folder.write_text("a file where the folder would be")
+    assert search("noise hisses", run_folder, split(tiny_study)) == expected
+    assert "the index cannot be kept" in caplog.text
+
+
+def test_index_is_kept_where_it_is_asked_for(tiny_study, run_folder, tmp_path, capsys):
+    arguments = ["search", "x", "--run", str(run_folder), "--in", str(split(tiny_study)), "--index"]
+    main([*arguments, str(tmp_path / "index")])
+    assert len(list((tmp_path / "index").glob("*/audio.npy"))) == 1 and not (run_folder / "index").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(PipelineError, match=r"file: cannot be written to .* give another folder"):
+        main([*arguments, str(tmp_path / "file")])
+
+
+def test_a_damaged_tar_is_named_before_it_is_indexed(tiny_study, run_folder, tmp_path):
+    folder = Path(shutil.copytree(split(tiny_study), tmp_path / "shards"))
+    tar = sorted(folder.glob("*.tar"))[0]
+    data = bytearray(tar.read_bytes())
+    data[len(data) // 2] ^= 1
+    tar.write_bytes(data)
+    with pytest.raises(PipelineError, match=tar.name):
+        search("x", run_folder, folder)
+    assert not list(run_folder.rglob("*.npy"))

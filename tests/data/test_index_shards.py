@@ -23,7 +23,7 @@ from audio_files import (
     write_folder,
 )
 
-from pipeline.commands.inspection.verification import verify_shards
+from pipeline.commands.inspection.shard_checks import verify_shards
 from pipeline.data.catalogs import read_catalog, regrouped
 from pipeline.data.shards.format import MANIFEST_SCHEMA, ShardFacts, read_manifest
 from pipeline.data.shards.partition import read_assignment

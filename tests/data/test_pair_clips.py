@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.commands.inspection.verification import verify_pairs
+from pipeline.commands.inspection.pair_checks import verify_pairs
 from pipeline.data import pairs
 from pipeline.data.catalogs import OK
 from pipeline.data.leaks import LOOKED_AT, HeldOut, leaked_path, leaks_of, read_held_out, read_leaked

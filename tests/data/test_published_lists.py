@@ -17,8 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from audio_files import noise, write_audio
 
-from pipeline.commands.inspection.targets import find_target
-from pipeline.commands.inspection.verification import verify
+from pipeline.commands.verify import verify
 from pipeline.data.adapters import ADAPTERS
 from pipeline.data.catalogs import read_catalog
 from pipeline.data.leaks import leaked_path
@@ -158,7 +157,7 @@ def test_the_guard_finds_no_video_of_the_test_splits_and_pairs_are_complete(
     assert len(read_epoch(pairs, 0)) == 49_838 // 256 * 256
     shards = manifests["train"].parents[2]
     assert "49,664 rows; their keys, captions and windows are those of 49,838 labeled and 22,160 unlabeled" in verify(
-        find_target(pairs), shards=shards, quick=False
+        pairs, shards=shards, quick=False
     )
 
 

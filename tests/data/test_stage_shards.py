@@ -19,8 +19,7 @@ from audio_files import assert_refused, run_stage
 from torch.utils.data import DataLoader
 
 from pipeline.__main__ import main
-from pipeline.commands.inspection.targets import find_target
-from pipeline.commands.inspection.verification import verify
+from pipeline.commands.verify import verify
 from pipeline.data.shards.format import read_manifest
 from pipeline.data.shards.reader import open_shards
 from pipeline.data.shards.streaming import stream_clips
@@ -108,7 +107,7 @@ def test_copies_from_a_server_are_whole_and_read_alike(server, published: Path, 
     }
     for name in names:
         assert (folder / name).read_bytes() == (published / "labeled/train" / name).read_bytes()
-    assert ": ok: " in verify(find_target(folder), shards=None, quick=False)
+    assert ": ok: " in verify(folder, shards=None, quick=False)
 
 
 def test_a_broken_copy_goes_on_with_what_is_missing(server, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from pipeline.data.shards.format import read_manifest
 from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError
-from pipeline.evaluation.embedding import captions_of, embed_audio, embed_files, embed_texts
+from pipeline.evaluation.embedding import captions_of, embed_audio, embed_sounds, embed_texts
 from pipeline.files import sha256_of, write_parquet
 from pipeline.models import load_model, save_model
 from pipeline.stages import embed, evaluate, index_shards, shard_audio, tabulate
@@ -124,7 +125,7 @@ def test_files_give_the_embeddings_of_shards(tmp_path, tiny_study, model):
     rows = pd.read_parquet(tiny_study.manifest("labeled"))
     folder = tiny_study.folder / "raw" / "labeled" / "train"
     files = [folder / Path(name).name for name in rows["source_name"]]
-    np.testing.assert_array_equal(embed_files(model, files, "mean", 5, "mean"), found["audio"])
+    np.testing.assert_array_equal(embed_sounds(model, files, "mean", 5, "mean"), found["audio"])
 
 
 def test_a_model_trained_with_padding_pads_short_clips_of_shards_and_files(tmp_path, tiny_study, raw_audio):
@@ -141,7 +142,7 @@ def test_a_model_trained_with_padding_pads_short_clips_of_shards_and_files(tmp_p
     np.testing.assert_allclose(found, np.array([embed_windows(model, [window]) for window in padded]), atol=1e-5)
     names = pd.read_parquet(tiny_study.manifest("labeled"))["source_name"]
     files = [tiny_study.folder / "raw" / "labeled" / "train" / Path(name).name for name in names]
-    np.testing.assert_array_equal(embed_files(load_model(tmp_path / "model"), files, "first", 5, "mean"), found)
+    np.testing.assert_array_equal(embed_sounds(load_model(tmp_path / "model"), files, "first", 5, "mean"), found)
     repeated = run_stage(tiny_study, tmp_path / "repeated.npz", "--windows", "first")["audio"]
     is_short = np.array([len(samples) < WINDOW for samples in raw_audio.values()])
     assert (np.abs(found - repeated).max(axis=1) > 1e-4).tolist() == is_short.tolist()
@@ -156,9 +157,9 @@ def test_files_give_the_first_channel_where_it_is_asked(tmp_path, tiny_study, mo
     stereo, mono = tmp_path / "stereo.wav", tmp_path / "left.wav"
     soundfile.write(stereo, np.stack([left[:frames], right[:frames]], axis=1), 16_000)
     soundfile.write(mono, left[:frames], 16_000)
-    of_left = embed_files(model, [mono], "mean", 1, "mean")
-    np.testing.assert_array_equal(embed_files(model, [stereo], "mean", 1, "first"), of_left)
-    assert np.abs(embed_files(model, [stereo], "mean", 1, "mean") - of_left).max() > 1e-3
+    of_left = embed_sounds(model, [mono], "mean", 1, "mean")
+    np.testing.assert_array_equal(embed_sounds(model, [stereo], "mean", 1, "first"), of_left)
+    assert np.abs(embed_sounds(model, [stereo], "mean", 1, "mean") - of_left).max() > 1e-3
 
 
 def make_shards(tiny_study, folder: Path, *more: str) -> None:
@@ -174,7 +175,7 @@ def make_shards(tiny_study, folder: Path, *more: str) -> None:
 def test_shards_at_another_rate_are_refused(tmp_path, tiny_study):
     make_shards(tiny_study, tmp_path / "shards", "--format", "wav", "--sample-rate-hz", "8000")
     arguments = ["--model", str(tiny_study.pretrained), "--shards", str(tmp_path / "shards")]
-    with pytest.raises(PipelineError, match=r"shards are at 8000 Hz, the model hears 16000 Hz"):
+    with pytest.raises(PipelineError, match=r"shards are at 8000 Hz, the model takes 16000 Hz"):
         embed.main([*arguments, "--embeddings", str(tmp_path / "e.npz")])
     assert not (tmp_path / "e.npz").exists()
 
@@ -213,6 +214,18 @@ def test_embeddings_pass_through_evaluation_into_a_table(tmp_path, tiny_study):
     ranks = pd.read_parquet(tmp_path / "ranks.parquet")
     assert ranks["query_key"].tolist() == [*found["audio_key"][found["audio_of_text"]], *found["audio_key"]]
     assert 0 < row["t2a_R10"] < 100
+
+
+def test_a_damaged_tar_is_named_and_nothing_is_written(tmp_path, tiny_study):
+    shards = Path(shutil.copytree(tiny_study.shards / "labeled" / "train", tmp_path / "shards"))
+    tar = sorted(shards.glob("*.tar"))[0]
+    data = bytearray(tar.read_bytes())
+    data[len(data) // 2] ^= 1
+    tar.write_bytes(data)
+    arguments = ["--model", str(tiny_study.pretrained), "--shards", str(shards)]
+    with pytest.raises(PipelineError, match=tar.name):
+        embed.main([*arguments, "--embeddings", str(tmp_path / "e.npz")])
+    assert not (tmp_path / "e.npz").exists()
 
 
 @pytest.mark.gpu

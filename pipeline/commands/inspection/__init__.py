@@ -1,1 +1,1 @@
-"""Looking at what the stages made: `python -m pipeline inspect`, `verify` and `listen`. Nothing here imports torch."""
+"""What `composed-text inspect`, `verify` and `listen` read, check and show. Nothing here imports torch."""

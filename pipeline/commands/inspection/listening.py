@@ -1,4 +1,4 @@
-"""What `python -m pipeline listen` writes: the audio and captions of one slot of a pairs file, as training hears it.
+"""The audio and captions of one slot of a pairs file, as training gets them.
 
 Shapes: S = samples of a window.
 """
@@ -15,8 +15,9 @@ import pyarrow as pa
 import soundfile
 from numpy.typing import NDArray
 
-from pipeline.commands.inspection.targets import batches, read_pairs_facts, splits_of
-from pipeline.commands.inspection.verification import check_splits
+from pipeline.commands.inspection.columns import batches
+from pipeline.commands.inspection.pair_checks import check_splits
+from pipeline.commands.inspection.pairs import read_footer, splits_of
 from pipeline.data.pairs import SCHEMA as PAIRS_SCHEMA
 from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError
@@ -35,6 +36,7 @@ _PAGE = """<!doctype html>
   h1, p {{ overflow-wrap: anywhere; }}
 </style>
 <h1>{title}</h1>
+<p>{source}</p>
 {sections}
 </html>
 """
@@ -48,31 +50,36 @@ _SECTION = """<section>
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sound:
-    """One of the sounds of a slot and where it is from."""
+    """One of the sounds of a slot, and its origin."""
 
     name: str
     """labeled, partner or composed: its file is `{name}.wav`."""
     samples_S: NDArray[Any]
-    """16-bit; of the composed sound 17-bit sums at twice their amplitude."""
+    """16-bit; of the composed sound 32-bit, of which 24 are written."""
     origin: str
     text: str
-    """What the text encoder is given for it."""
+    """Its input of the text encoder."""
 
 
-def read_slot(pairs: Path, shards: Path | None, *, epoch: int, step: int, slot: int) -> tuple[list[Sound], int]:
-    """The sounds of a slot and their sample rate; one sound if the pairs mix nothing."""
-    facts = read_pairs_facts(pairs)
+def read_slot(
+    pairs: Path, shards: Path | None, *, epoch: int, step: int, slot: int, mixing_gain: float
+) -> tuple[list[Sound], int]:
+    """The sounds of a slot and their sample rate; one sound if the pairs mix nothing.
+
+    mixing_gain: g of the composed sound (1 - g) x + g u of the labeled clip x and its partner u, Eq. (11).
+    """
+    footer = read_footer(pairs)
     for name, number, count in (
-        ("epoch", epoch, facts["epochs"]),
-        ("step", step, facts["steps_per_epoch"]),
-        ("slot", slot, facts["batch_size"]),
+        ("epoch", epoch, footer["epochs"]),
+        ("step", step, footer["steps_per_epoch"]),
+        ("slot", slot, footer["batch_size"]),
     ):
         if not 0 <= number < count:
             raise PipelineError(f"{pairs}: no {name} {number}; it has {name}s 0 to {count - 1}")
-    splits = splits_of(pairs, facts, shards)
-    check_splits(pairs, splits, facts["sample_rate_hz"])
+    splits = splits_of(pairs, footer, shards)
+    check_splits(pairs, splits, footer["sample_rate_hz"])
     readers = [open_shards(split.folder) for split in splits if split.folder is not None]
-    row, place = None, step * facts["batch_size"] + slot
+    row, place = None, step * footer["batch_size"] + slot
     for batch in batches(pairs, PAIRS_SCHEMA.names, [epoch]):
         if place < batch.num_rows:
             row = {name: batch[name][place].as_py() for name in batch.schema.names}
@@ -85,7 +92,7 @@ def read_slot(pairs: Path, shards: Path | None, *, epoch: int, step: int, slot: 
         reader = _reader_of(readers, key)
         return Sound(
             name=name,
-            samples_S=reader.read_window(key, start, facts["window_frames"], PairingSettings.of(facts).short_clips),
+            samples_S=reader.read_window(key, start, footer["window_frames"], PairingSettings.of(footer).short_clips),
             origin=f"{key} from {start / reader.sample_rate_hz:.2f} s",
             text=f'"{reader.captions(key)[caption]}"' if caption >= 0 else "pseudo-token of the partner",
         )
@@ -93,10 +100,12 @@ def read_slot(pairs: Path, shards: Path | None, *, epoch: int, step: int, slot: 
     sounds = [sound("labeled", row["labeled_key"], row["labeled_start"], row["caption"])]
     if row["partner_key"] is not None:
         sounds.append(sound("partner", row["partner_key"], row["partner_start"], row["partner_caption"]))
-        total_S = sounds[0].samples_S.astype(np.int32) + sounds[1].samples_S
+        labeled_S, partner_S = (sound.samples_S * 65536.0 for sound in sounds)
+        mixed_S = np.rint((1 - mixing_gain) * labeled_S + mixing_gain * partner_S).astype(np.int32)
         text = " + ".join(sound.text for sound in sounds)
-        sounds.append(Sound(name="composed", samples_S=total_S, origin="(labeled + partner) / 2", text=text))
-    return sounds, facts["sample_rate_hz"]
+        origin = f"{1 - mixing_gain:g} labeled + {mixing_gain:g} partner"
+        sounds.append(Sound(name="composed", samples_S=mixed_S, origin=origin, text=text))
+    return sounds, footer["sample_rate_hz"]
 
 
 def _reader_of(readers: list[ShardReader], key: str) -> ShardReader:
@@ -108,31 +117,27 @@ def _reader_of(readers: list[ShardReader], key: str) -> ShardReader:
     )
 
 
-def write_slot(sounds: list[Sound], sample_rate_hz: int, folder: Path, title: str) -> None:
+def write_slot(sounds: list[Sound], sample_rate_hz: int, folder: Path, title: str, source: str) -> None:
     """Write `{name}.wav` of every sound and index.html, which plays them from disk.
 
-    The composed sound, (x + u) / 2 of Eq. (11), has a bit more than 16 and is written exactly, as 24-bit PCM.
+    The composed sound is written as 24-bit PCM, which holds (x + u) / 2 exactly.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PipelineError(f"{folder}: cannot be made ({error.strerror}); give another folder with --out") from error
     for name in ("labeled", "partner", "composed"):
-        (folder / f"{name}.wav").unlink(missing_ok=True)  # of a slot that was written here before
+        (folder / f"{name}.wav").unlink(missing_ok=True)  # of a slot that was written before
     for sound in sounds:
-        is_composed = sound.name == "composed"
-        samples_S = (
-            sound.samples_S << 15 if is_composed else sound.samples_S
-        )  # int32: half of 2**16 for a sum of 16 bits
+        subtype = "PCM_24" if sound.name == "composed" else "PCM_16"
         with write_atomically(folder / f"{sound.name}.wav") as temporary:
-            subtype = "PCM_24" if is_composed else "PCM_16"
-            soundfile.write(temporary, samples_S, sample_rate_hz, subtype=subtype, format="WAV")
+            soundfile.write(temporary, sound.samples_S, sample_rate_hz, subtype=subtype, format="WAV")
     with write_atomically(folder / "index.html") as temporary:
-        temporary.write_text(page(sounds, title), encoding="utf-8")
+        temporary.write_text(page(sounds, title, source), encoding="utf-8")
 
 
-def page(sounds: list[Sound], title: str) -> str:
-    """The page with a player a sound."""
+def page(sounds: list[Sound], title: str, source: str) -> str:
+    """The page, with one player per sound."""
     sections = [
         _SECTION.format(
             heading=sound.name.capitalize(),
@@ -142,4 +147,4 @@ def page(sounds: list[Sound], title: str) -> str:
         )
         for sound in sounds
     ]
-    return _PAGE.format(title=html.escape(title), sections="\n".join(sections))
+    return _PAGE.format(title=html.escape(title), source=html.escape(source), sections="\n".join(sections))

@@ -1,27 +1,24 @@
-"""What lies at a path, told by its contents, and how to read it without reading more than is asked for."""
+"""Which output of the stages a path is, judged by its contents."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipeline.data.catalogs import CATALOG_SCHEMA, OK
-from pipeline.data.leaks import LEAKED_SCHEMA, leaked_path, read_leaked
+from pipeline.commands.inspection.columns import read_schema
+from pipeline.data.catalogs import CATALOG_SCHEMA
+from pipeline.data.leaks import LEAKED_SCHEMA
 from pipeline.data.pairs import SCHEMA as PAIRS_SCHEMA
-from pipeline.data.pairs import read_facts
 from pipeline.data.shards.format import FACTS_KEY, MANIFEST_SCHEMA
 from pipeline.errors import PipelineError
-from pipeline.files import read_json, sha256_of
+from pipeline.files import read_json
 
-BATCH_ROWS = 1 << 16
 TRAINING_COLUMNS = {"step", "epoch", "loss", "learning_rate"}
-PAIRS_FACTS = {"seed", "epochs", "steps_per_epoch", "batch_size", "window_frames", "sample_rate_hz"}
 ACCEPTED = (
     "give a folder of shards (or its manifest.parquet or manifest.json), a catalog, a pairs file, "
     "or the folder of a run (with model.json or training.parquet)"
@@ -30,41 +27,15 @@ ACCEPTED = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Something that the stages made."""
+    """An output of the stages."""
 
     kind: Literal["shards", "catalog", "pairs", "run"]
     path: Path
     """The manifest.parquet of shards, the folder of a run, else the file."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PairedSplit:
-    """A split that a pairs file draws from."""
-
-    role: Literal["labeled", "unlabeled"]
-    name: str
-    """DATASET/SPLIT."""
-    manifest_sha256: str
-    """Of the manifest that the pairs were made from."""
-    folder: Path | None
-    """Where its manifest is now; None if it was not found."""
-
-    @property
-    def manifest(self) -> Path:
-        """The manifest of a split that was found."""
-        assert self.folder is not None
-        return self.folder / "manifest.parquet"
-
-    def state(self) -> Literal["as paired", "has changed", "not found"]:
-        """What became of the manifest that the pairs were made from."""
-        if self.folder is None:
-            return "not found"
-        is_the_same = sha256_of(self.manifest) == self.manifest_sha256
-        return "as paired" if is_the_same else "has changed"
-
-
 def find_target(path: Path) -> Target:
-    """What a file or folder is; PipelineError that says what was found if it is nothing that the stages make."""
+    """Return what a file or folder is; PipelineError, which says what was found, for no output of the stages."""
     if path.is_dir():
         names = sorted(entry.name for entry in path.iterdir())
         if {"manifest.parquet", "manifest.json"} & set(names):
@@ -72,7 +43,7 @@ def find_target(path: Path) -> Target:
         if {"model.json", "training.parquet"} & set(names):
             return Target("run", path)
         if "checkpoints" in names:
-            raise PipelineError(f"{path}: a run whose training has not ended; logs/train/ shows how far it is")
+            raise PipelineError(f"{path}: a run whose training has not ended; logs/train/ shows its progress")
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         found = f"holds {', '.join(names[:5])}{more}" if names else "is empty"
         raise PipelineError(f"{path}: a folder that {found}; {ACCEPTED}")
@@ -108,80 +79,16 @@ def _parquet_target(path: Path) -> Target:
     if schema.names == CATALOG_SCHEMA.names:
         return Target("catalog", path)
     if schema.names == LEAKED_SCHEMA.names:
-        raise PipelineError(f"{path}: the clips that a run leaves out; give the pairs file beside it, which shows them")
+        raise PipelineError(f"{path}: the clips that a run leaves out; give the pairs file next to it")
     if set(schema.names) >= TRAINING_COLUMNS:
         return Target("run", path.parent)
     raise PipelineError(f"{path}: a Parquet file with the columns {', '.join(schema.names)}; {ACCEPTED}")
 
 
-def check_manifest(path: Path) -> None:
-    """Raise PipelineError unless a manifest is there and has the columns of one."""
-    if not path.is_file():
-        raise PipelineError(f"{path}: not found; make it with index_shards")
-    if (names := read_schema(path).names) != MANIFEST_SCHEMA.names:
-        raise PipelineError(f"{path}: no manifest, its columns are {', '.join(names)}; make it again with index_shards")
-
-
-def read_pairs_facts(path: Path) -> dict[str, Any]:
-    """What a pairs file says of itself, complete."""
-    facts = read_facts(path)
-    if missing := sorted((PAIRS_FACTS | {"labeled", "unlabeled"}) - set(facts)):
-        raise PipelineError(f"{path}: its footer has no {', '.join(missing)}; make it again with pair_clips")
-    return facts
-
-
-def splits_of(pairs: Path, facts: Mapping[str, Any], shards: Path | None) -> list[PairedSplit]:
-    """The splits of a pairs file and where they are: in `shards`, else in a folder `shards` beside the pairs, which is
-    looked for from the file upwards, else where they were when the pairs were made."""
-    splits = []
-    for role in ("labeled", "unlabeled"):
-        for recorded, checksum in facts[role].items():
-            name = "/".join(Path(recorded).parts[-2:])
-            beside = [parent / "shards" / name for parent in pairs.absolute().parents]
-            folders = [*beside, Path(recorded)] if shards is None else [shards / name]
-            folder = next((folder for folder in folders if (folder / "manifest.parquet").is_file()), None)
-            splits.append(PairedSplit(role=role, name=name, manifest_sha256=checksum, folder=folder))
-    return splits
-
-
-def leaked_of(pairs: Path, facts: Mapping[str, Any]) -> tuple[str, pa.Table]:
-    """Whether the list of a run's leaked clips agrees with its pairs, and the list; an empty one where it is missing.
-
-    Pairs that leave none out need no list.
-    """
-    path, told = leaked_path(pairs), sum(facts.get("left_out_as_leaked", {}).values())
-    if not path.is_file():
-        return "missing" if told else "agrees", LEAKED_SCHEMA.empty_table()
-    leaked = read_leaked(path)
-    return "agrees" if len(leaked) == told else "is of other pairs", leaked
-
-
-# --- columns ---------------------------------------------------------------------------------------------------------
-
-
-def read_schema(path: Path) -> pa.Schema:
-    """Columns and footer of a Parquet file."""
+@contextlib.contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Name the file if its contents contradict each other in a way that no check covers, as after a flipped bit."""
     try:
-        return pq.read_schema(path)
-    except (OSError, pa.ArrowException) as error:
-        raise _damaged(path, error) from error
-
-
-def batches(
-    path: Path, columns: Sequence[str], row_groups: Sequence[int] | None = None, *, usable: bool = False
-) -> Iterator[pa.RecordBatch]:
-    """Some columns of a Parquet file, a batch of rows at a time; with `usable` of the rows whose status is ok alone."""
-    asked = [*columns, "status"] if usable else list(columns)
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(BATCH_ROWS, row_groups=row_groups, columns=asked):
-                yield batch.filter(pc.equal(batch["status"], OK)) if usable else batch
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: not found") from None
-    except (OSError, pa.ArrowException) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> PipelineError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return PipelineError(f"{path}: a damaged Parquet file ({reason}); make it again")
+        yield
+    except (OSError, ValueError, KeyError, IndexError, pa.ArrowException) as error:
+        raise PipelineError(f"{path}: is damaged, make it again ({type(error).__name__}: {error})") from error

@@ -1,4 +1,4 @@
-"""Facts as text for a terminal, and as JSON."""
+"""Sections as text for a terminal, and as JSON."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 from pipeline.errors import printable
 
 
-def to_json(facts: Mapping[str, Any]) -> str:
-    """One JSON object; null stands for what is not finite, for which JSON has no number."""
-    return json.dumps(_finite(facts), indent=2, ensure_ascii=False, allow_nan=False)
+def to_json(value: Mapping[str, Any]) -> str:
+    """One JSON object; null stands for numbers that are not finite, which JSON does not have."""
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
@@ -23,10 +23,14 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def render(facts: Mapping[str, Any]) -> str:
-    """The facts of `facts_of`, a section under a heading each; empty sections are left out."""
-    lines = [f"{facts['kind']}  {printable(facts['path'])}"]
-    for name, section in facts.items():
+def render(sections: Mapping[str, Any]) -> str:
+    """The sections, each under a heading; empty ones are left out.
+
+    A section is a mapping of names to values, `counts` by value, a table (a list or mapping of rows of one form), or
+    rows that are shown one by one (`leaked`, `samples`).
+    """
+    lines = [f"{sections['kind']}  {printable(sections['path'])}"]
+    for name, section in sections.items():
         if name in ("kind", "path") or not section:
             continue
         lines += ["", name.replace("_", " ")]
@@ -55,7 +59,7 @@ def _shares(counts: Mapping[str, Mapping[str, int]]) -> list[list[Any]]:
 
 
 def _fields(values: Mapping[str, Any]) -> list[str]:
-    """A line a field; of a list a line an item. What is null is left out."""
+    """One line per field, or per item of a list; null is left out."""
     lines = []
     width = max(map(len, values), default=0)
     for name, value in values.items():

@@ -167,6 +167,10 @@ class ShardReader:
         """Length of a clip at `sample_rate_hz`."""
         return int(self._frames[self._row(key)])
 
+    def read(self, key: str) -> NDArray[np.int16]:
+        """All samples of a clip, mono, at `sample_rate_hz`."""
+        return self.read_clip(self._row(key))
+
     def captions(self, key: str) -> list[str]:
         """The captions of a clip, in the publisher's order; empty for unlabeled audio."""
         row = self._row(key)
@@ -288,3 +292,20 @@ def open_shards(folder: Path, *, verify: bool = False, share: slice = slice(None
         for shard in summary["shards"][share]:
             check_tar(folder / shard["tar"], shard["bytes"], shard["sha256"])
     return ShardReader(folder, summary)
+
+
+def open_split(folder: str | Path, *, verify: bool = False) -> ShardReader:
+    """Return the usable clips of a split: `keys`, and by key `read`, `read_window`, `frames` and `captions`.
+
+    folder: of the split's shards. verify: whether the checksums of all tars are computed, not their sizes alone.
+
+    Raises PipelineError for a manifest or tar that is missing, cut or changed.
+
+    Example:
+        >>> import pipeline
+        >>> split = pipeline.open_split("results/shards/clotho/evaluation")  # doctest: +SKIP
+        >>> key = split.keys[0]  # doctest: +SKIP
+        >>> split.captions(key), split.read(key)  # texts, and all samples, int16  # doctest: +SKIP
+        >>> split.read_window(key, start=16_000, frames=112_000)  # 7 s from 1 s on, at 16 kHz  # doctest: +SKIP
+    """
+    return open_shards(Path(folder), verify=verify)

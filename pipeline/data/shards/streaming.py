@@ -20,14 +20,20 @@ def decode_clip(sample: dict[str, Any]) -> dict[str, Any]:
     return {**json.loads(sample["json"]), "key": sample["__key__"], "samples": samples}
 
 
-def stream_clips(folder: Path) -> webdataset.WebDataset:
+def stream_clips(folder: str | Path) -> webdataset.WebDataset:
     """Every clip of a split in the order of its shards, as dictionaries; an IterableDataset for a DataLoader.
 
     Tars are shared out among nodes and loader workers, so the parts differ in size by up to a tar: a training that
     needs equal parts reads by offset instead (`pipeline.training.batches`). Tars at an address are streamed from there
     by webdataset, which calls curl for http. Raises PipelineError for a tar that is missing or of another size, which
     webdataset would read up to where it is cut, without an error.
+
+    Example:
+        >>> import pipeline
+        >>> for clip in pipeline.stream_clips("results/shards/clotho/evaluation"):  # doctest: +SKIP
+        ...     print(clip["key"], clip["captions"], clip["samples"].shape)
     """
+    folder = Path(folder)
     summary = read_summary(folder / "manifest.json")
     check_tars(folder, summary)
     tars = [f"{summary.get('address', folder)}/{shard['tar']}" for shard in summary["shards"]]
