@@ -344,7 +344,7 @@ def test_names_that_lead_elsewhere_are_refused_in_a_folder_too(server, tmp_path:
     summary["shards"][0] |= {"shard": "../outside", "tar": "../outside.tar"}
     (folder / "manifest.json").write_text(json.dumps(summary))
     with pytest.raises(PipelineError, match=r"manifest\.json: '\.\./outside\.tar' is not the name of a shard's tar"):
-        verify(find_target(folder), shards=None, quick=False)
+        verify(folder, shards=None, quick=False)
 
 
 def test_copied_shards_are_read_here_although_the_publisher_reads_them_from_afar(
