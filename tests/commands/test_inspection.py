@@ -22,9 +22,9 @@ import soundfile
 from audio_files import assert_refused, index_arguments, make_catalog, make_shards, run_stage, write_folder
 
 from pipeline.__main__ import main
-from pipeline.data.leaks import leaked_path, read_leaked
+from pipeline.data.leaks import AudioForm, leaked_path, read_leaked, write_identities
 from pipeline.data.pairs import read_epoch
-from pipeline.data.shards.format import read_manifest
+from pipeline.data.shards.format import read_manifest, read_summary
 from pipeline.data.shards.reader import open_shards
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_json, write_parquet
@@ -208,7 +208,9 @@ def leaky(tiny_study, split: Path, tmp_path: Path) -> Path:
     }.items():
         change_manifest(split, row, **identity)
     path = tmp_path / "pairs" / "seed0.parquet"
-    manifests = ["--labeled", str(split / "manifest.parquet"), "--held-out", str(held_out / "manifest.parquet")]
+    identities = held_out / "identities.parquet"
+    write_identities(held_out / "manifest.parquet", AudioForm.of(read_summary(held_out / "manifest.json")), identities)
+    manifests = ["--labeled", str(split / "manifest.parquet"), "--held-out", str(identities)]
     plan = ["--backbone", "mini", "--epochs", "1", "--batch-size", "7", "--seed", "0", "--leaks", "drop"]
     pair_clips.main([*manifests, *plan, "--pairs", str(path), "--leaked", str(leaked_path(path))])
     return path
@@ -728,7 +730,8 @@ def test_a_message_is_one_line_whatever_a_name_holds(tmp_path: Path) -> None:
         assert f"{tmp_path}/a\\n\\x1b[2J" in command(verb, shards).stdout.splitlines()[0]
     assert_refused(
         run_stage("index_audio", ["--dataset", "d", "--split", "s", "--adapter", "folder", "--root", str(folder)]
-                  + ["--labeled", "--catalog", str(tmp_path / "catalog.parquet")]),
+                  + ["--labeled", "--catalog", str(tmp_path / "catalog.parquet")]
+                  + ["--clips-per-shard", "9", "--plan", str(tmp_path / "catalog.shards.parquet")]),
         "index_audio", r"-a\n'b",
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 
 from pipeline.data import catalogs
 from pipeline.data.adapters.sources import SourceRow
-from pipeline.data.catalogs import CATALOG_SCHEMA, catalog_of, read_catalog, regrouped
-from pipeline.data.shards.partition import FIRST_SHARD, LEAST_SHARE, Assignment, assign, digest_of, read_assignment
+from pipeline.data.catalogs import CATALOG_SCHEMA, catalog_of, regrouped
+from pipeline.data.shards.partition import FIRST_SHARD, LEAST_SHARE, Assignment, digest_of, read_assignment
 from pipeline.files import write_parquet
 
 
@@ -22,6 +23,13 @@ def catalog(names: list[str], **changes: str) -> pa.Table:
     rows = [SourceRow(source_name=name, path=f"/raw/{name}", captions=(f"of {name}",)) for name in names]
     table, _ = catalog_of(rows, dataset="sounds", split="train", labeled=True)
     return table
+
+
+def assign(table: pa.Table, most: int) -> list[Assignment]:
+    """The shards of a catalog, by way of its file."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_parquet(table, Path(folder) / "catalog.parquet")
+        return read_assignment(Path(folder) / "catalog.parquet", most)
 
 
 def scattered(count: int, seed: int = 0) -> list[str]:
@@ -54,9 +62,9 @@ def test_every_row_stands_in_one_shard_of_bounded_size(names: set[str], most: in
     assert [shard.shard for shard in shards[1:]] == [table["key"][shard.first_row].as_py() for shard in shards[1:]]
 
 
-def test_a_catalog_is_assigned_from_its_file_as_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_catalog_is_assigned_alike_in_batches_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parquet(catalog(scattered(500)), tmp_path / "catalog.parquet", row_group_size=70)
-    whole = assign(read_catalog(tmp_path / "catalog.parquet"), 20)
+    whole = read_assignment(tmp_path / "catalog.parquet", 20)
     for rows in (1, 33, 1000):  # read at a time
         monkeypatch.setattr(catalogs, "ROW_GROUP_ROWS", rows)
         assert read_assignment(tmp_path / "catalog.parquet", 20) == whole

@@ -212,7 +212,7 @@ def test_a_truncated_or_missing_tar_is_found_at_opening(own_folder: Path) -> Non
     size = tar.stat().st_size
     with tar.open("rb+") as file:
         file.truncate(size - 10_240)
-    with pytest.raises(PipelineError, match=rf"{tar.name}: {size - 10_240} bytes, {size} expected; delete it"):
+    with pytest.raises(PipelineError, match=rf"{tar.name}: {size - 10_240} bytes, {size} expected; give the same"):
         open_shards(own_folder)
     tar.unlink()
     with pytest.raises(PipelineError, match=rf"{tar.name}: not found"):
