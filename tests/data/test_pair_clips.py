@@ -157,7 +157,7 @@ def test_a_batch_larger_than_the_labeled_set_is_refused_by_name(tiny_study):
 
 def test_shards_of_another_rate_are_refused(tiny_study, tmp_path):
     manifest = str(tiny_study.manifest("labeled"))
-    with pytest.raises(PipelineError, match="at 16000 Hz, the backbone hears 44100 Hz"):
+    with pytest.raises(PipelineError, match="at 16000 Hz, the backbone takes 44100 Hz"):
         pair_clips.main(
             ["--labeled", manifest, "--backbone", "msclap-2023", "--epochs", "1", "--batch-size", "2", "--seed", "0"]
             + ["--pairs", str(tmp_path / "pairs.parquet"), "--leaked", str(tmp_path / "leaked.parquet")]
@@ -312,6 +312,19 @@ def test_shards_that_kept_other_channels_are_not_mixed(tiny_study, tmp_path, rol
 def test_clips_without_a_source_id_are_not_taken_for_one_another(tiny_study, tmp_path):
     held_out = held_out_split(tiny_study, tmp_path, source_id=None)
     assert read_facts(pair_with(held_out, tmp_path, "fail", tiny_study.manifest("labeled")))["left_out_as_leaked"] == {}
+
+
+def test_other_held_out_clips_without_leaks_leave_the_pairs_byte_identical(tiny_study, tmp_path):
+    manifest, held_out = tiny_study.manifest("labeled"), held_out_split(tiny_study, tmp_path)
+    before = pair_with(held_out, tmp_path, "fail", manifest).read_bytes()
+    more = tmp_path / "more"
+    more.mkdir()
+    held_out_split(tiny_study, more, source_id="newVideo00", sha256="1" * 64)
+    both = [str(folder / "identities.parquet") for folder in (tmp_path, more)]
+    plan = ["--backbone", "mini", "--epochs", "1", "--batch-size", "23", "--seed", "0", "--leaks", "fail"]
+    files = ["--pairs", str(tmp_path / "other.parquet"), "--leaked", str(tmp_path / "other.leaked.parquet")]
+    pair_clips.main(["--labeled", str(manifest), "--held-out", *both, *plan, *files])
+    assert (tmp_path / "other.parquet").read_bytes() == before
 
 
 def pair_part(study, path, *flags, labeled=("labeled",), seed=0, batch_size=4, epochs=3):

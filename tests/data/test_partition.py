@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,17 @@ from hypothesis import strategies as st
 from pipeline.data import catalogs
 from pipeline.data.adapters.sources import SourceRow
 from pipeline.data.catalogs import CATALOG_SCHEMA, catalog_of, regrouped
-from pipeline.data.shards.partition import FIRST_SHARD, LEAST_SHARE, Assignment, digest_of, read_assignment
+from pipeline.data.shards.partition import (
+    FIRST_SHARD,
+    LEAST_SHARE,
+    Assignment,
+    digest_of,
+    part_of,
+    read_assignment,
+    read_plan,
+    write_plan,
+)
+from pipeline.errors import PipelineError
 from pipeline.files import write_parquet
 
 
@@ -28,7 +39,7 @@ def catalog(names: list[str], **changes: str) -> pa.Table:
 def assign(table: pa.Table, most: int) -> list[Assignment]:
     """The shards of a catalog, by way of its file."""
     with tempfile.TemporaryDirectory() as folder:
-        write_parquet(table, Path(folder) / "catalog.parquet")
+        pq.write_table(table, Path(folder) / "catalog.parquet")
         return read_assignment(Path(folder) / "catalog.parquet", most)
 
 
@@ -142,3 +153,26 @@ def test_the_digest_does_not_depend_on_chunks_or_on_what_lies_beside() -> None:
     alone = pa.Table.from_pylist(table.slice(10, 20).to_pylist(), schema=table.schema)
     assert digest_of(chunked) == digest_of(table)
     assert digest_of(chunked.slice(10, 20)) == digest_of(table.slice(10, 20)) == digest_of(alone)
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
+    shards = assign(catalog(scattered(50)), 9)
+    write_plan(shards, tmp_path / "plan.parquet")
+    assert read_plan(tmp_path / "plan.parquet") == shards
+
+
+@given(count=st.integers(0, 30), jobs=st.integers(1, 40))
+def test_parts_are_all_shards_once_in_their_order(count: int, jobs: int) -> None:
+    shards = [Assignment(shard=f"{row}", first_row=row, rows=1, digest="") for row in range(count)]
+    parts = [part_of(shards, f"{number}-of-{jobs}") for number in range(jobs)]
+    assert [shard for part in parts for shard in part] == shards
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("part", ["", "1", "1-of-1", "4-of-2", "-1-of-2", "0-of-0", "a-of-2", "0-of-", "0_of_2"])
+def test_a_part_that_does_not_exist_is_refused(part: str) -> None:
+    with pytest.raises(PipelineError, match="there is no part"):
+        part_of([], part)
