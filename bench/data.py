@@ -50,6 +50,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.data.audio import to_int16, wav_header
 from pipeline.data.leaks import leaked_path
+from pipeline.data.shards.partition import read_assignment, write_plan
 from pipeline.data.shards.streaming import stream_clips
 from pipeline.models.backbones import BACKBONES
 from pipeline.stages import pair_clips, shard_audio
@@ -180,12 +181,16 @@ def sharding_tasks(folder: Path) -> dict[str, Callable[[], object]]:
     files = [row["path"] for row in rows]
     out = folder / "sharding"
     out.mkdir()
+    plan = out / "plan.parquet"
+    write_plan(read_assignment(catalog, 10**6), plan)
 
     def arguments(audio_format: str) -> list[str]:
+        """Those of the stage, which would keep a shard that is there."""
+        shutil.rmtree(out / audio_format, ignore_errors=True)
         return [
-            *("--catalog", str(catalog), "--shard", "00000", "--clips-per-shard", str(10**6)),
+            *("--catalog", str(catalog), "--plan", str(plan)),
             *("--sample-rate-hz", str(RATE_HZ), "--format", audio_format),
-            *("--tar", str(out / f"{audio_format}.tar"), "--rows", str(out / f"{audio_format}.parquet")),
+            *("--shards", str(out / audio_format), "--done", str(out / audio_format / "done.json")),
         ]
 
     module = [sys.executable, "-m", "pipeline.stages.shard_audio"]
@@ -254,8 +259,9 @@ def run_quietly(command: Sequence[str]) -> None:
 def reading_tasks(folder: Path, pairs: Path) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
     """Tasks that each read training samples (two windows of 7 s), and how many samples each of them reads."""
     batches = PairedBatches(pairs, folder / "results" / "shards")
-    flac_tar, wav_split = folder / "sharding" / "flac.tar", folder / "results" / "shards" / "many_unlabeled" / "train"
-    clips = pq.read_metadata(folder / "sharding" / "flac.parquet").num_rows
+    flac_tar = folder / "sharding" / "flac" / "00000.tar"
+    wav_split = folder / "results" / "shards" / "many_unlabeled" / "train"
+    clips = pq.read_metadata(flac_tar.with_suffix(".parquet")).num_rows
 
     def read_paired(workers: int) -> None:
         loader = DataLoader(batches, batch_size=None, sampler=range(len(batches)), num_workers=workers)
@@ -449,9 +455,9 @@ def measure(folder: Path, clips: int, repetitions: int) -> dict[str, Any]:
     sharding = take_turns(sharding_tasks(folder), repetitions)
     tasks, samples = reading_tasks(folder, pairs)
     reading = take_turns(tasks, repetitions)
-    rows = pq.read_table(folder / "sharding" / "wav.parquet", columns=["frames"])
+    rows = pq.read_table(folder / "sharding" / "wav" / "00000.parquet", columns=["frames"])
     sharded = len(rows)
-    bodies = {kind: (folder / "sharding" / f"{kind}.tar").stat().st_size / sharded for kind in ("wav", "flac")}
+    bodies = {kind: (folder / "sharding" / kind / "00000.tar").stat().st_size / sharded for kind in ("wav", "flac")}
     inputs = {
         "clips_per_s": sharded / statistics.median(sharding["stage"]),
         "flac_clips_per_s": sharded / statistics.median(sharding["stage, FLAC"]),

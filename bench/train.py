@@ -141,14 +141,15 @@ def write_study(folder: Path, tokenizer: Tokenizer, *, clips: int, batch_size: i
             captions = made_up_captions(tokenizer, clips, generator)
             rows = [[f"{clip:05d}.wav", caption] for clip, caption in enumerate(captions)]
             csv.writer(file).writerows([["file_name", "caption_1"], *rows])
-        catalog, tar = folder / f"{dataset}.parquet", split / "00000"
+        catalog = folder / f"{dataset}.parquet"
         names = ["--dataset", dataset, "--split", "train", "--adapter", "folder", "--root", root, label]
-        call(index_audio.main, *names, "--catalog", catalog)
-        layout = ["--clips-per-shard", clips, "--sample-rate-hz", rate, "--format", "wav"]
-        files = ["--tar", tar.with_suffix(".tar"), "--rows", tar.with_suffix(".parquet")]
-        call(shard_audio.main, "--catalog", catalog, "--shard", "00000", *layout, *files)
+        plan = ["--plan", catalog.with_suffix(".shards.parquet")]
+        call(index_audio.main, *names, "--clips-per-shard", clips, "--catalog", catalog, *plan)
+        layout = ["--sample-rate-hz", rate, "--format", "wav", "--done", split / "parts" / "0-of-1.json"]
+        call(shard_audio.main, "--catalog", catalog, *plan, "--shards", split, *layout)
         summary = ["--manifest", split / "manifest.parquet", "--summary", split / "manifest.json"]
-        call(index_shards.main, "--catalog", catalog, "--clips-per-shard", clips, "--shards", split, *summary)
+        summary += ["--identities", split / "identities.parquet"]
+        call(index_shards.main, *plan, "--shards", split, *summary)
     manifests = [folder / "shards" / dataset / "train" / "manifest.parquet" for dataset in ("labeled", "unlabeled")]
     plan = ["--backbone", "msclap-2023", "--epochs", epochs, "--batch-size", batch_size, "--seed", 0]
     pairs = folder / "pairs.parquet"

@@ -39,12 +39,12 @@ def restore(outputs: Sequence[Path], made_from: Mapping[str, Any]) -> bool:
             return False
         if any(sha256_of(kept / path.name) != found["sha256"].get(path.name) for path in outputs):
             return False
+        for path in outputs:
+            path.unlink(missing_ok=True)
+            os.link(kept / path.name, path)
+            os.utime(path)  # Snakemake compares times: the output is newer than its inputs
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    for path in outputs:
-        path.unlink(missing_ok=True)
-        os.link(kept / path.name, path)
-        os.utime(path)  # Snakemake compares times: the output is newer than its inputs
     logger.info("%s: kept, made from the same inputs before; delete %s to make it again", outputs[0].parent, kept)
     return True
 

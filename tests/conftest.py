@@ -12,7 +12,6 @@ import soundfile
 import torch
 
 from pipeline.data.leaks import leaked_path
-from pipeline.data.shards.partition import read_assignment
 from pipeline.models import mini, save_model
 from pipeline.stages import index_audio, index_shards, pair_clips, shard_audio
 
@@ -46,6 +45,9 @@ class TinyStudy:
 
     def manifest(self, dataset: str) -> Path:
         return self.shards / dataset / "train" / "manifest.parquet"
+
+    def identities(self, dataset: str) -> Path:
+        return self.manifest(dataset).with_name("identities.parquet")
 
     def pairs(self, objective: str, *, seed: int = 0, epochs: int = 2, batch_size: int = 8) -> Path:
         """A pairs file for an objective, made by the stage."""
@@ -85,19 +87,18 @@ def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
         root, split = study.folder / "raw" / dataset, study.shards / dataset / "train"
         write_raw_dataset(root, clips, captioned, seed=clips)
         catalog = study.folder / "catalogs" / dataset / "train.parquet"
+        plan = catalog.with_suffix(".shards.parquet")
         flag = "--labeled" if captioned else "--unlabeled"
         index_audio.main(
             ["--dataset", dataset, "--split", "train", "--adapter", "folder", "--root", str(root), flag]
-            + ["--catalog", str(catalog)]
+            + ["--clips-per-shard", "20", "--catalog", str(catalog), "--plan", str(plan)]
         )
-        for assignment in read_assignment(catalog, 20):
-            tar = split / f"{assignment.shard}.tar"
-            shard_audio.main(
-                ["--catalog", str(catalog), "--shard", tar.stem, "--clips-per-shard", "20", "--sample-rate-hz", "16000"]
-                + ["--format", "wav", "--tar", str(tar), "--rows", str(tar.with_suffix(".parquet"))]
-            )
+        shard_audio.main(
+            ["--catalog", str(catalog), "--plan", str(plan), "--sample-rate-hz", "16000", "--format", "wav"]
+            + ["--shards", str(split), "--done", str(split / "parts" / "0-of-1.json")]
+        )
         index_shards.main(
-            ["--catalog", str(catalog), "--clips-per-shard", "20", "--shards", str(split)]
+            ["--plan", str(plan), "--shards", str(split), "--identities", str(split / "identities.parquet")]
             + ["--manifest", str(split / "manifest.parquet"), "--summary", str(split / "manifest.json")]
         )
     torch.manual_seed(0)

@@ -9,8 +9,8 @@ import pytest
 from audio_files import make_catalog, make_shards, write_folder
 from outputs import change_manifest
 
-from pipeline.data.leaks import leaked_path
-from pipeline.data.shards.format import read_manifest
+from pipeline.data.leaks import AudioForm, leaked_path, write_identities
+from pipeline.data.shards.format import read_manifest, read_summary
 from pipeline.stages import pair_clips
 
 
@@ -44,7 +44,9 @@ def leaky(tiny_study, split: Path, tmp_path: Path) -> Path:
     }.items():
         change_manifest(split, row, **identity)
     path = tmp_path / "pairs" / "seed0.parquet"
-    manifests = ["--labeled", str(split / "manifest.parquet"), "--held-out", str(held_out / "manifest.parquet")]
+    identities = held_out / "identities.parquet"
+    write_identities(held_out / "manifest.parquet", AudioForm.of(read_summary(held_out / "manifest.json")), identities)
+    manifests = ["--labeled", str(split / "manifest.parquet"), "--held-out", str(identities)]
     plan = ["--backbone", "mini", "--epochs", "1", "--batch-size", "7", "--seed", "0", "--leaks", "drop"]
     pair_clips.main([*manifests, *plan, "--pairs", str(path), "--leaked", str(leaked_path(path))])
     return path

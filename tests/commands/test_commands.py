@@ -41,7 +41,8 @@ def test_a_message_is_one_line_for_any_file_name(tmp_path: Path) -> None:
         assert f"{tmp_path}/a\\n\\x1b[2J" in command(verb, shards).stdout.splitlines()[0]
     assert_refused(
         run_stage("index_audio", ["--dataset", "d", "--split", "s", "--adapter", "folder", "--root", str(folder)]
-                  + ["--labeled", "--catalog", str(tmp_path / "catalog.parquet")]),
+                  + ["--labeled", "--catalog", str(tmp_path / "catalog.parquet")]
+                  + ["--clips-per-shard", "9", "--plan", str(tmp_path / "catalog.shards.parquet")]),
         "index_audio", r"-a\n'b",
     )  # fmt: skip
 

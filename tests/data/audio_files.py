@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from pipeline.data.shards.partition import FIRST_SHARD, read_assignment
+from pipeline.data.shards.partition import FIRST_SHARD, read_assignment, write_plan
 from pipeline.stages import index_audio, index_shards, shard_audio
 
 RATE = 16_000
@@ -78,10 +78,22 @@ def make_catalog(root: Path, catalog: Path, *, labeled: bool = True, limit: floa
         [
             *("--dataset", "sounds", "--split", "train", "--adapter", "folder", "--root", str(root)),
             "--labeled" if labeled else "--unlabeled",
-            *("--max-dropped-fraction", str(limit), "--catalog", str(catalog)),
+            *("--max-dropped-fraction", str(limit), "--clips-per-shard", "9"),
+            *("--catalog", str(catalog), "--plan", str(plan_path(catalog))),
         ]
     )
     return catalog
+
+
+def plan_path(catalog: Path) -> Path:
+    """Where the plan of a catalog's shards lies: next to it."""
+    return catalog.with_suffix(".shards.parquet")
+
+
+def write_plan_of(catalog: Path, clips: int) -> Path:
+    """The plan of a catalog's shards, now of at most so many clips each."""
+    write_plan(read_assignment(catalog, clips), plan_path(catalog))
+    return plan_path(catalog)
 
 
 def shard_arguments(
@@ -94,19 +106,36 @@ def shard_arguments(
     audio_format: str = "wav",
     channels: str | None = None,
 ) -> list[str]:
+    """Arguments that make one shard of a catalog: a part of as many as there are shards."""
+    names = shard_names(catalog, clips)
+    part = f"{names.index(shard)}-of-{len(names)}"
+    return part_arguments(catalog, folder, part, clips=clips, rate=rate, audio_format=audio_format, channels=channels)
+
+
+def part_arguments(
+    catalog: Path,
+    folder: Path,
+    part: str = "0-of-1",
+    *,
+    clips: int = 9,
+    rate: int = RATE,
+    audio_format: str = "wav",
+    channels: str | None = None,
+) -> list[str]:
+    """Arguments that make one part of a catalog's shards, whose plan is written now."""
     return [
-        *("--catalog", str(catalog), "--shard", shard, "--clips-per-shard", str(clips)),
+        *("--catalog", str(catalog), "--plan", str(write_plan_of(catalog, clips)), "--part", part),
         *("--sample-rate-hz", str(rate), "--format", audio_format),
         *([] if channels is None else ["--channels", channels]),
-        *("--tar", str(folder / f"{shard}.tar"), "--rows", str(folder / f"{shard}.parquet")),
+        *("--shards", str(folder), "--done", str(folder / "parts" / f"{part}.json")),
     ]
 
 
 def index_arguments(catalog: Path, folder: Path, clips: int = 3, limit: float = 1.0) -> list[str]:
     return [
-        *("--catalog", str(catalog), "--clips-per-shard", str(clips), "--shards", str(folder)),
+        *("--plan", str(write_plan_of(catalog, clips)), "--shards", str(folder)),
         *("--manifest", str(folder / "manifest.parquet"), "--summary", str(folder / "manifest.json")),
-        *("--max-dropped-fraction", str(limit)),
+        *("--identities", str(folder / "identities.parquet"), "--max-dropped-fraction", str(limit)),
     ]
 
 
@@ -117,8 +146,7 @@ def shard_names(catalog: Path, clips: int = 3) -> list[str]:
 
 def make_shards(catalog: Path, folder: Path, clips: int = 3, **settings: object) -> Path:
     """All shards of a catalog and their manifest."""
-    for shard in shard_names(catalog, clips):
-        shard_audio.main(shard_arguments(catalog, folder, shard, clips=clips, **settings))  # type: ignore[arg-type]
+    shard_audio.main(part_arguments(catalog, folder, clips=clips, **settings))  # type: ignore[arg-type]
     index_shards.main(index_arguments(catalog, folder, clips))
     return folder
 

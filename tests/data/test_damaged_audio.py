@@ -245,7 +245,8 @@ def test_wild_names_reach_the_shard(tmp_path: Path) -> None:
     for seed, name in enumerate(wild):
         write_audio(tmp_path / "train" / name, noise(0.2, seed))
     flags = ["--dataset", "x", "--split", "train", "--adapter", "folder", "--root", str(tmp_path), "--unlabeled"]
-    index_audio.main([*flags, "--catalog", str(tmp_path / "catalog.parquet")])
+    plan = ["--clips-per-shard", "99", "--plan", str(tmp_path / "catalog.shards.parquet")]
+    index_audio.main([*flags, *plan, "--catalog", str(tmp_path / "catalog.parquet")])
     shard_audio.main(shard_arguments(tmp_path / "catalog.parquet", tmp_path / "out", clips=99))
     rows = read_rows(tmp_path / "out/00000.parquet")[0].to_pylist()
     assert sorted(row["source_name"] for row in rows) == sorted(wild)

@@ -33,6 +33,7 @@ def arguments(root: Path, catalog: Path, *more: str, adapter: str = "folder", sp
             "--catalog",
             str(catalog),
         ),
+        *("--clips-per-shard", "9", "--plan", str(catalog.with_suffix(".shards.parquet"))),
         *flags,
     ]
 

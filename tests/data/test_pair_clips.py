@@ -15,7 +15,16 @@ import pytest
 from pipeline.commands.inspection.pair_checks import verify_pairs
 from pipeline.data import pairs
 from pipeline.data.catalogs import OK
-from pipeline.data.leaks import LOOKED_AT, HeldOut, leaked_path, leaks_of, read_held_out, read_leaked
+from pipeline.data.leaks import (
+    LOOKED_AT,
+    AudioForm,
+    HeldOut,
+    leaked_path,
+    leaks_of,
+    read_held_out,
+    read_leaked,
+    write_identities,
+)
 from pipeline.data.pairs import (
     NO_CAPTION,
     NO_PARTNER,
@@ -30,7 +39,7 @@ from pipeline.data.pairs import (
     with_keys,
     write_pairs,
 )
-from pipeline.data.shards.format import rows_table
+from pipeline.data.shards.format import read_summary, rows_table
 from pipeline.data.subsets import subset
 from pipeline.errors import PipelineError
 from pipeline.evaluation.windows import window_starts as evaluation_starts
@@ -148,7 +157,7 @@ def test_a_batch_larger_than_the_labeled_set_is_refused_by_name(tiny_study):
 
 def test_shards_of_another_rate_are_refused(tiny_study, tmp_path):
     manifest = str(tiny_study.manifest("labeled"))
-    with pytest.raises(PipelineError, match="at 16000 Hz, the backbone hears 44100 Hz"):
+    with pytest.raises(PipelineError, match="at 16000 Hz, the backbone takes 44100 Hz"):
         pair_clips.main(
             ["--labeled", manifest, "--backbone", "msclap-2023", "--epochs", "1", "--batch-size", "2", "--seed", "0"]
             + ["--pairs", str(tmp_path / "pairs.parquet"), "--leaked", str(tmp_path / "leaked.parquet")]
@@ -187,11 +196,20 @@ def write_manifest(study, folder, table, columns):
         table = table.set_column(table.schema.get_field_index(name), name, values)
     pq.write_table(table, folder / "manifest.parquet")
     (folder / "manifest.json").write_text(study.manifest("labeled").with_suffix(".json").read_text())
+    identities_of(folder)
     return folder / "manifest.parquet"
 
 
+def identities_of(folder):
+    """What index_shards writes of a split for the leak guard."""
+    summary, path = read_summary(folder / "manifest.json"), folder / "identities.parquet"
+    write_identities(folder / "manifest.parquet", AudioForm.of(summary), path)
+    return path
+
+
 def pair_with(held_out, folder, policy, labeled):
-    manifests = ["--labeled", str(labeled), "--held-out", str(held_out), "--leaks", policy]
+    identities = str(held_out.with_name("identities.parquet"))
+    manifests = ["--labeled", str(labeled), "--held-out", identities, "--leaks", policy]
     plan = ["--backbone", "mini", "--epochs", "1", "--batch-size", "23", "--seed", "0"]
     path = folder / "pairs.parquet"
     pair_clips.main([*manifests, *plan, "--pairs", str(path), "--leaked", str(leaked_path(path))])
@@ -275,23 +293,38 @@ def test_shards_of_two_formats_are_warned_of_because_their_checksums_differ(tiny
     assert "another checksum" not in caplog.text
     summary = held_out.with_suffix(".json")
     summary.write_text(summary.read_text().replace('"wav"', '"flac"'))
+    identities_of(tmp_path)
     pair_with(held_out, tmp_path, "drop", tiny_study.manifest("labeled"))
     assert "shards of flac and wav: the same audio has another checksum in each" in caplog.text
 
 
-@pytest.mark.parametrize("role", ["--unlabeled", "--held-out"])
-def test_shards_that_kept_other_channels_are_not_mixed(tiny_study, tmp_path, role):
+@pytest.mark.parametrize(("role", "name"), [("--unlabeled", "manifest.parquet"), ("--held-out", "identities.parquet")])
+def test_shards_that_kept_other_channels_are_not_mixed(tiny_study, tmp_path, role, name):
     folder = shutil.copytree(tiny_study.manifest("unlabeled").parent, tmp_path / "first")
     summary = folder / "manifest.json"
     summary.write_text(json.dumps({**json.loads(summary.read_text()), "channels": "first"}))
-    told = r"kept the first of the channels \(.*first/manifest.parquet\) and the mean of the .* one shards.channels"
+    identities_of(folder)
+    told = rf"kept the first of the channels \(.*first/{name}\) and the mean of the .* one shards.channels"
     with pytest.raises(PipelineError, match=told):
-        pair_part(tiny_study, tmp_path / "pairs.parquet", role, str(folder / "manifest.parquet"))
+        pair_part(tiny_study, tmp_path / "pairs.parquet", role, str(folder / name))
 
 
 def test_clips_without_a_source_id_are_not_taken_for_one_another(tiny_study, tmp_path):
     held_out = held_out_split(tiny_study, tmp_path, source_id=None)
     assert read_facts(pair_with(held_out, tmp_path, "fail", tiny_study.manifest("labeled")))["left_out_as_leaked"] == {}
+
+
+def test_other_held_out_clips_without_leaks_leave_the_pairs_byte_identical(tiny_study, tmp_path):
+    manifest, held_out = tiny_study.manifest("labeled"), held_out_split(tiny_study, tmp_path)
+    before = pair_with(held_out, tmp_path, "fail", manifest).read_bytes()
+    more = tmp_path / "more"
+    more.mkdir()
+    held_out_split(tiny_study, more, source_id="newVideo00", sha256="1" * 64)
+    both = [str(folder / "identities.parquet") for folder in (tmp_path, more)]
+    plan = ["--backbone", "mini", "--epochs", "1", "--batch-size", "23", "--seed", "0", "--leaks", "fail"]
+    files = ["--pairs", str(tmp_path / "other.parquet"), "--leaked", str(tmp_path / "other.leaked.parquet")]
+    pair_clips.main(["--labeled", str(manifest), "--held-out", *both, *plan, *files])
+    assert (tmp_path / "other.parquet").read_bytes() == before
 
 
 def pair_part(study, path, *flags, labeled=("labeled",), seed=0, batch_size=4, epochs=3):

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import tempfile
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import catalogs
 from pipeline.data.adapters.rows import SourceRow
-from pipeline.data.catalogs import CATALOG_SCHEMA, catalog_of, read_catalog, regrouped
-from pipeline.data.shards.partition import FIRST_SHARD, LEAST_SHARE, Assignment, assign, digest_of, read_assignment
+from pipeline.data.catalogs import CATALOG_SCHEMA, catalog_of, regrouped
+from pipeline.data.shards.partition import (
+    FIRST_SHARD,
+    LEAST_SHARE,
+    Assignment,
+    digest_of,
+    part_of,
+    read_assignment,
+    read_plan,
+    write_plan,
+)
+from pipeline.errors import PipelineError
 from pipeline.files import write_parquet
 
 
@@ -22,6 +34,13 @@ def catalog(names: list[str], **changes: str) -> pa.Table:
     rows = [SourceRow(source_name=name, path=f"/raw/{name}", captions=(f"of {name}",)) for name in names]
     table, _ = catalog_of(rows, dataset="sounds", split="train", labeled=True)
     return table
+
+
+def assign(table: pa.Table, most: int) -> list[Assignment]:
+    """The shards of a catalog, by way of its file."""
+    with tempfile.TemporaryDirectory() as folder:
+        pq.write_table(table, Path(folder) / "catalog.parquet")
+        return read_assignment(Path(folder) / "catalog.parquet", most)
 
 
 def scattered(count: int, seed: int = 0) -> list[str]:
@@ -54,9 +73,9 @@ def test_every_row_stands_in_one_shard_of_bounded_size(names: set[str], most: in
     assert [shard.shard for shard in shards[1:]] == [table["key"][shard.first_row].as_py() for shard in shards[1:]]
 
 
-def test_a_catalog_is_assigned_from_its_file_as_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_catalog_is_assigned_alike_in_batches_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parquet(catalog(scattered(500)), tmp_path / "catalog.parquet", row_group_size=70)
-    whole = assign(read_catalog(tmp_path / "catalog.parquet"), 20)
+    whole = read_assignment(tmp_path / "catalog.parquet", 20)
     for rows in (1, 33, 1000):  # read at a time
         monkeypatch.setattr(catalogs, "ROW_GROUP_ROWS", rows)
         assert read_assignment(tmp_path / "catalog.parquet", 20) == whole
@@ -134,3 +153,26 @@ def test_the_digest_does_not_depend_on_chunks_or_on_what_lies_beside() -> None:
     alone = pa.Table.from_pylist(table.slice(10, 20).to_pylist(), schema=table.schema)
     assert digest_of(chunked) == digest_of(table)
     assert digest_of(chunked.slice(10, 20)) == digest_of(table.slice(10, 20)) == digest_of(alone)
+
+
+# --- the plan --------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
+    shards = assign(catalog(scattered(50)), 9)
+    write_plan(shards, tmp_path / "plan.parquet")
+    assert read_plan(tmp_path / "plan.parquet") == shards
+
+
+@given(count=st.integers(0, 30), jobs=st.integers(1, 40))
+def test_parts_are_all_shards_once_in_their_order(count: int, jobs: int) -> None:
+    shards = [Assignment(shard=f"{row}", first_row=row, rows=1, digest="") for row in range(count)]
+    parts = [part_of(shards, f"{number}-of-{jobs}") for number in range(jobs)]
+    assert [shard for part in parts for shard in part] == shards
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("part", ["", "1", "1-of-1", "4-of-2", "-1-of-2", "0-of-0", "a-of-2", "0-of-", "0_of_2"])
+def test_a_part_that_does_not_exist_is_refused(part: str) -> None:
+    with pytest.raises(PipelineError, match="there is no part"):
+        part_of([], part)

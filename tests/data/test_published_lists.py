@@ -20,10 +20,9 @@ from audio_files import noise, write_audio
 from pipeline.commands.verify import verify
 from pipeline.data.adapters import ADAPTERS
 from pipeline.data.catalogs import read_catalog
-from pipeline.data.leaks import leaked_path
+from pipeline.data.leaks import AudioForm, leaked_path, write_identities
 from pipeline.data.pairs import read_epoch, read_facts
 from pipeline.data.shards.format import MANIFEST_SCHEMA, ShardFacts, read_manifest
-from pipeline.data.shards.partition import read_assignment
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_json, write_parquet
 from pipeline.stages import index_audio, index_shards, pair_clips, shard_audio
@@ -80,6 +79,7 @@ def make_catalog(folder: Path, root: Path, adapter: str, split: str, limit: floa
             *("--dataset", adapter, "--split", split, "--adapter", adapter, "--root", str(root / adapter)),
             "--unlabeled" if adapter == "audioset" else "--labeled",
             *("--max-dropped-fraction", str(limit), "--catalog", str(path)),
+            *("--clips-per-shard", "200", "--plan", str(path.with_suffix(".shards.parquet"))),
         ]
     )
     return path
@@ -101,7 +101,9 @@ def make_manifest(catalog: Path, folder: Path) -> Path:
     tar = ShardFacts(
         shard="00000", format="wav", sample_rate_hz=44_100, clips=len(table), bytes=0, sha256="", rows_digest=""
     )
-    write_json(index_shards.summarize(path, [tar]), path.with_suffix(".json"))
+    summary = index_shards.summarize(path, [tar])
+    write_json(summary, path.with_suffix(".json"))
+    write_identities(path, AudioForm.of(summary), path.with_name("identities.parquet"))
     return path
 
 
@@ -113,7 +115,7 @@ def manifests(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 def pair(manifests: dict[str, Path], path: Path, policy: str) -> Path:
-    held_out = [str(manifests[split]) for split in ("val", "test")]
+    held_out = [str(manifests[split].with_name("identities.parquet")) for split in ("val", "test")]
     plan = ["--backbone", "msclap-2023", "--epochs", "1", "--batch-size", "256", "--seed", "0", "--pairs", str(path)]
     plan += ["--leaked", str(leaked_path(path))]
     splits = ["--labeled", str(manifests["train"]), "--unlabeled", str(manifests["balanced_train"])]
@@ -192,15 +194,12 @@ def test_clips_that_are_gone_are_counted_and_those_there_end_in_shards(root: Pat
         write_audio(source / "val" / name, noise(0.3, seed=number))
     catalog = make_catalog(tmp_path, tmp_path, "audiocaps", "val", limit=1.0)
     shards = tmp_path / "shards" / "audiocaps" / "val"
-    for shard in read_assignment(catalog, 200):
-        paths = ["--tar", str(shards / f"{shard.shard}.tar"), "--rows", str(shards / f"{shard.shard}.parquet")]
-        plan = ["--clips-per-shard", "200", "--sample-rate-hz", "16000", "--format", "wav"]
-        shard_audio.main(["--catalog", str(catalog), "--shard", shard.shard, *plan, *paths])
+    plan = ["--plan", str(catalog.with_suffix(".shards.parquet"))]
+    settings = ["--sample-rate-hz", "16000", "--format", "wav", "--done", str(shards / "parts" / "0-of-1.json")]
+    shard_audio.main(["--catalog", str(catalog), *plan, "--shards", str(shards), *settings])
     outputs = ["--manifest", str(shards / "manifest.parquet"), "--summary", str(shards / "manifest.json")]
-    index_shards.main(
-        ["--catalog", str(catalog), "--clips-per-shard", "200", "--shards", str(shards)]
-        + [*outputs, "--max-dropped-fraction", "1"]
-    )
+    outputs += ["--identities", str(shards / "identities.parquet")]
+    index_shards.main([*plan, "--shards", str(shards), *outputs, "--max-dropped-fraction", "1"])
     summary = json.loads((shards / "manifest.json").read_text())
     assert summary["status"] == {"ok": 12, "dropped": 483} and summary["reason"] == {"missing_file": 483}
     found = pq.read_table(shards / "manifest.parquet", filters=[("status", "=", "ok")])["source_id"].to_pylist()

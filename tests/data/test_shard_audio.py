@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,8 +25,11 @@ import soundfile
 from audio_files import (
     RATE,
     assert_refused,
+    index_arguments,
     make_catalog,
     noise,
+    part_arguments,
+    plan_path,
     run_stage,
     shard_arguments,
     shard_names,
@@ -35,13 +40,15 @@ from audio_files import (
 )
 from numpy.typing import NDArray
 
-from pipeline.data import audio, decoding
+from pipeline.data import audio, catalogs, decoding
 from pipeline.data.audio import UnusableAudio, read_recording, to_int16
 from pipeline.data.catalogs import read_catalog
+from pipeline.data.shards import writer
 from pipeline.data.shards.format import MANIFEST_SCHEMA, read_rows
 from pipeline.data.shards.partition import read_assignment
+from pipeline.data.shards.reader import open_shards
 from pipeline.errors import PipelineError
-from pipeline.stages import shard_audio
+from pipeline.stages import index_shards, shard_audio
 
 
 def decode(path: Path, rate: int = RATE) -> NDArray[np.int16]:
@@ -53,6 +60,11 @@ def shard_of(root: Path, folder: Path, *, labeled: bool = True, **settings: obje
     catalog = make_catalog(root, folder / "catalog.parquet", labeled=labeled)
     shard_audio.main(shard_arguments(catalog, folder, **settings))  # type: ignore[arg-type]
     return folder / "00000.tar"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of the tars and row files in a folder, by their names."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def members(tar: Path) -> dict[str, bytes]:
@@ -320,14 +332,15 @@ def test_shards_split_the_catalog_without_gap_or_overlap(tmp_path: Path) -> None
     keys = pa.concat_tables(tables)["key"].to_pylist()
     assert len(keys) == 5
     assert all(first < second for first, second in pairwise(keys))
-    with pytest.raises(PipelineError, match=r"no shard 00003; 5 clips, at most 2 a shard, make the shards 00000, "):
-        shard_audio.main(shard_arguments(catalog, tmp_path / "out", "00003", clips=2))
 
 
-def test_a_planned_shard_is_made_from_its_rows_of_the_catalog_and_reads_no_others(tmp_path: Path) -> None:
+def test_a_planned_shard_is_made_from_its_rows_of_the_catalog_and_reads_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every other row group of the catalog is spoilt: a job of a large split must not read the whole."""
     whole = make_catalog(write_folder(tmp_path, clips=9), tmp_path / "catalog.parquet")
     pq.write_table(read_catalog(whole), whole, row_group_size=2)
+    monkeypatch.setattr(catalogs, "ROW_GROUP_ROWS", 2)
     shards = read_assignment(whole, 2)
     for shard in shards:
         shard_audio.main(shard_arguments(whole, tmp_path / "out", shard.shard, clips=2))
@@ -340,23 +353,20 @@ def test_a_planned_shard_is_made_from_its_rows_of_the_catalog_and_reads_no_other
                 data[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
         spoilt = tmp_path / "spoilt.parquet"
         spoilt.write_bytes(data)
-        plan = ["--clips", str(shard.rows), "--digest", shard.digest]
-        shard_audio.main([*shard_arguments(spoilt, tmp_path / "planned", shard.shard, clips=2), *plan])
+        arguments = shard_arguments(whole, tmp_path / "planned", shard.shard, clips=2)
+        shard_audio.main([*arguments, "--catalog", str(spoilt)])
         with pytest.raises(PipelineError, match=r"spoilt\.parquet: cannot be read"):
             read_catalog(spoilt)
-    for path in (tmp_path / "out").iterdir():
-        assert path.read_bytes() == (tmp_path / "planned" / path.name).read_bytes()
-    with pytest.raises(PipelineError, match=r"catalog\.parquet: has no clip sounds_train_nowhere; it was made anew"):
-        shard_audio.main([*shard_arguments(whole, tmp_path / "out", "sounds_train_nowhere"), "--clips", "2"])
+    assert contents(tmp_path / "out") == contents(tmp_path / "planned")
 
 
 def test_a_catalog_that_changed_since_the_plan_is_refused(tmp_path: Path) -> None:
     catalog = make_catalog(write_folder(tmp_path), tmp_path / "catalog.parquet")
-    (assignment,) = read_assignment(catalog, 9)
-    arguments = [*shard_arguments(catalog, tmp_path / "out"), "--digest", assignment.digest]
-    shard_audio.main(arguments)
-    make_catalog(write_folder(tmp_path, clips=6), catalog)
-    with pytest.raises(PipelineError, match=rf"shard 00000 have the digest \w+, {assignment.digest} asked; "):
+    arguments = shard_arguments(catalog, tmp_path / "out")
+    plan = plan_path(catalog).read_bytes()
+    make_catalog(write_folder(tmp_path, captions=1), catalog)
+    plan_path(catalog).write_bytes(plan)
+    with pytest.raises(PipelineError, match=r"catalog\.parquet: the rows of shard 00000 are not those of the plan"):
         shard_audio.main(arguments)
 
 
@@ -394,16 +404,17 @@ def test_a_failure_midway_leaves_no_new_file_and_no_rows_beside_an_old_tar(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     catalog = make_catalog(write_folder(tmp_path), tmp_path / "catalog.parquet")
-    shard_audio.main(shard_arguments(catalog, tmp_path / "out"))
+    shard_audio.main(shard_arguments(catalog, tmp_path / "out", rate=8_000))
     tar = (tmp_path / "out" / "00000.tar").read_bytes()
-    read, count = shard_audio.read_recording, iter(range(9))
+    shutil.rmtree(tmp_path / "out" / "parts")  # as Snakemake does before it makes a part again
+    read, count = writer.read_recording, iter(range(9))
 
     def fail_at_third(*args: object, **settings: object) -> audio.Recording:
         if next(count) == 2:
             raise KeyboardInterrupt
         return read(*args, **settings)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(shard_audio, "read_recording", fail_at_third)
+    monkeypatch.setattr(writer, "read_recording", fail_at_third)
     for folder in ("out", "fresh"):
         count = iter(range(9))
         with pytest.raises(KeyboardInterrupt):
@@ -438,15 +449,189 @@ def test_a_killed_shard_leaves_nothing_and_can_be_made_again(tmp_path: Path) -> 
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
 
 
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def places(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of each tar in a folder, which change when it is written again."""
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.glob("[!.]*.tar")}
+
+
+def rewritten(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> set[str]:
+    """The tars that were written since."""
+    assert before.keys() == after.keys()
+    return {name for name in before if before[name] != after[name]}
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Path:
+    """Of seven clips, which at most two per shard make at least four shards."""
+    return make_catalog(write_folder(tmp_path / "raw", clips=7), tmp_path / "catalog.parquet")
+
+
+@pytest.fixture
+def shards(catalog: Path, tmp_path: Path) -> Path:
+    """The finished shards of that catalog."""
+    shard_audio.main(part_arguments(catalog, tmp_path / "shards", clips=2))
+    return tmp_path / "shards"
+
+
+@pytest.mark.parametrize("jobs", [2, 3, 9])
+def test_any_number_of_parts_gives_the_same_files(catalog: Path, shards: Path, tmp_path: Path, jobs: int) -> None:
+    for part in range(jobs):
+        shard_audio.main(part_arguments(catalog, tmp_path / "out", f"{part}-of-{jobs}", clips=2))
+    assert contents(tmp_path / "out") == contents(shards)
+    assert len(contents(shards)) == 2 * len(shard_names(catalog, 2)) >= 8
+
+
+def test_another_number_of_parts_keeps_all_shards(catalog: Path, shards: Path) -> None:
+    before = places(shards)
+    for part in range(2):
+        shard_audio.main(part_arguments(catalog, shards, f"{part}-of-2", clips=2))
+    assert rewritten(before, places(shards)) == set()
+
+
+def test_a_killed_part_goes_on_after_the_shards_that_it_had_finished(
+    catalog: Path, shards: Path, tmp_path: Path
+) -> None:
+    names = shard_names(catalog, 2)
+    raw = tmp_path / "raw" / "train" / read_rows(shards / f"{names[2]}.parquet")[0]["source_name"][0].as_py()
+    raw.rename(tmp_path / "kept.wav")
+    os.mkfifo(raw)  # opening it blocks: the part hangs in its third shard
+    out = tmp_path / "out"
+    arguments = part_arguments(catalog, out, clips=2)
+    with subprocess.Popen(
+        [sys.executable, "-m", "pipeline.stages.shard_audio", *arguments], stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 30
+        while not list(out.glob(f".{names[2]}.tar.*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    before = places(out)
+    assert before.keys() == {f"{name}.tar" for name in names[:2]}
+    assert not (out / "parts").exists()
+    raw.unlink()
+    (tmp_path / "kept.wav").rename(raw)
+    shard_audio.main(arguments)
+    after = places(out)
+    assert {name: after[name] for name in before} == before
+    found, expected = contents(out), contents(shards)
+    assert {name: found[name] for name in expected} == expected
+    assert (out / "parts/0-of-1.json").read_bytes() == (shards / "parts/0-of-1.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--sample-rate-hz", "8000"), ("--format", "flac"), ("--channels", "first"), ("--min-duration-s", "0.3")],
+    ids=lambda flags: flags[0],
+)
+def test_other_settings_make_all_shards_again(catalog: Path, shards: Path, flags: tuple[str, str]) -> None:
+    before, arguments = places(shards), [*part_arguments(catalog, shards, clips=2), *flags]
+    shard_audio.main(arguments)
+    after = places(shards)
+    assert rewritten(before, after) == before.keys()
+    shard_audio.main(arguments)
+    assert rewritten(after, places(shards)) == set()
+
+
+DAMAGES = {
+    "deleted": lambda tar: tar.unlink(),
+    "cut": lambda tar: os.truncate(tar, tar.stat().st_size - 512),
+    "replaced": lambda tar: tar.write_bytes(b"another file"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_one_damaged_tar_is_made_again_and_no_other(catalog: Path, shards: Path, damage: str) -> None:
+    whole, before = contents(shards), places(shards)
+    tar = sorted(shards.glob("*.tar"))[1]
+    DAMAGES[damage](tar)
+    shard_audio.main(part_arguments(catalog, shards, clips=2))
+    assert contents(shards) == whole
+    assert rewritten(before, places(shards)) == {tar.name}
+
+
+def test_a_part_records_the_checksums_of_its_tars(catalog: Path, shards: Path) -> None:
+    record = json.loads((shards / "parts/0-of-1.json").read_text())
+    assert record == {
+        "part": "0-of-1",
+        "shards": {
+            shard.shard: {
+                "sha256": hashlib.sha256((shards / f"{shard.shard}.tar").read_bytes()).hexdigest(),
+                "rows_digest": shard.digest,
+            }
+            for shard in read_assignment(catalog, 2)
+        },
+    }
+
+
+def test_shards_of_an_earlier_version_are_kept(catalog: Path, shards: Path) -> None:
+    for path in shards.glob("*.parquet"):
+        table, _ = read_rows(path)
+        facts = json.loads(table.schema.metadata[b"shard"])
+        del facts["min_duration_s"], facts["version"]
+        pq.write_table(table.replace_schema_metadata({"shard": json.dumps(facts)}), path)
+    before = places(shards)
+    shard_audio.main(part_arguments(catalog, shards, clips=2))
+    assert rewritten(before, places(shards)) == set()
+
+
+@pytest.fixture
+def damaged(catalog: Path, tmp_path: Path) -> Iterator[Path]:
+    """A tar with a wrong bit, of a split in a folder that every user may enter."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "split"
+        for part in range(2):
+            shard_audio.main(part_arguments(catalog, out, f"{part}-of-2", clips=2))
+        index_shards.main(index_arguments(catalog, out, 2))
+        tar = out / f"{shard_names(catalog, 2)[0]}.tar"
+        data = bytearray(tar.read_bytes())
+        data[600] ^= 1
+        tar.write_bytes(data)
+        Path(folder).chmod(0o755)
+        yield tar
+
+
+def test_verification_has_a_damaged_tar_made_again(catalog: Path, damaged: Path) -> None:
+    folder, before = damaged.parent, places(damaged.parent)
+    with pytest.raises(PipelineError, match=r"SHA-256 .* expected; give the same Snakemake command again"):
+        open_shards(folder, verify=True)
+    assert not damaged.with_suffix(".parquet").exists()
+    assert [path.name for path in (folder / "parts").iterdir()] == ["1-of-2.json"]
+    shard_audio.main(part_arguments(catalog, folder, "0-of-2", clips=2))
+    assert rewritten(before, places(folder)) == {damaged.name}
+    open_shards(folder, verify=True)
+
+
+def test_a_damaged_tar_in_a_folder_that_may_only_be_read_gives_a_message(damaged: Path) -> None:
+    folder = damaged.parent
+    before = contents(folder)
+    for path in (folder, folder / "parts"):
+        path.chmod(0o555)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65_534)  # nobody: root may write everywhere
+    try:
+        with pytest.raises(PipelineError, match=rf"expected; delete it and {folder}/parts, and give the same"):
+            open_shards(folder, verify=True)
+    finally:
+        os.seteuid(user)
+        for path in (folder, folder / "parts"):
+            path.chmod(0o755)
+    assert contents(folder) == before
+    assert len(list((folder / "parts").iterdir())) == 2
+
+
 def test_the_command_works_and_refuses_in_one_line(tmp_path: Path) -> None:
     catalog = make_catalog(write_folder(tmp_path, clips=2), tmp_path / "catalog.parquet")
     finished = run_stage("shard_audio", shard_arguments(catalog, tmp_path / "out"))
     assert finished.returncode == 0, finished.stderr
     assert len(members(tmp_path / "out/00000.tar")) == 4
-    finished = run_stage("shard_audio", shard_arguments(tmp_path / "no.parquet", tmp_path / "out"))
+    arguments = part_arguments(catalog, tmp_path / "out")
+    finished = run_stage("shard_audio", [*arguments, "--plan", tmp_path / "no.parquet"])
     assert_refused(finished, "shard_audio", "no.parquet: not found", "index_audio")
-    finished = run_stage("shard_audio", shard_arguments(catalog, tmp_path / "out", "00007"))
-    assert_refused(finished, "shard_audio", "no shard 00007")
+    finished = run_stage("shard_audio", [*arguments, "--part", "4-of-4"])
+    assert_refused(finished, "shard_audio", "there is no part '4-of-4'; parts are 0-of-4, 1-of-4, ...")
 
 
 def test_the_log_has_a_line_a_clip_whatever_its_file_is_called(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.data.shards import reader as shards
-from pipeline.data.shards.format import read_manifest
+from pipeline.data.shards.format import MANIFEST_SCHEMA, read_manifest, rows_table
 from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_json, write_parquet
@@ -212,7 +212,7 @@ def test_a_truncated_or_missing_tar_is_found_at_opening(own_folder: Path) -> Non
     size = tar.stat().st_size
     with tar.open("rb+") as file:
         file.truncate(size - 10_240)
-    with pytest.raises(PipelineError, match=rf"{tar.name}: {size - 10_240} bytes, {size} expected; delete it"):
+    with pytest.raises(PipelineError, match=rf"{tar.name}: {size - 10_240} bytes, {size} expected; give the same"):
         open_shards(own_folder)
     tar.unlink()
     with pytest.raises(PipelineError, match=rf"{tar.name}: not found"):
@@ -261,7 +261,7 @@ def test_a_manifest_that_its_tars_cannot_be_true_to_is_refused(own_folder: Path,
     rows = read_manifest(manifest).to_pylist()
     usable = next(row for row in rows if row["status"] == "ok")
     usable[column] = value
-    write_parquet(shards.rows_table(rows), manifest)
+    write_parquet(rows_table(rows), manifest)
     write_json(json.loads(summary.read_text()) | {"manifest_sha256": sha256_of(manifest)}, summary)
     with pytest.raises(PipelineError, match=rf"manifest\.parquet: {usable['key']} cannot lie where .*{column} {value}"):
         open_shards(own_folder)
@@ -348,7 +348,7 @@ def large_split(folder: Path, clips: int, count: int) -> Path:
         "pcm_offset": [556] * clips,
         "frames": [100] * clips,
     }
-    schema = shards.MANIFEST_SCHEMA
+    schema = MANIFEST_SCHEMA
     table = pa.table(
         [pa.array(columns[name], type_) if name in columns else null.cast(type_)
          for name, type_ in zip(schema.names, schema.types, strict=True)], schema=schema.empty_table().schema,

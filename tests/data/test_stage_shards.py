@@ -89,6 +89,7 @@ def server(published: Path, request: pytest.FixtureRequest) -> Iterator[tuple[st
 
 def stage(address: str, folder: Path, *flags: str) -> Path:
     outputs = ["--manifest", str(folder / "manifest.parquet"), "--summary", str(folder / "manifest.json")]
+    outputs += ["--identities", str(folder / "identities.parquet")]
     stage_shards.main(["--address", address, *outputs, *flags])
     return folder
 
@@ -102,7 +103,7 @@ def test_copies_from_a_server_are_whole_and_read_alike(server, published: Path, 
     address, _ = server
     folder = stage(f"{address}/labeled/train", tmp_path / "labeled" / "train")
     names = {path.name for path in folder.iterdir()}
-    assert names == {path.name for path in (published / "labeled/train").iterdir() if not path.stem.startswith(".")} - {
+    assert names == {path.name for path in (published / "labeled/train").iterdir() if path.is_file()} - {
         f"{tar.stem}.parquet" for tar in (published / "labeled/train").glob("*.tar")
     }
     for name in names:
@@ -287,6 +288,7 @@ def test_what_cannot_be_had_is_named(server, published: Path, tmp_path: Path) ->
     with pytest.raises(PipelineError, match=r"'\.\./00000\.tar' is not the name of a shard's tar"):
         stage(f"{address}/labeled/train", tmp_path / "copy")
     outputs = ["--manifest", tmp_path / "copy/manifest.parquet", "--summary", tmp_path / "copy/manifest.json"]
+    outputs += ["--identities", tmp_path / "copy/identities.parquet"]
     finished = run_stage("stage_shards", ["--address", f"{address}/nowhere", *outputs])
     assert_refused(finished, "stage_shards", "not found")
 

@@ -13,6 +13,7 @@ import soundfile
 import torch
 
 from pipeline.data.shards.format import read_manifest
+from pipeline.data.shards.partition import read_assignment, write_plan
 from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError
 from pipeline.evaluation.embedding import captions_of, embed_audio, embed_sounds, embed_texts
@@ -164,12 +165,14 @@ def test_files_give_the_first_channel_where_it_is_asked(tmp_path, tiny_study, mo
 
 def make_shards(tiny_study, folder: Path, *more: str) -> None:
     """The labeled split once more, in one shard, with other settings."""
-    rows = str(folder / "00000.parquet")
+    plan = str(folder / "plan.parquet")
     catalog = tiny_study.folder / "catalogs" / "labeled" / "train.parquet"
-    outputs = ["--tar", str(folder / "00000.tar"), "--rows", rows]
-    shard_audio.main(["--catalog", str(catalog), "--shard", "00000", "--clips-per-shard", "64", *outputs, *more])
+    write_plan(read_assignment(catalog, 64), Path(plan))
+    outputs = ["--shards", str(folder), "--done", str(folder / "parts" / "0-of-1.json")]
+    shard_audio.main(["--catalog", str(catalog), "--plan", plan, *outputs, *more])
     outputs = ["--manifest", str(folder / "manifest.parquet"), "--summary", str(folder / "manifest.json")]
-    index_shards.main(["--catalog", str(catalog), "--clips-per-shard", "64", "--shards", str(folder), *outputs])
+    outputs += ["--identities", str(folder / "identities.parquet")]
+    index_shards.main(["--plan", plan, "--shards", str(folder), *outputs])
 
 
 def test_shards_at_another_rate_are_refused(tmp_path, tiny_study):
