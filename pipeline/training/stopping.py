@@ -41,13 +41,24 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGTERM and SIGINT as requests inside the block."""
+        """Take SIGTERM and SIGINT as requests inside the block.
+
+        A process of several that fails after SIGTERM ends by it: torchrun sends it when another one has failed, and the
+        error is then most likely that this one is gone.
+        """
         handlers = {number: signal.signal(number, self._take) for number in (signal.SIGTERM, signal.SIGINT)}
+        is_failed = True
         try:
             yield
+            is_failed = False
+        except SystemExit:
+            is_failed = False
+            raise
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+            if is_failed and self._signal == signal.SIGTERM and dist.is_initialized():
+                os.kill(os.getpid(), signal.SIGTERM)
 
     def _take(self, number: int, frame: object) -> None:
         self._signal = max(self._signal, number)
