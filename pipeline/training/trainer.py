@@ -230,6 +230,7 @@ class Trainer:
             self._save()
             stop.note_save()
         if stop_signal:
+            progress.close()  # or its last state would come after the reason
             logger.warning(
                 "asked to stop: saved step %d of %d; the same command goes on from there", self.step, self.steps
             )

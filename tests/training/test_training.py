@@ -408,7 +408,10 @@ def test_a_candidate_of_the_sweep_that_diverges_says_so_and_does_not_fail(tiny_s
     assert (tmp_path / "outcome.txt").read_text().startswith(outcome)
     steps = pq.read_table(tmp_path / "training.parquet")["step"].to_pylist()
     assert steps == (list(range(6)) if outcome == "finished" else [0, 1])
-    assert (tmp_path / "model.safetensors").exists()
+    written = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert written >= {"model.safetensors", "model.json", "tokenizer.json", "learning_curves.svg", "training.json"}
+    assert json.loads((tmp_path / "training.json").read_text())["outcome"].startswith(outcome)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_candidate_whose_last_step_leaves_weights_too_large_to_embed_with_has_diverged(tiny_study, tmp_path):
