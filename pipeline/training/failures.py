@@ -64,7 +64,8 @@ def failed_compilation(error: BaseException, device: torch.device) -> PipelineEr
     compiler = "a C++ compiler (g++)" if device.type == "cpu" else "a C compiler (gcc) and Python's headers"
     reason = next(line for line in str(error).splitlines() if line)
     return PipelineError(
-        f"torch.compile failed and needs {compiler}: install it, or set the resource `compile` to 0: {reason}"
+        f"torch.compile failed and needs {compiler}: install it, delete torch's cache of kernels if a kill damaged it "
+        f"(TORCHINDUCTOR_CACHE_DIR), or set the resource `compile` to 0: {reason}"
     )
 
 
