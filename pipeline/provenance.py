@@ -26,8 +26,8 @@ KEPT = ".kept"
 DESCRIPTION = "made_from.json"
 
 
-def restore(outputs: Sequence[Path], made_from: Mapping[str, Any]) -> bool:
-    """Put back outputs that were made from exactly this, and return whether they are all there, whole.
+def is_kept(outputs: Sequence[Path], made_from: Mapping[str, Any]) -> bool:
+    """Return whether outputs that were made from exactly this are kept, whole.
 
     outputs: files of one folder.
     made_from: JSON values that decide the outputs: checksums of inputs, settings, the version of the stage.
@@ -37,13 +37,22 @@ def restore(outputs: Sequence[Path], made_from: Mapping[str, Any]) -> bool:
         found = json.loads((kept / DESCRIPTION).read_text(encoding="utf-8"))
         if found["made_from"] != json.loads(json.dumps(made_from)):
             return False
-        if any(sha256_of(kept / path.name) != found["sha256"].get(path.name) for path in outputs):
-            return False
+        return all(sha256_of(kept / path.name) == found["sha256"].get(path.name) for path in outputs)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def restore(outputs: Sequence[Path], made_from: Mapping[str, Any]) -> bool:
+    """Put back outputs that are kept (see `is_kept`), and return whether they are all there."""
+    if not is_kept(outputs, made_from):
+        return False
+    kept = outputs[0].parent / KEPT
+    try:
         for path in outputs:
             path.unlink(missing_ok=True)
             os.link(kept / path.name, path)
             os.utime(path)  # Snakemake compares times: the output is newer than its inputs
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError:
         return False
     logger.info("%s: kept, made from the same inputs before; delete %s to make it again", outputs[0].parent, kept)
     return True

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,8 +35,8 @@ Raise it when the bytes of an output change for the same input: the stage then r
 what depends on it. `tests/test_golden.py` fails when bytes change and the version does not.
 """
 
-SECONDS_TO_BE_ENDED = 5
-"""torchrun looks at its processes ten times a second."""
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as a shell reports it."""
 
 
 class OneLine(logging.Formatter):
@@ -75,9 +72,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         message = str(error) if isinstance(error, PipelineError) else crash_message(error)
         if message is None:
             raise
-        if os.environ.get("RANK", "0") != "0":
-            # Under torchrun most errors are met by every process, and the first says it: torchrun then ends this one
-            # while it waits. An error that this one alone meets is said here.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(SECONDS_TO_BE_ENDED)
         sys.exit(f"{Path(sys.argv[0]).stem}: {printable(message)}")
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).stem}: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
