@@ -47,6 +47,7 @@ from pipeline.training.settings import TrainingSettings
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "torchaudio", "transformers", "msclap", "tokenizers", "numpy", "pyarrow")
+PARTS = ("tests", "step", "embeddings", "repeat", "run", "run_compiled", "bench")
 TOLERANCE = 0.02
 """Relative difference of a loss that bfloat16's eight bits of precision explain."""
 REPEATED_STEPS = 3
@@ -81,7 +82,7 @@ class PartFailed(Exception):
 
 
 def command(words: Sequence[object], log: Path, timeout_s: int) -> float:
-    """Run Python with these arguments, its output in `log`; returns its seconds, raises PartFailed where it fails."""
+    """Seconds that Python took with these arguments, its output in `log`; raises PartFailed where it fails."""
     began = time.perf_counter()
     with log.open("w", encoding="utf-8") as file:
         try:
@@ -100,6 +101,7 @@ def command(words: Sequence[object], log: Path, timeout_s: int) -> float:
 
 
 def last_line(log: Path) -> str:
+    """The last line of a log that holds something."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1].strip("= ") if lines else "no output"
 
@@ -125,18 +127,9 @@ def run_training(out: Path, study: Study, sizes: Sizes, device: torch.device, *,
     name = "run_compiled" if compiled else "run"
     run = study.folder / name
     words = ["-m", "pipeline.stages.train", "--pretrained", study.pretrained, "--pairs", study.pairs]
-    words += [
-        "--shards",
-        study.shards,
-        "--seed",
-        0,
-        "--out",
-        run,
-        "--objective",
-        "composed",
-        "--encoder-regularisation",
-    ]
-    words += ["--device", device.type, "--compile", int(compiled)]
+    words += ["--shards", study.shards, "--seed", 0, "--out", run, "--device", device.type]
+    words += ["--objective", "composed", "--encoder-regularisation", "--micro-batch", sizes.micro_batch]
+    words += ["--workers", sizes.workers, "--compile", int(compiled)]
     seconds = command(words, out / f"{name}.log", 240)
     losses = pq.read_table(run / "training.parquet")["loss"].to_pylist()
     account = json.loads((run / "training.json").read_text(encoding="utf-8"))
@@ -280,37 +273,28 @@ def report_lines(facts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu_check", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/gpu_check"), help="folder of report and logs")
-    parser.add_argument("--tiny", action="store_true", help="next to nothing of everything, to try this script")
-    add_device_argument(parser)
-    args = parser.parse_args(argv)
-    device = choose_device(args.device)
-    if device.type == "cpu" and not args.tiny:
-        parser.error("there is no GPU to check; --device cpu --tiny tries the script")
-    sizes = TINY if args.tiny else FULL
-    args.out.mkdir(parents=True, exist_ok=True)
+def check(out: Path, names: Sequence[str], sizes: Sizes, device: torch.device) -> dict[str, Any]:
+    """Take the parts one after another; the report is written after each, and returned."""
+    out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         study, model = make_study(Path(folder), sizes)
         study_s = time.perf_counter() - began
-        whole = PairedBatches(study.pairs, study.shards)[0]
-        batch = next(micro_batches(whole, sizes.compared_clips))
+        batch = next(micro_batches(PairedBatches(study.pairs, study.shards)[0], sizes.compared_clips))
         parts: dict[str, Callable[[], dict[str, Any]]] = {
-            "tests": lambda: run_tests(args.out),
-            "step on GPU and CPU": lambda: compare_step(model, batch, device),
-            "embeddings on GPU and CPU": lambda: compare_embeddings(model, batch, sizes, device),
-            "repeated steps": lambda: repeat_steps(model, batch, device),
-            "run": lambda: run_training(args.out, study, sizes, device, compiled=False),
-            "run, compiled": lambda: run_training(args.out, study, sizes, device, compiled=True),
-            "bench.train": lambda: run_bench(args.out, sizes, device),
+            "tests": lambda: run_tests(out),
+            "step": lambda: compare_step(model, batch, device),
+            "embeddings": lambda: compare_embeddings(model, batch, sizes, device),
+            "repeat": lambda: repeat_steps(model, batch, device),
+            "run": lambda: run_training(out, study, sizes, device, compiled=False),
+            "run_compiled": lambda: run_training(out, study, sizes, device, compiled=True),
+            "bench": lambda: run_bench(out, sizes, device),
         }
         facts: dict[str, Any] = {"machine": machine_facts(device), "study_s": study_s, "parts": {}}
-        for name, part in parts.items():
+        for name in names:
             logger.info("%s", name)
             try:
-                facts["parts"][name] = part()
+                facts["parts"][name] = parts[name]()
             except Exception as error:  # a report of the others is worth more than the traceback, which is logged
                 logger.exception("%s failed", name)
                 facts["parts"][name] = {"failed": str(error) or type(error).__name__}
@@ -319,9 +303,25 @@ def main(argv: list[str]) -> None:
                 if device.type == "cuda":
                     torch.cuda.empty_cache()  # the next part is another process
             facts["seconds"] = time.perf_counter() - began
-            write_json(facts, args.out / "report.json")
-            with write_atomically(args.out / "report.md") as temporary:
+            write_json(facts, out / "report.json")
+            with write_atomically(out / "report.md") as temporary:
                 temporary.write_text("\n".join(report_lines(facts)), encoding="utf-8")
+    return facts
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu_check", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/gpu_check"), help="folder of report and logs")
+    parser.add_argument(
+        "--only", nargs="+", metavar="PART", choices=PARTS, help=f"of {', '.join(PARTS)} (default: all)"
+    )
+    parser.add_argument("--tiny", action="store_true", help="next to nothing of everything, to try this script")
+    add_device_argument(parser)
+    args = parser.parse_args(argv)
+    device = choose_device(args.device)
+    if device.type == "cpu" and not args.tiny:
+        parser.error("there is no GPU to check; --device cpu --tiny tries the script")
+    facts = check(args.out, args.only or PARTS, TINY if args.tiny else FULL, device)
     print("\n".join(report_lines(facts)))
     if failed := [name for name, part in facts["parts"].items() if "failed" in part]:
         sys.exit(f"failed: {', '.join(failed)}")

@@ -20,8 +20,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.autograd.graph import Node
 from torch.utils._python_dispatch import TorchDispatchMode  # likewise, in "Extending PyTorch"
 
+from bench.train import gpt2_tokenizer
 from pipeline.devices import send
 from pipeline.evaluation.embedding import encode_captions, encode_windows
+from pipeline.models import msclap2023
 from pipeline.models.clap import ClapModel
 from pipeline.training.batches import Batch
 from pipeline.training.composition import CompositionLoss
@@ -146,7 +148,7 @@ def build(backbone: str, folder: Path, mode: FakeTensorMode, *, tokens: int = 0)
 
     It is made of real tensors first, because the constructors of msclap and transformers ask tensors for values.
     """
-    model = SMALL[backbone](folder)
+    model = BUILDS[backbone](folder)
     if tokens:
         model.add_a2t(tokens=tokens)
     with mode:
@@ -206,6 +208,12 @@ SETTINGS = {
 }
 
 
+def full_size(folder: Path) -> ClapModel:
+    """ms-clap 2023, whose spectrogram is stretched to its image, as the small models' is not."""
+    return msclap2023.build(gpt2_tokenizer())
+
+
+BUILDS = {**SMALL, "msclap-2023": full_size}
 OBJECTIVES = ["finetune", "composed", "concatenate"]
 
 
@@ -216,6 +224,7 @@ OBJECTIVES = ["finetune", "composed", "concatenate"]
         *((backbone, "composed", 2) for backbone in SMALL),
         *(("mini", name, 0) for name in SETTINGS if name not in OBJECTIVES),
         ("mini", "masked negatives", 2),
+        ("msclap-2023", "composed", 0),
     ],
 )
 def test_a_step_stays_on_the_gpu(fake, tmp_path, backbone, name, micro_batch):
