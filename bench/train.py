@@ -39,9 +39,10 @@ from pipeline.models.clap import ClapModel
 from pipeline.models.tokenization import GPT2_TEXT, read_tokenizer
 from pipeline.stages import index_audio, index_shards, pair_clips, shard_audio
 from pipeline.training.batches import Batch, PairedBatches
-from pipeline.training.compilation import compile_audio_encoder, describe_failed_compilation
+from pipeline.training.compilation import compile_audio_encoder
 from pipeline.training.composition import PCM_SCALE, CompositionLoss
 from pipeline.training.distributed import Processes
+from pipeline.training.failures import failed_compilation, is_failed_compilation
 from pipeline.training.losses import info_nce
 from pipeline.training.micro_batches import backward_in_micro_batches, micro_batches
 from pipeline.training.settings import TrainingSettings
@@ -434,8 +435,10 @@ def main(argv: list[str]) -> None:
             began = time.perf_counter()
             try:
                 contestant.warm_up(batches[0], batch_size if contestant is plain else args.micro_batch or batch_size)
-            except torch._dynamo.exc.BackendCompilerFailed as error:
-                failed = describe_failed_compilation(error, device)
+            except RuntimeError as error:
+                if not is_failed_compilation(error):
+                    raise
+                failed = str(failed_compilation(error, device))
                 del contestants[name]
         first_step_s = time.perf_counter() - began
         compiled.flops = own.flops

@@ -7,10 +7,12 @@ import logging
 import os
 import platform
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,8 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
 
 def choose_device(asked: str | None) -> torch.device:
     """The device by name; under torchrun each process of a machine takes the GPU of its own local rank."""
+    import torch  # here, so that a stage parses its options without it
+
     if asked == "cuda" and not torch.cuda.is_available():
         raise PipelineError("asked for a GPU, but torch finds none; set gpu to 0 in the profile, or check the driver")
     if asked == "cpu" and torch.cuda.is_available():
@@ -41,6 +45,8 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def device_name(device: torch.device) -> str:
     """What computes: the GPU's name, or the processor's as the kernel knows it."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
     information = Path("/proc/cpuinfo")
     lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import PipelineError, printable
 
-SECONDS_TO_BE_ENDED = 5
-"""torchrun looks at its processes ten times a second."""
+VERSIONS = {"train": 1, "pretrain": 1}
+"""Version of each stage; it rises when the same inputs give outputs of other bytes."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as a shell reports it."""
 
 
 class OneLine(logging.Formatter):
@@ -24,16 +24,14 @@ class OneLine(logging.Formatter):
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Run a stage as a command: log to stderr, and turn a `PipelineError` into one line and exit status 1."""
+    """Run a stage as a command: log to stderr; a `PipelineError` or Ctrl-C gives one line and an exit status."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         main(sys.argv[1:])
     except PipelineError as error:
-        if os.environ.get("RANK", "0") != "0":
-            # Under torchrun most errors are met by every process, and the first says it: torchrun then ends this one
-            # while it waits. An error that this one alone meets is said here.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(SECONDS_TO_BE_ENDED)
         sys.exit(f"{Path(sys.argv[0]).stem}: {printable(str(error))}")
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).stem}: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -5,19 +5,15 @@ It trains a tokenizer on the captions, draws random weights and minimises Eq. (5
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-
-import torch
 
 from pipeline.data.pairs import read_facts
 from pipeline.data.shards.reader import open_shards
-from pipeline.devices import add_device_argument, choose_device
-from pipeline.models import mini, save_model
-from pipeline.stages import run
-from pipeline.training.distributed import Processes
-from pipeline.training.settings import TrainingSettings, add_settings_arguments, settings_from_arguments
-from pipeline.training.trainer import Machine, remove_checkpoints, train
+from pipeline.devices import choose_device
+from pipeline.training.command import run_training
+from pipeline.training.options import RunOptions, training_parser
+from pipeline.training.outputs import Job, Origin, keep_outputs
+from pipeline.training.settings import TrainingSettings, settings_from_arguments
 
 
 def read_captions(pairs: Path, shards: Path) -> list[str]:
@@ -28,37 +24,30 @@ def read_captions(pairs: Path, shards: Path) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=Path, required=True, help="Parquet file of pair_clips")
-    parser.add_argument(
-        "--shards", type=Path, required=True, help="folder that holds DATASET/SPLIT/ of the pairs' clips"
-    )
+    parser = training_parser(__doc__)
     parser.add_argument("--vocabulary-size", type=int, required=True, help="tokens of the tokenizer")
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write model and training.parquet to")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    add_device_argument(parser)
-    add_settings_arguments(parser, TrainingSettings)
     args = parser.parse_args(argv)
+    settings = settings_from_arguments(args, TrainingSettings)
+    starting_weights = f"random, of {args.vocabulary_size} tokens"
+    origin = Origin.of("pretrain", args.pairs, starting_weights, settings, args.seed)
+    job = Job(pairs=args.pairs, shards=args.shards, settings=settings, seed=args.seed, origin=origin, out=args.out)
+    if not keep_outputs(job):
+        train_job(job, args.vocabulary_size, args.device, args.threads)
 
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    model = mini.build(mini.train_tokenizer(read_captions(args.pairs, args.shards), args.vocabulary_size))
-    train(
-        model,
-        pairs=args.pairs,
-        shards=args.shards,
-        settings=settings_from_arguments(args, TrainingSettings),
-        seed=args.seed,
-        start="random",
-        checkpoints=args.out / "checkpoints",
-        log=args.out / "training.parquet",
-        processes=Processes(rank=0, count=1, device=choose_device(args.device)),
-        machine=Machine(),
-    )
-    save_model(model, args.out)
-    remove_checkpoints(args.out / "checkpoints")
+
+def train_job(job: Job, vocabulary_size: int, device: str | None, threads: int) -> None:
+    """Train a new model on this process."""
+    import torch  # here, because outputs that are kept do not need it
+
+    from pipeline.models import mini
+    from pipeline.training.distributed import Processes
+    from pipeline.training.trainer import train
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(job.seed)
+    model = mini.build(mini.train_tokenizer(read_captions(job.pairs, job.shards), vocabulary_size))
+    train(model, job, Processes(rank=0, count=1, device=choose_device(device)), RunOptions())
 
 
 if __name__ == "__main__":
-    run(main)
+    run_training(main)

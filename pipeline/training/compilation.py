@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from pipeline.models.clap import ClapModel
 
 
@@ -16,10 +14,3 @@ def compile_audio_encoder(model: ClapModel) -> None:
     passes of a micro-batch draw the same.
     """
     model.audio_encoder.compile(dynamic=False, options={"fallback_random": True})
-
-
-def describe_failed_compilation(error: Exception, device: torch.device) -> str:
-    """What torch.compile missed, and what to do."""
-    compiler = "a C++ compiler (g++)" if device.type == "cpu" else "a C compiler (gcc) and Python's headers"
-    reason = next(line for line in str(error).splitlines() if line)
-    return f"torch.compile failed and needs {compiler}: install it, or set the resource `compile` to 0: {reason}"

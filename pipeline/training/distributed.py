@@ -34,10 +34,8 @@ def join_processes(device: torch.device) -> Iterator[Processes]:
         yield Processes(rank=0, count=1, device=device)
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Processes(rank=rank, count=count, device=device)
-    finally:
-        dist.destroy_process_group()
+    yield Processes(rank=rank, count=count, device=device)
+    dist.destroy_process_group()  # not after an error: it may wait for a process that is gone
 
 
 class _GatherRows(torch.autograd.Function):

@@ -1,15 +1,16 @@
 """Start a training: as one process, with torchrun on this machine, or with torchrun on every node of a SLURM job.
 
 `python -m pipeline.training.launch --processes 4 -m pipeline.stages.train ...` starts four processes here; with
-`--nodes 2` inside a SLURM job it starts two on each of the job's two nodes, through srun. SIGTERM reaches every
-process: the training saves its checkpoint, this command exits with 143, and the same command goes on from there.
-SLURM sends it ahead of the time limit when a job asks with `--signal=TERM@SECONDS`; then the job is put back into
-SLURM's queue.
+`--nodes 2` inside a SLURM job it starts two on each of the job's two nodes, through srun. SIGTERM or Ctrl-C reaches
+every process: the training saves its checkpoint, for as long as it needs, this command exits with 143 or 130, and the
+same command goes on from there. SLURM sends SIGTERM before the time limit when a job asks with
+`--signal=TERM@SECONDS`; then the job is put back into SLURM's queue. SLURM's own limits hold besides.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import shutil
@@ -17,71 +18,78 @@ import signal
 import subprocess
 import sys
 
+import psutil
+
 from pipeline.errors import PipelineError
-from pipeline.stages import run
+from pipeline.stages import INTERRUPTED, run
+from pipeline.training.stopping import LAUNCHED
 
 logger = logging.getLogger(__name__)
 
 STOPPED = 128 + signal.SIGTERM
 """Exit status after SIGTERM, as a shell reports a command that the signal ended."""
 
-SECONDS_TO_SAVE = 300
-"""How long torchrun waits after SIGTERM for the trainings to take their last steps and save: its own 30 s can be too
-few for steps of seconds and a checkpoint of gigabytes. SLURM's own limits hold besides."""
-
 FAILED_ON_A_NODE = 255
-"""What one node of several reports for any failure but SIGTERM: srun ends the others with SIGTERM then, and returns the
-highest status of all, which must not read as `STOPPED`."""
+"""Exit status of one node of several after any failure but a signal to stop: srun then ends the others with SIGTERM and
+returns the highest status of all, which must not read as `STOPPED`."""
 
 MOST_REQUEUES = 50
 """How often a job puts itself back into the queue: a time limit too short for a single step must not go on for ever."""
 
 
 def torchrun(processes: int, rendezvous: list[str], command: list[str]) -> list[str]:
-    """The command line of torchrun on one node, of this environment whatever PATH says; see `run_torchrun`."""
-    own = [sys.executable, "-m", "pipeline.training.launch", "--torchrun"]
+    """The command line of torchrun on one node, in this environment even if PATH names another; see `run_torchrun`."""
+    own = [sys.executable, "-m", "pipeline.training.launch", "--torchrun", "--signals-to-handle=SIGHUP,SIGQUIT"]
     return [*own, *rendezvous, f"--nproc-per-node={processes}", *command]
 
 
-def run_torchrun(arguments: list[str]) -> None:
-    """Be torchrun, but leave the last word to the process that failed: torchrun's report of it only names its number.
+def run_torchrun(arguments: list[str]) -> int:
+    """Run torchrun in this process; returns the exit status of the first process that failed, 0 if none did.
 
-    Exits with that process's status. Raises PipelineError where a signal ended it, of which nobody else tells.
+    torchrun must not handle SIGTERM and SIGINT: it would kill the trainings 30 s later, saved or not. This process
+    passes them on instead, and torchrun ends once the trainings have saved. The process that failed has the last word,
+    because torchrun's report only names its number. Raises PipelineError where a signal ended it, which it cannot log.
     """
-    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args
     from torch.distributed.run import run as start
 
     logging.disable(logging.ERROR)  # torchrun's own, in this process alone
-    shut_down = LocalElasticAgent._shutdown
+    is_stopped = False
 
-    def shut_down_slowly(agent: LocalElasticAgent, death_sig: signal.Signals = signal.SIGTERM) -> None:
-        if agent._pcontext:  # torchrun has no option for its 30 s
-            agent._pcontext.close(death_sig, timeout=SECONDS_TO_SAVE)
-        shut_down(agent, death_sig)
+    def stop(*_: object) -> None:
+        nonlocal is_stopped
+        is_stopped = True
+        trainings = psutil.Process().children()
+        if not trainings:
+            sys.exit(STOPPED)
+        for training in trainings:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                training.terminate()
 
-    LocalElasticAgent._shutdown = shut_down_slowly  # type: ignore[assignment,method-assign]
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
     try:
         start(parse_args(arguments))
-    except SignalException as error:
-        sys.exit(128 + error.sigval)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        # Those that torchrun ended after the first failure count last: it notes times in whole seconds.
+        rank, failure = min(error.failures.items(), key=lambda item: item[1].exitcode == -signal.SIGTERM)
+        if is_stopped:
+            return STOPPED
         if failure.exitcode > 0:
-            sys.exit(failure.exitcode)
+            return failure.exitcode
         raise PipelineError(
             f"process {rank} was ended by {signal.Signals(-failure.exitcode).name}; SIGKILL mostly means that the "
             "machine's memory ran out; the same command goes on from the last checkpoint"
         ) from None
+    return 0
 
 
 def several_nodes(nodes: int, processes: int, job: str, head: str, command: list[str]) -> list[str]:
     """The srun command line that starts torchrun once on each of a job's nodes.
 
-    Every flag is explicit, because srun takes what it is not told from variables that differ between a batch script and
-    a job of Snakemake. The port follows the job's number: jobs that share a node have different ones, and it lies
+    Every flag is explicit, because srun takes missing ones from variables that differ between a batch script and a job
+    of Snakemake. The port follows the job's number: jobs that share a node have different ones, and it lies
     below the ports that systems hand out by themselves (from 32768). Without bindings torchrun's processes share
     the CPUs that the job has on a node. Unbuffered, or srun holds progress back that ends no line. The launcher on each
     node turns a signal that reached it into the exit status.
@@ -120,23 +128,27 @@ def first_node(job: str, nodes: int) -> str:
 
 
 def wait_through_signals(command: list[str]) -> int:
-    """Run a command to its end, pass SIGTERM on to it, and return its exit status: 143 if there was a SIGTERM."""
-    stopped = False
+    """Run a command to its end, pass SIGTERM and Ctrl-C on to it as SIGTERM, and return its exit status.
+
+    After a signal a failed command has the status of that signal, 143 or 130.
+    """
+    received = 0
     process: subprocess.Popen[bytes] | None = None
 
-    def stop(*_: object) -> None:
-        nonlocal stopped
-        stopped = True
+    def stop(number: int, frame: object) -> None:
+        nonlocal received
+        received = number
         if process is not None:
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)  # also for Ctrl-C, of which srun ends a job that gets two
 
     signal.signal(signal.SIGTERM, stop)
-    process = subprocess.Popen(command)
-    if stopped:
+    signal.signal(signal.SIGINT, stop)
+    process = subprocess.Popen(command, env={**os.environ, LAUNCHED: "1"})
+    if received:
         process.send_signal(signal.SIGTERM)
     status = process.wait()
-    if status != 0 and stopped:
-        return STOPPED
+    if status != 0 and received:
+        return 128 + received
     return status if status >= 0 else 128 - status
 
 
@@ -167,10 +179,9 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.run:
         status = wait_through_signals(args.run)
-        sys.exit(status if status in (0, STOPPED) else FAILED_ON_A_NODE)
+        sys.exit(status if status in (0, STOPPED, INTERRUPTED) else FAILED_ON_A_NODE)
     if args.torchrun:
-        run_torchrun(args.torchrun)
-        return
+        sys.exit(run_torchrun(args.torchrun))
     if args.nodes < 1 or args.processes < args.nodes or args.processes % args.nodes:
         parser.error(f"{args.processes} processes cannot be shared out among {args.nodes} nodes")
 
@@ -179,7 +190,8 @@ def main(argv: list[str]) -> None:
     if args.processes == 1:
         status = wait_through_signals([sys.executable, *training])
     elif args.nodes == 1:
-        status = wait_through_signals(torchrun(args.processes, ["--standalone"], training))
+        # The machine's own name may not resolve, and torchrun would ask for it.
+        status = wait_through_signals(torchrun(args.processes, ["--standalone", "--local-addr=127.0.0.1"], training))
     elif job is None:
         raise PipelineError(f"a training on {args.nodes} nodes needs a SLURM job of as many; set nodes to 1 elsewhere")
     else:

@@ -1,12 +1,13 @@
-"""What one can see of a training while it runs, and what is kept of how it ran: TensorBoard's event files,
-learning_curves.svg and training.json, all of the first process alone and without an effect on the training itself.
+"""TensorBoard's event files, learning curves, and the account of time, hardware and arithmetic of a training.
+
+The first process alone writes them. None has an effect on the training itself.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
+import logging
 import os
 import platform
 import resource
@@ -21,32 +22,36 @@ import pyarrow as pa
 import torch
 
 from pipeline.devices import device_name
-from pipeline.files import write_atomically, write_json
+from pipeline.errors import PipelineError
+from pipeline.files import read_json, write_atomically, write_json
 from pipeline.training.distributed import Processes, gather_rows
+from pipeline.training.outputs import CHECKPOINTS
 from pipeline.training.throughput import flop_counter, utilization
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+logger = logging.getLogger(__name__)
+
 SECONDS_PER_NOTE = 30
-"""Seconds between two notes of the time spent so far: so much a kill hides."""
+"""Seconds between two notes of the time spent so far; a kill hides that much."""
 
 NOT_PLOTTED = {"step", "epoch"}
+PART = ("first_step", "last_step", "wall_s")
+"""Entries of a part in parts.json and training.json."""
 PACKAGES = ("transformers", "msclap", "audio-composed-text")
 
 
-class Watch:
-    """The account of one training, also over several parts when it is killed and goes on."""
+class Monitor:
+    """The account of one training, also over several parts when it is killed and resumed."""
 
-    def __init__(
-        self, folder: Path, checkpoints: Path, *, steps: int, first_step: int, batch_size: int, processes: Processes
-    ) -> None:
-        """`folder` receives what is kept, `checkpoints` what the next part needs to know of this one.
+    def __init__(self, out: Path, *, steps: int, first_step: int, batch_size: int, processes: Processes) -> None:
+        """Begin a part: at step 0 it removes the event files of an earlier training, else it reads the earlier parts.
 
-        A training that begins at step 0 removes the event files of an earlier one; one that goes on keeps them.
+        `out` is the output folder; its checkpoints hold the notes for the next part.
         """
-        self.folder = folder
-        self.notes = checkpoints / "parts.json"
+        self.out = out
+        self.notes = out / CHECKPOINTS / "parts.json"
         self.steps = steps
         self.first_step = first_step
         self.done = first_step
@@ -58,12 +63,30 @@ class Watch:
         self._writer: SummaryWriter | None = None
         self._began = self._noted = self._reported = time.perf_counter()
         self._earlier: list[dict[str, float]] = []
-        if first_step and self.notes.exists():
-            noted = json.loads(self.notes.read_text(encoding="utf-8"))
-            self._earlier = noted["parts"]
-            self.flops, self.hardware_flops = noted["flops_a_step"], noted["hardware_flops_a_step"]
+        if first_step:
+            self._read_notes()
         elif processes.is_first:
-            shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
+            shutil.rmtree(self.out / "tensorboard", ignore_errors=True)
+
+    def _read_notes(self) -> None:
+        """Take over the earlier parts; without them the account lacks their time and the count of step 0."""
+        try:
+            noted = read_json(self.notes)
+            parts = [
+                {name: float(part[name]) if name == "wall_s" else int(part[name]) for name in PART}
+                for part in noted["parts"]
+            ]
+            flops, hardware_flops = noted["flops_a_step"], noted["hardware_flops_a_step"]
+            if not {type(flops), type(hardware_flops)} <= {int, type(None)}:
+                raise ValueError("operations of a step are no whole numbers")
+        except (PipelineError, OSError, KeyError, TypeError, ValueError) as error:
+            logger.warning(
+                "%s: damaged (%s); training.json will lack the time before step %d, the weights are not affected; "
+                "delete %s to start again",
+                self.notes, error, self.first_step, self.notes.parent,
+            )  # fmt: skip
+            return
+        self._earlier, self.flops, self.hardware_flops = parts, flops, hardware_flops
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
@@ -84,7 +107,7 @@ class Watch:
         self._repeated_flops = None
 
     @contextlib.contextmanager
-    def doing_twice(self) -> Iterator[None]:
+    def repeating(self) -> Iterator[None]:
         """Around arithmetic that the step does again: in step 0 it is counted as the hardware's, not as the model's."""
         if self._repeated_flops is None:
             yield
@@ -94,7 +117,7 @@ class Watch:
         self._repeated_flops += counter.get_total_flops()
 
     def report(self, rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
-        """Take note of the steps in `rows`, the log's newest; comes back with what the progress line shows of them."""
+        """Record the log's newest rows; returns the entries of the progress line."""
         now, self.done = time.perf_counter(), int(rows[-1]["step"]) + 1
         shown = {"loss": f"{rows[-1]['loss']:.3f}"}
         average = (self.done - self.first_step) * self.batch_size / (now - self._began)
@@ -120,37 +143,21 @@ class Watch:
         return shown
 
     def note(self) -> None:
-        """Keep the time spent so far for a next part, and write out what TensorBoard has not yet."""
+        """Save the time spent so far for a next part, and flush the event files."""
         if self.processes.is_first:
             flops = {"flops_a_step": self.flops, "hardware_flops_a_step": self.hardware_flops}
             write_json({"parts": self._parts(), **flops}, self.notes)
             self._noted = time.perf_counter()
             self._open_writer().flush()
 
-    def finish(
-        self,
-        log: pa.Table,
-        settings: Mapping[str, Any],
-        belongs_to: Mapping[str, str],
-        data: Mapping[str, Any],
-        machine: Mapping[str, Any],
-    ) -> None:
-        """Write learning_curves.svg and training.json of a training that took its last step.
-
-        `belongs_to` is the fingerprint of its checkpoints, with the checksums of what it was made from; `data` is what
-        its pairs file says of itself; `machine` is how the last part ran.
-        """
-        if not self.processes.is_first:
-            return
+    def write_curves(self, log: pa.Table, title: str) -> None:
+        """Write learning_curves.svg of a log and close the event files."""
         self._open_writer().close()
         # Imported here: matplotlib takes a second, of which no training needs to wait.
         from pipeline.results.plots import as_file, training_curves
 
-        with write_atomically(self.folder / "learning_curves.svg") as temporary:
-            title = f"{settings['objective']}, seed {settings['seed']}: {self.steps} steps of {self.batch_size} clips"
+        with write_atomically(self.out / "learning_curves.svg") as temporary:
             temporary.write_text(as_file(training_curves(log, title)), encoding="utf-8")
-        account = {**self._account(settings, belongs_to, data), "machine": dict(machine)}
-        write_json(account, self.folder / "training.json")
 
     def _open_writer(self) -> SummaryWriter:
         # Not before the first step: its thread would be there when the loader forks its workers.
@@ -159,7 +166,7 @@ class Watch:
 
             # Steps that an earlier part took after its last checkpoint are taken again: TensorBoard hides the first.
             purge_step = self.first_step or None
-            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge_step, flush_secs=10)
+            self._writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=purge_step, flush_secs=10)
         return self._writer
 
     def _memory_gb(self) -> float:
@@ -172,9 +179,8 @@ class Watch:
         own = {"first_step": self.first_step, "last_step": self.done - 1, "wall_s": time.perf_counter() - self._began}
         return [*self._earlier, own]
 
-    def _account(
-        self, settings: Mapping[str, Any], belongs_to: Mapping[str, str], data: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def account(self) -> dict[str, Any]:
+        """The entries of training.json on versions, hardware, time of all parts and arithmetic."""
         device, parts = self.processes.device, self._parts()
         gpus = [device_name(device)] * self.processes.count if device.type == "cuda" else []
         wall_s = sum(part["wall_s"] for part in parts)
@@ -189,13 +195,6 @@ class Watch:
                 **{name: _version(name) for name in PACKAGES},
             },
             "git": git_state(Path(__file__).parents[2]),
-            "settings": dict(settings),
-            "data": dict(data),
-            "made_from": {
-                "pairs_sha256": belongs_to["pairs"],
-                "starting_weights_sha256": belongs_to["starting weights"],
-                "code_sha256": belongs_to["code"],
-            },
             "hardware": {
                 "processor": device_name(torch.device("cpu")),
                 "cores": len(os.sched_getaffinity(0)),

@@ -13,7 +13,7 @@ from pipeline.training.batches import PairedBatches
 from pipeline.training.composition import CompositionLoss
 from pipeline.training.distributed import Processes, join_processes, synchronize_batch_norms
 from pipeline.training.settings import TrainingSettings
-from pipeline.training.trainer import Machine, backward_pass
+from pipeline.training.trainer import backward_pass
 
 
 def model_of(pretrained, settings: TrainingSettings) -> ClapModel:
@@ -33,7 +33,7 @@ def gradients(pretrained, shards, pairs, settings, micro_batch, processes: Proce
     model = model_of(pretrained, settings)
     objective = CompositionLoss(model, settings)
     batch = PairedBatches(Path(pairs), Path(shards), processes.rank, processes.count)[0]
-    losses = backward_pass(objective, settings, processes, Machine(micro_batch=micro_batch))(batch)
+    losses = backward_pass(objective, settings, processes, micro_batch)(batch)
     found = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
     statistics = {name: value.clone() for name, value in model.named_buffers() if "bn0.running" in name}
     return {**found, **statistics, **{f"losses.{name}": value.detach() for name, value in losses.items()}}

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from pipeline.errors import PipelineError
 from pipeline.stages import train
 from pipeline.training.batches import PairedBatches
-from pipeline.training.trainer import in_one_line
+from pipeline.training.loading import load_batches
 
 
 @pytest.fixture
@@ -74,14 +74,15 @@ def test_a_loader_worker_reads_into_memory_that_both_processes_share(tiny_study)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_tar_that_vanishes_during_training_is_told_in_one_line(tiny_study, flipped, workers):
+def test_a_tar_that_vanishes_during_training_is_named_in_one_line(tiny_study, flipped, workers):
     shards, tar = flipped
     batches = PairedBatches(tiny_study.pairs("composed"), shards)
     tar.unlink()
-    with pytest.raises(PipelineError) as caught:
-        list(in_one_line(DataLoader(batches, batch_size=None, num_workers=workers)))
-    told = rf"{tar}: cannot be read any more \(No such file or directory\), asked for labeled_train_clip_\w+; see .*"
-    assert re.fullmatch(told, str(caught.value))
+    reading = load_batches(batches, range(len(batches)), workers=workers)
+    with pytest.raises(PipelineError) as caught, reading as loaded:
+        list(loaded)
+    message = rf"{tar}: cannot be read any more \(No such file or directory\), asked for labeled_train_clip_\w+; see .*"
+    assert re.fullmatch(message, str(caught.value))
 
 
 def test_pairs_damaged_in_the_last_epoch_are_found_before_the_first_step(tiny_study, tmp_path):

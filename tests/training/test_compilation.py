@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import re
 import shutil
-import signal
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training import arguments, assert_same_weights
+from test_training import arguments, assert_same_weights, finish, launch, stopped_in_step
 
-from pipeline.errors import PipelineError
 from pipeline.models import mini, save_model
 from pipeline.stages import train
-from pipeline.training import loop
-from pipeline.training.trainer import take_step
+from pipeline.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -47,15 +44,7 @@ def test_a_compiled_training_takes_the_steps_of_a_plain_one_and_goes_on_to_the_b
     ]
     torch.testing.assert_close(logs[1], logs[0], rtol=1e-4, atol=1e-4)
 
-    taken = []
-
-    def take_step_and_be_stopped(*words):
-        taken.append(words)
-        if len(taken) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return take_step(*words)
-
-    monkeypatch.setattr(loop, "take_step", take_step_and_be_stopped)
+    monkeypatch.setattr(Trainer, "take_step", stopped_in_step(2))
     with pytest.raises(SystemExit):
         train.main(arguments(tiny_study, tmp_path / "stopped", "finetune", *flags, "--compile=1"))
     torch.compiler.reset()  # as a process of its own would begin
@@ -63,9 +52,9 @@ def test_a_compiled_training_takes_the_steps_of_a_plain_one_and_goes_on_to_the_b
     assert_same_weights(tmp_path / "compiled", tmp_path / "stopped")
 
 
-def test_a_missing_compiler_is_named(tiny_study, tmp_path, monkeypatch):
-    torch.compiler.reset()
-    monkeypatch.setattr("torch.compiler.config.force_disable_caches", True)
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    with pytest.raises(PipelineError, match=r"needs a C\+\+ compiler \(g\+\+\): install it, .*no-such-compiler"):
-        train.main(arguments(tiny_study, tmp_path, "finetune", "--compile=1"))
+def test_a_missing_compiler_is_named(tiny_study, tmp_path):
+    words = ["-m", "pipeline.stages.train", *arguments(tiny_study, tmp_path / "run", "finetune", "--compile=1")]
+    caches = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    output = finish(launch(words, CXX="no-such-compiler", **caches), 1)
+    message = r"needs a C\+\+ compiler \(g\+\+\): install it, .*no-such-compiler"
+    assert re.search(message, output.splitlines()[-1])

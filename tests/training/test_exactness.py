@@ -220,13 +220,15 @@ class ShortOfMemory(CompositionLoss):
         return super().embed(batch)
 
 
-@pytest.mark.parametrize(("room", "told"), [(3, "2 fit: give --micro-batch 2, in a profile"), (0, "not even one fits")])
-def test_a_step_that_does_not_fit_names_the_micro_batch_that_does(tiny_study, monkeypatch, tmp_path, room, told):
+@pytest.mark.parametrize(
+    ("room", "advice"), [(3, "2 fit: give --micro-batch 2, in a profile"), (0, "not even one fits next to")]
+)
+def test_a_step_that_does_not_fit_names_the_micro_batch_that_does(tiny_study, monkeypatch, tmp_path, room, advice):
     monkeypatch.setattr(ShortOfMemory, "room", room)
     monkeypatch.setattr("pipeline.training.trainer.CompositionLoss", ShortOfMemory)
     arguments = ["--pretrained", str(tiny_study.pretrained), "--pairs", str(tiny_study.pairs("finetune"))]
     arguments += ["--shards", str(tiny_study.shards), "--seed=0", "--out", str(tmp_path)]
-    with pytest.raises(PipelineError, match=f"memory does not hold 8 slots of a step; {told}.*2.00 GiB"):
+    with pytest.raises(PipelineError, match=f"memory does not hold 8 slots of a step; {advice}.*2.00 GiB"):
         train.main(arguments)
     if room:
         train.main([*arguments, "--micro-batch=2"])

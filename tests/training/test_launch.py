@@ -44,42 +44,6 @@ def test_sigterm_to_every_process_of_a_job_loaders_included_saves_at_the_next_st
     assert re.search(r"asked to stop: saved step ([6-9]|1\d) of 600", finish(process, STOPPED))
 
 
-SAVES_FOR_THREE_SECONDS = """
-import signal, sys, time
-from pathlib import Path
-
-def save(*_):
-    time.sleep(3)
-    Path(sys.argv[1] + "/saved").touch()
-    sys.exit(143)
-
-signal.signal(signal.SIGTERM, save)
-Path(sys.argv[1] + "/started").touch()
-time.sleep(60)
-"""
-TORCHRUN_WITH_A_SECOND_OF_PATIENCE = """
-import sys
-from torch.distributed.elastic.multiprocessing.api import PContext
-from pipeline.training.launch import run_torchrun
-
-assert PContext.close.__defaults__ == (None, 30)
-PContext.close.__defaults__ = (None, 1)
-run_torchrun(sys.argv[1:])
-"""
-
-
-def test_torchrun_waits_for_trainings_that_save_longer_than_its_own_patience(tmp_path):
-    (tmp_path / "training.py").write_text(SAVES_FOR_THREE_SECONDS)
-    process = launch(
-        ["-c", TORCHRUN_WITH_A_SECOND_OF_PATIENCE, "--standalone", str(tmp_path / "training.py"), str(tmp_path)]
-    )
-    while process.poll() is None and not (tmp_path / "started").exists():
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    finish(process, STOPPED)
-    assert (tmp_path / "saved").exists()
-
-
 def test_a_failing_training_keeps_its_own_status_and_message(tiny_study, tmp_path):
     words = ["-m", "pipeline.training.launch", "-m", "pipeline.stages.train"]
     words += arguments(tiny_study, tmp_path, "composed", pairs=tiny_study.pairs("finetune"))
@@ -94,7 +58,7 @@ def test_the_last_word_is_that_of_the_process_that_failed(tiny_study, tmp_path):
     assert output.count("needs unlabeled partners") == 1 and "Traceback" not in output
 
 
-def test_a_signal_that_ends_a_process_is_told():
+def test_a_signal_that_ends_a_process_is_named():
     words = ["-m", "timeit", "-n1", "-r1", "import os; os.kill(os.getpid(), 9)"]
     output = finish(launch(["-m", "pipeline.training.launch", "--processes", "2", *words]), 1)
     assert re.search(r"^launch: process [01] was ended by SIGKILL; .*goes on from", output.splitlines()[-1])

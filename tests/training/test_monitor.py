@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -15,21 +13,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_training import arguments, finish, launch
+from test_training import arguments, finish, launch, stopped_in_step
 
 from pipeline.files import sha256_of
 from pipeline.models import load_model
 from pipeline.results.plots import training_curves
 from pipeline.stages import train
-from pipeline.training import loop
 from pipeline.training.batches import PairedBatches
 from pipeline.training.composition import CompositionLoss
 from pipeline.training.distributed import Processes
 from pipeline.training.micro_batches import micro_batches
-from pipeline.training.monitor import Watch, git_state
+from pipeline.training.monitor import Monitor, git_state
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.throughput import flop_counter, peak_flops, utilization
-from pipeline.training.trainer import take_step
+from pipeline.training.trainer import SAVED_AND_STOPPED, Trainer
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -37,7 +34,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 @pytest.fixture(scope="module")
 def trained(tiny_study, tmp_path_factory):
     """A composed training of six steps."""
-    run = tmp_path_factory.mktemp("watched")
+    run = tmp_path_factory.mktemp("monitored")
     train.main(arguments(tiny_study, run, "composed"))
     return run
 
@@ -122,15 +119,15 @@ def test_what_micro_batches_encode_twice_is_the_hardwares_and_counts_once_as_the
 
 def test_operations_done_twice_are_told_apart_in_step_0_alone(tmp_path):
     processes = Processes(rank=0, count=1, device=torch.device("cpu"))
-    watch = Watch(tmp_path, tmp_path, steps=1, first_step=0, batch_size=8, processes=processes)
+    monitor = Monitor(tmp_path, steps=1, first_step=0, batch_size=8, processes=processes)
     first, second = torch.ones(2, 3), torch.ones(3, 5)
-    with watch.counting():
-        with watch.doing_twice():
+    with monitor.counting():
+        with monitor.repeating():
             first @ second
         first @ second
-    with watch.doing_twice():
+    with monitor.repeating():
         first @ second  # of a later step
-    assert (watch.flops, watch.hardware_flops) == (2 * 2 * 3 * 5, 2 * 2 * 2 * 3 * 5)
+    assert (monitor.flops, monitor.hardware_flops) == (2 * 2 * 3 * 5, 2 * 2 * 2 * 3 * 5)
 
 
 def test_utilization_is_of_the_peak_of_all_gpus():
@@ -139,18 +136,10 @@ def test_utilization_is_of_the_peak_of_all_gpus():
 
 
 def test_a_stopped_training_accounts_for_both_parts_and_shows_no_step_twice(tiny_study, trained, tmp_path, monkeypatch):
-    taken = []
-
-    def take_step_and_be_stopped(*words):
-        taken.append(words)
-        if len(taken) == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return take_step(*words)
-
-    monkeypatch.setattr(loop, "take_step", take_step_and_be_stopped)
-    with pytest.raises(SystemExit) as stopped:
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as stopped:
+        patched.setattr(Trainer, "take_step", stopped_in_step(3))
         train.main(arguments(tiny_study, tmp_path, "composed"))
-    assert stopped.value.code == loop.SAVED_AND_STOPPED
+    assert stopped.value.code == SAVED_AND_STOPPED
     train.main(arguments(tiny_study, tmp_path, "composed"))
     found = account(tmp_path)
     first, second = found["parts"]
@@ -165,19 +154,18 @@ def test_a_stopped_training_accounts_for_both_parts_and_shows_no_step_twice(tiny
 def test_steps_lost_by_a_kill_count_as_time_and_are_hidden_once_they_are_taken_again(tmp_path):
     processes = Processes(rank=0, count=1, device=torch.device("cpu"))
 
-    def watch(first_step):
-        folders = {"folder": tmp_path, "checkpoints": tmp_path / "checkpoints"}
-        return Watch(**folders, steps=6, first_step=first_step, batch_size=8, processes=processes)
+    def part(first_step):
+        return Monitor(tmp_path, steps=6, first_step=first_step, batch_size=8, processes=processes)
 
     def rows(first, end):
         return [{"step": step, "epoch": 0, "loss": float(first), "learning_rate": 0.1} for step in range(first, end)]
 
-    killed = watch(0)
+    killed = part(0)
     killed.report(rows(0, 5))
     killed.note()  # then the kill: the last checkpoint is that of step 2
-    again = watch(2)
+    again = part(2)
     again.report(rows(2, 6))
-    assert [(part["first_step"], part["last_step"]) for part in again._parts()] == [(0, 4), (2, 5)]
+    assert [(part["first_step"], part["last_step"]) for part in again.account()["parts"]] == [(0, 4), (2, 5)]
     again.note()
     shown = scalars(tmp_path)["loss/loss"]
     assert shown == [(0, 0.0), (1, 0.0), (2, 2.0), (3, 2.0), (4, 2.0), (5, 2.0)]

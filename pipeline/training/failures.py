@@ -1,0 +1,87 @@
+"""What ends a training before its last step: losses and weights that are not finite, memory, compilers, loaders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from pipeline.errors import PipelineError
+from pipeline.training.batches import Batch
+from pipeline.training.composition import CompositionLoss
+from pipeline.training.micro_batches import micro_batch_that_fits
+
+
+class DivergedError(PipelineError):
+    """A loss or a weight of a training is not finite."""
+
+
+def finite_rows(rows: Sequence[Mapping[str, float | torch.Tensor]]) -> Iterator[dict[str, float]]:
+    """Yield rows of the log with their tensors as numbers; DivergedError after the first loss that is not finite."""
+    for row in rows:
+        numbers = {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in row.items()}
+        yield numbers
+        if not math.isfinite(numbers["loss"]):
+            raise DivergedError(f"step {numbers['step']}: the loss is {numbers['loss']}")
+
+
+def check_weights(model: nn.Module, step: int) -> None:
+    """Raise DivergedError if a weight is not finite after a step: the loss shows that only one step later."""
+    if not torch.stack([value.isfinite().all() for value in model.parameters()]).all():
+        name = next(name for name, value in model.named_parameters() if not value.isfinite().all())
+        raise DivergedError(f"step {step}: {name} is not finite after it")
+
+
+def out_of_memory(
+    reason: str, objective: CompositionLoss, batch: Batch, slots: int, optimizer: torch.optim.Optimizer
+) -> PipelineError:
+    """The error of a GPU whose memory does not hold `slots` slots; tries which micro-batch would fit."""
+    problem = f"the GPU's memory does not hold {slots} slots of a step"
+    batch_norm = objective.settings.batch_norm
+    if batch_norm != "frozen":  # nor can it be tried: synchronized, every process would have to
+        advice = f"batch_norm is {batch_norm} and needs them at once: take more GPUs, a smaller batch_size, or frozen"
+        return PipelineError(f"{problem}; {advice} ({reason.splitlines()[0]})")
+    reserved = 0 if optimizer.state else 2 * sum(value.nbytes for value in objective.parameters())  # Adam's, made later
+    fitting = micro_batch_that_fits(objective, batch, slots, reserved)
+    advice = (
+        f"{fitting} fit: give --micro-batch {fitting}, in a profile the resource micro_batch of the rule train, which "
+        "leaves the global batch as it is"
+        if fitting
+        else "not even one fits next to the model: a GPU with more memory is needed"
+    )
+    return PipelineError(f"{problem}; {advice} ({reason.splitlines()[0]})")
+
+
+def is_failed_compilation(error: BaseException) -> bool:
+    """True for the error of torch.compile whose compiler is missing or fails; torch exports no name for it."""
+    return any(kind.__name__ == "BackendCompilerFailed" for kind in type(error).__mro__)
+
+
+def failed_compilation(error: BaseException, device: torch.device) -> PipelineError:
+    """The error that names the compiler which torch.compile needs."""
+    compiler = "a C++ compiler (g++)" if device.type == "cpu" else "a C compiler (gcc) and Python's headers"
+    reason = next(line for line in str(error).splitlines() if line)
+    return PipelineError(
+        f"torch.compile failed and needs {compiler}: install it, or set the resource `compile` to 0: {reason}"
+    )
+
+
+def failed_loader(error: RuntimeError) -> PipelineError | None:
+    """The error of a loader process that the kernel ended or that has no shared memory; None for any other error.
+
+    torch raises RuntimeError for both, and its message is all that tells them from others.
+    """
+    text = str(error)
+    if "shared memory" in text and ("DataLoader worker" in text or "unable to allocate" in text):
+        return PipelineError(
+            "the loader processes have too little shared memory: enlarge /dev/shm (docker run --shm-size), or set "
+            "the resource loader_workers to 0; the same command goes on from the last checkpoint"
+        )
+    if "DataLoader worker (pid" in text:
+        return PipelineError(
+            f"a loader process was ended ({text.splitlines()[0].strip()}); mostly the machine's memory ran out: lower "
+            "the resource loader_workers or ask for more memory; the same command goes on from the last checkpoint"
+        )
+    return None

@@ -1,0 +1,69 @@
+"""The batches of a training, read by loader processes that end with it."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+from collections.abc import Iterator
+
+from torch.utils.data import DataLoader
+
+from pipeline.errors import PipelineError
+from pipeline.training.batches import Batch, PairedBatches
+from pipeline.training.failures import failed_loader
+
+
+@contextlib.contextmanager
+def load_batches(
+    batches: PairedBatches, steps: range, *, workers: int = 0, pin_memory: bool = False
+) -> Iterator[Iterator[Batch]]:
+    """The batches of some steps in order, read ahead by `workers` processes, which end with the block.
+
+    Errors of loader processes leave the block as PipelineError in one line, as if this process had read the batch.
+    """
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=ignore_signals,
+    )
+    others = set(multiprocessing.active_children())
+    iterator = iter(loader)
+    own = set(multiprocessing.active_children()) - others
+    try:
+        yield iterator
+    except PipelineError as error:
+        # torch puts the traceback of the other process into the message of an exception of the same class.
+        if "in DataLoader worker process" not in str(error):
+            raise
+        raise PipelineError(str(error).rsplit("PipelineError: ", 1)[-1].strip()) from None
+    except RuntimeError as error:
+        if (known := failed_loader(error)) is not None:
+            raise known from error
+        raise
+    finally:
+        end_processes(own)
+
+
+def ignore_signals(worker: int) -> None:
+    """Let a loader process outlive SIGTERM, which SLURM sends to every process of a job, and Ctrl-C.
+
+    A training that loses a loader process cannot save. `end_processes` ends them with SIGKILL.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def end_processes(processes: set[multiprocessing.process.BaseProcess]) -> None:
+    """Kill child processes and wait for their end; multiprocessing would wait for ever for one that ignores SIGTERM."""
+    if not processes:
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise that a loader process was killed
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+    signal.signal(signal.SIGCHLD, handler)

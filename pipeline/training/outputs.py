@@ -1,0 +1,192 @@
+"""The output folder of a training: its lock, its checksums, and whether its outputs are already made.
+
+Imports no torch, so that a training that has nothing to do ends in a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import logging
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pipeline.errors import PipelineError
+from pipeline.files import read_json, sha256_of
+from pipeline.stages import VERSIONS
+from pipeline.training.settings import TrainingSettings
+
+logger = logging.getLogger(__name__)
+
+FINISHED = "finished"
+"""Outcome of a training that did not diverge."""
+
+ACCOUNT = "training.json"
+CHECKPOINTS = "checkpoints"
+"""Folder of the resume point inside the output folder, removed once the outputs are written."""
+
+LOCK_WAIT_S = 20
+"""How long a training waits for another one in its folder: one that lost its launcher saves and ends in this time."""
+UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Everything that defines the result of a training, but for the rounding of sums."""
+
+    pairs_sha256: str
+    starting_weights_sha256: str
+    """Checksum of the weights that the training starts from; of random ones their description."""
+    settings: dict[str, Any]
+    """Those of `TrainingSettings`, and `seed`."""
+    stage: str
+    version: int
+    """Of the stage (`pipeline.stages.VERSIONS`): it rises when the same inputs give other weights."""
+
+    @classmethod
+    def of(cls, stage: str, pairs: Path, starting_weights: Path | str, settings: TrainingSettings, seed: int) -> Self:
+        """That of a training that is about to start, from a file of weights or from random ones of a description."""
+        if isinstance(starting_weights, Path):
+            starting_weights = _sha256_of_input(starting_weights)
+        return cls(
+            pairs_sha256=_sha256_of_input(pairs),
+            starting_weights_sha256=starting_weights,
+            settings={**dataclasses.asdict(settings), "seed": seed},
+            stage=stage,
+            version=VERSIONS[stage],
+        )
+
+    @classmethod
+    def of_account(cls, account: dict[str, Any]) -> Self:
+        """That of a finished training, by its training.json; KeyError or TypeError for one of another format."""
+        return cls(settings=account["settings"], **account["made_from"])
+
+    def made_from(self) -> dict[str, Any]:
+        """The entry of the same name in training.json, which holds the settings by themselves."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "settings"}
+
+    def differences(self, found: Origin) -> list[str]:
+        """The names of what differs in `found`; of settings and versions also both values."""
+        names = {"pairs_sha256": "pairs", "starting_weights_sha256": "starting weights", "stage": "stage"}
+        different = [text for name, text in names.items() if getattr(found, name) != getattr(self, name)]
+        changed = [
+            f"{name} {found.settings.get(name)!r}, now {self.settings.get(name)!r}"
+            for name in sorted({*found.settings, *self.settings})
+            if found.settings.get(name) != self.settings.get(name)
+        ]
+        if changed:
+            different.append(f"settings: {', '.join(changed)}")
+        if found.version != self.version:
+            different.append(f"version of the training: {found.version}, now {self.version}")
+        return different
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training: what it is made from and where it writes."""
+
+    pairs: Path
+    shards: Path
+    settings: TrainingSettings
+    seed: int
+    origin: Origin
+    out: Path
+    outcome: Path | None = None
+    """File to write `FINISHED` to, or how the training diverged; with None a training that diverges raises."""
+
+    @property
+    def outputs(self) -> list[Path]:
+        """All outputs but training.json, which records their checksums."""
+        names = ["model.safetensors", "model.json", "tokenizer.json", "training.parquet", "learning_curves.svg"]
+        return [self.out / name for name in names] + ([] if self.outcome is None else [self.outcome])
+
+
+def _sha256_of_input(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise PipelineError(f"{path}: cannot be read ({error.strerror}); make it, or give another") from error
+
+
+def checksums(files: Sequence[Path]) -> dict[str, str]:
+    """The SHA-256 of each file by its name, as training.json holds them under `files_sha256`."""
+    return {file.name: sha256_of(file) for file in files}
+
+
+def keep_outputs(job: Job) -> bool:
+    """Return True and touch the outputs if they are there, whole, and of this job; else False.
+
+    Snakemake plans a training again when its inputs were written again, even with the same bytes. training.json records
+    what the outputs were made from, and the checksum of each. The number of processes, threads, loader processes and
+    micro-batches do not count. To train again all the same, delete training.json.
+    """
+    account = job.out / ACCOUNT
+    try:
+        recorded = read_json(account)
+        if Origin.of_account(recorded) != job.origin or checksums(job.outputs) != recorded["files_sha256"]:
+            return False
+    except (PipelineError, OSError, KeyError, TypeError):
+        return False
+    for file in (*job.outputs, account):
+        os.utime(file)
+    logger.info("%s: pairs, starting weights, settings and seed are the same; keeping its outputs", job.out)
+    return True
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of an output folder; the kernel releases the lock when this process ends.
+
+    The lock is one of POSIX, which loader processes do not inherit and NFS passes on to other nodes. Raises
+    PipelineError if another process holds it for `LOCK_WAIT_S`.
+    """
+    path = folder / CHECKPOINTS / "lock"
+    made = [parent for parent in (folder, path.parent) if not parent.exists()]
+    file = _open_locked(path)
+    try:
+        os.truncate(file, 0)
+        os.pwrite(file, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+            for parent in reversed(made):  # leave nothing of a training that has written nothing
+                parent.rmdir()
+        os.close(file)
+
+
+def _open_locked(path: Path) -> int:
+    deadline = time.monotonic() + LOCK_WAIT_S
+    is_logged = False
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        if _try_lock(file, path) and path.exists() and os.path.samestat(os.fstat(file), os.stat(path)):
+            return file  # else its owner has just removed it
+        owner = os.pread(file, 200, 0).decode(errors="replace") or "another process"
+        os.close(file)
+        if time.monotonic() > deadline:
+            raise PipelineError(
+                f"{path.parent.parent}: {owner} is training into this folder; wait for its end, or give another --out"
+            )
+        if not is_logged:
+            logger.info("%s: waiting for %s to end", path.parent.parent, owner)
+            is_logged = True
+        time.sleep(0.2)
+
+
+def _try_lock(file: int, path: Path) -> bool:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            return False
+        logger.warning("%s: this file system has no locks; start no second training into this folder", path)
+    return True

@@ -1,0 +1,175 @@
+"""However a training ends, all its processes end with it and the reason is its last line."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+from test_training import arguments, finish, launch
+
+from pipeline.training.launch import STOPPED
+
+SECONDS_TO_END = 60
+"""After it a test fails: the training would stay for ever."""
+LAUNCH = ["-m", "pipeline.training.launch", "--processes"]
+RUN = ["-c", "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"]
+needs_root = pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
+
+
+def words_of(study, run, *flags, processes=1, epochs=400):
+    """The launcher's command line of a training that has not ended when a test reaches it."""
+    pairs = study.pairs("finetune", epochs=epochs)
+    stage = ["-m", "pipeline.stages.train", *arguments(study, run, "finetune", *flags, pairs=pairs)]
+    return [*LAUNCH, str(processes), *stage]
+
+
+def begin(study, run, *flags, processes=1):
+    """A training that has written a checkpoint, and all processes below its launcher."""
+    words = words_of(study, run, "--steps-per-checkpoint=3", *flags, processes=processes)
+    process = launch(words, start_new_session=True)
+    while not (run / "checkpoints" / "last.pt").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    return process, psutil.Process(process.pid).children(recursive=True)
+
+
+def end(process, processes, status):
+    """The lines of a training that has ended with a status and left no process."""
+    lines = process.communicate(timeout=SECONDS_TO_END)[0].splitlines()
+    _, alive = psutil.wait_procs(processes, timeout=SECONDS_TO_END)
+    assert not alive and process.returncode == status, lines
+    return lines
+
+
+def leaves(processes):
+    """The loader processes: those without children."""
+    return [process for process in processes if not process.children()]
+
+
+@pytest.mark.parametrize(("processes", "workers"), [(1, 4), (2, 2)])
+def test_a_tar_that_is_cut_while_it_is_read_ends_the_training(tiny_study, tmp_path, processes, workers):
+    shards = shutil.copytree(tiny_study.shards, tmp_path / "shards")
+    flags = [f"--workers={workers}", f"--shards={shards}"]
+    process, below = begin(tiny_study, tmp_path / "run", *flags, processes=processes)
+    assert len(leaves(below)) == processes * workers
+    for tar in (shards / "labeled" / "train").glob("*.tar"):
+        os.truncate(tar, 1000)
+    lines = end(process, below, 1)
+    assert re.search(r"^train: .*labeled/train/\w+\.tar: ", lines[-1]), lines[-3:]
+    assert not any("Traceback" in line for line in lines)
+
+
+@pytest.mark.parametrize(("processes", "workers"), [(1, 2), (2, 2)])
+def test_a_loader_process_that_the_kernel_kills_ends_the_training(tiny_study, tmp_path, processes, workers):
+    process, below = begin(tiny_study, tmp_path, f"--workers={workers}", processes=processes)
+    leaves(below)[-1].kill()
+    lines = end(process, below, 1)
+    assert re.search(r"^train: a loader process was ended .*killed by signal: Killed.*lower.*loader_workers", lines[-1])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_saves_and_ends_every_process(tiny_study, tmp_path, processes):
+    process, below = begin(tiny_study, tmp_path, "--workers=2", processes=processes)
+    os.killpg(process.pid, signal.SIGINT)
+    lines = end(process, below, 130)
+    assert re.search(r"asked to stop: saved step \d+ of 1200; the same command goes on from there", lines[-1]), lines
+    assert torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["step"] > 0
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_training_whose_launcher_is_killed_saves_and_ends(tiny_study, tmp_path, processes):
+    process, below = begin(tiny_study, tmp_path, "--workers=1", processes=processes)
+    trainings = leaves(below)[0].parent()
+    trainings.parent().kill()  # with one process the launcher, with two torchrun
+    if processes == 1:
+        assert "asked to stop: saved step" in process.communicate(timeout=SECONDS_TO_END)[0]
+    _, alive = psutil.wait_procs(below, timeout=SECONDS_TO_END)
+    process.communicate(timeout=SECONDS_TO_END)
+    assert not alive and process.returncode != 0
+
+
+@needs_root
+@pytest.mark.parametrize("processes", [1, 2])
+def test_too_little_shared_memory_is_named(tiny_study, tmp_path, processes):
+    words = words_of(tiny_study, tmp_path, "--workers=2", processes=processes)
+    command = [
+        "unshare",
+        "-m",
+        "sh",
+        "-c",
+        'mount -t tmpfs -o size=64k none /dev/shm && exec "$0" "$@"',
+        sys.executable,
+    ]
+    process = launch(["-c", "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])", *command, *words])
+    lines = finish(process, 1).splitlines()
+    assert re.search(r"^train: the loader processes have too little shared memory: enlarge /dev/shm", lines[-1]), lines
+
+
+@needs_root
+def test_two_processes_train_on_a_machine_whose_own_name_does_not_resolve(tiny_study, tmp_path):
+    words = words_of(tiny_study, tmp_path, processes=2, epochs=1)
+    renamed = 'hostname node.invalid && exec "$0" "$@"'
+    finish(launch([*RUN, "unshare", "-u", "sh", "-c", renamed, sys.executable, *words]))
+    assert (tmp_path / "model.safetensors").exists()
+
+
+ONE_OF_TWO_FAILS = """
+import os
+from pipeline.errors import PipelineError
+from pipeline.training.command import run_training
+
+def main(argv):
+    if os.environ["RANK"] == "1":
+        raise PipelineError("clip rain_1 is damaged")
+
+run_training(main)
+"""
+
+
+def test_an_error_that_one_process_alone_meets_is_the_last_line(tmp_path):
+    script = tmp_path / "stage.py"
+    script.write_text(ONE_OF_TWO_FAILS)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    assert "stage: clip rain_1 is damaged" in finish(launch([*launcher, str(script)]), status=1)
+
+
+SAVES_FOR_THREE_SECONDS = """
+import signal, sys, time
+from pathlib import Path
+
+def save(*_):
+    time.sleep(3)
+    Path(sys.argv[1] + "/saved").touch()
+    sys.exit(143)
+
+signal.signal(signal.SIGTERM, save)
+Path(sys.argv[1] + "/started").touch()
+time.sleep(60)
+"""
+TORCHRUN_WITH_A_SECOND_OF_PATIENCE = """
+import sys
+from torch.distributed.elastic.multiprocessing.api import PContext
+from pipeline.training.launch import run_torchrun, torchrun
+
+PContext.close.__defaults__ = (None, 1)
+arguments = torchrun(1, ["--standalone"], sys.argv[1:])
+sys.exit(run_torchrun(arguments[arguments.index("--torchrun") + 1 :]))
+"""
+
+
+def test_a_training_may_save_longer_than_torchrun_waits(tmp_path):
+    """torchrun's 30 s, here one."""
+    (tmp_path / "training.py").write_text(SAVES_FOR_THREE_SECONDS)
+    process = launch(["-c", TORCHRUN_WITH_A_SECOND_OF_PATIENCE, str(tmp_path / "training.py"), str(tmp_path)])
+    while process.poll() is None and not (tmp_path / "started").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    finish(process, STOPPED)
+    assert (tmp_path / "saved").exists()
