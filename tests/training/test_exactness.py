@@ -253,17 +253,18 @@ def test_a_gpu_out_of_memory_names_a_micro_batch_with_which_the_training_ends(ti
         + ["--pairs", str(pairs), "--leaked", str(leaked_path(pairs))]
     )
     arguments = ["--pretrained", str(tiny_study.pretrained), "--pairs", str(pairs), "--shards", str(tiny_study.shards)]
-    arguments += ["--seed=0", "--out", str(tmp_path), "--device=cuda", "--objective=composed"]
+    arguments += ["--seed=0", "--device=cuda", "--objective=composed"]
     torch.cuda.reset_peak_memory_stats()
-    train.main(arguments)
+    train.main([*arguments, "--out", str(tmp_path / "whole")])
     peak = torch.cuda.max_memory_allocated()
     gc.collect()
     torch.cuda.empty_cache()
-    weights = sum(value.nbytes for value in load_file(tmp_path / "model.safetensors").values())
+    weights = sum(value.nbytes for value in load_file(tmp_path / "whole" / "model.safetensors").values())
     # No micro-batch makes these less: cuBLAS's workspace, the weights, their gradients and Adam's two moments.
     fixed = torch.cuda.memory_allocated() + 4 * weights
     limit = fixed + 0.85 * (peak - fixed)
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
+    arguments += ["--out", str(tmp_path / "parted")]
     try:
         with pytest.raises(PipelineError, match="does not hold 48 slots") as error:
             train.main(arguments)

@@ -29,7 +29,7 @@ from pipeline.training.batches import Batch
 from pipeline.training.composition import CompositionLoss
 from pipeline.training.distributed import Processes, synchronize_batch_norms
 from pipeline.training.settings import TrainingSettings
-from pipeline.training.trainer import Machine, backward_pass, parameter_groups, take_step
+from pipeline.training.trainer import backward_pass, parameter_groups
 from tests.models.small import CAPTIONS, SMALL
 
 GPU = torch.device("cuda", 0)
@@ -176,9 +176,9 @@ def batch_of(model: ClapModel, objective: str) -> Batch:
 
 
 def train_one_step(
-    fake: FakeTensorMode, model: ClapModel, settings: TrainingSettings, machine: Machine
+    fake: FakeTensorMode, model: ClapModel, settings: TrainingSettings, micro_batch: int = 0
 ) -> tuple[dict[str, torch.Tensor], list[Product]]:
-    """The losses and products of one step of the trainer."""
+    """The losses and products of one step, of the trainer's parts."""
     processes = Processes(rank=0, count=1, device=GPU)
     model.set_training_mode(
         encoder_regularisation=settings.encoder_regularisation,
@@ -186,10 +186,11 @@ def train_one_step(
     )
     objective = CompositionLoss(model, settings)
     optimizer = torch.optim.Adam(parameter_groups(model, settings), fused=True)
-    backward = backward_pass(objective, settings, processes, machine)
+    take_backward_pass = backward_pass(objective, settings, processes, micro_batch)
     with fake, FakeGPU() as gpu:
         batch = batch_of(model, settings.objective).pin_memory()
-        losses = take_step(backward, model, batch, optimizer, 0, 0, settings, processes)
+        losses = take_backward_pass(batch)
+        optimizer.step()
     return losses, gpu.products
 
 
@@ -232,7 +233,7 @@ def test_a_step_stays_on_the_gpu(fake, tmp_path, backbone, name, micro_batch):
     model = build(backbone, tmp_path, fake, tokens=settings.pseudo_tokens if settings.uses_a2t else 0)
     if settings.batch_norm == "synchronized":
         synchronize_batch_norms(model.audio_encoder)
-    losses, _ = train_one_step(fake, model, settings, Machine(micro_batch=micro_batch))
+    losses, _ = train_one_step(fake, model, settings, micro_batch)
     assert all(value.device == GPU and value.dtype == torch.float32 for value in losses.values())
     for parameter_name, value in model.named_parameters():
         assert value.dtype == torch.float32 and value.device == GPU, parameter_name
@@ -247,7 +248,7 @@ def is_filterbank(product: Product) -> bool:
 @pytest.mark.parametrize("backbone", SMALL)
 def test_encoders_compute_in_bfloat16_and_the_rest_in_float32(fake, tmp_path, backbone):
     model = build(backbone, tmp_path, fake, tokens=1)
-    _, products = train_one_step(fake, model, SETTINGS["composed"], Machine())
+    _, products = train_one_step(fake, model, SETTINGS["composed"])
     clips = len(CAPTIONS)
     comparisons = [item for item in products if item.shapes[0] == (clips, clips) or clips_by_clips(item, model, clips)]
     filterbanks = [item for item in products if is_filterbank(item)]
