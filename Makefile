@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: table1 test test-slurm sweep lint bench-data bench-train bench-evaluation bench-planning bench-scheduling schema lock clean
+.PHONY: table1 test test-slurm sweep lint bench-data bench-train bench-evaluation bench-planning bench-scheduling gpu-check schema lock clean
 
 table1: .venv/locked  ## The small study, end to end: results/table1.csv and results/table1.tex
 	snakemake --cores all results/table1.tex
@@ -42,6 +42,9 @@ bench-scheduling: .venv/locked  ## What SLURM costs: the tiny study here and on 
 schema: .venv/locked  ## JSON schema and documentation page of a configuration, from its models
 	python -m pipeline.study > workflow/schemas/config.schema.json
 	python -m pipeline.study --markdown > docs/configuration.md
+
+gpu-check: .venv/locked  ## Tests, training step and a short run on this GPU, in some minutes: benchmarks/gpu_check/report.md
+	python -m bench.gpu_check
 
 lock: .venv/locked  ## Resolve the dependencies anew
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --upgrade --no-annotate \

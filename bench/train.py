@@ -128,15 +128,17 @@ def made_up_captions(tokenizer: Tokenizer, count: int, generator: np.random.Gene
         yield tokenizer.decode(tokenizer.encode(words).ids[: round(length) - 2])  # without " <|endoftext|>"
 
 
-def write_study(folder: Path, tokenizer: Tokenizer, *, clips: int, batch_size: int, epochs: int) -> tuple[Path, Path]:
-    """Pairs and shards of as many labeled as unlabeled 10 s clips of noise, made by the pipeline's own stages."""
+def write_study(
+    folder: Path, tokenizer: Tokenizer, *, clips: int, batch_size: int, epochs: int, clip_s: int = 10
+) -> tuple[Path, Path]:
+    """Pairs and shards of as many labeled as unlabeled clips of noise, made by the pipeline's own stages."""
     generator = np.random.default_rng(0)
     rate = BACKBONES["msclap-2023"].sample_rate_hz
     for dataset, label in (("labeled", "--labeled"), ("unlabeled", "--unlabeled")):
         root, split = folder / "raw" / dataset, folder / "shards" / dataset / "train"
         (root / "train").mkdir(parents=True)
         for clip in range(clips):
-            samples = generator.integers(-3000, 3000, 10 * rate, dtype=np.int16)
+            samples = generator.integers(-3000, 3000, clip_s * rate, dtype=np.int16)
             soundfile.write(root / "train" / f"{clip:05d}.wav", samples, rate)
         with (root / "train.csv").open("w", encoding="utf-8", newline="") as file:
             captions = made_up_captions(tokenizer, clips, generator)

@@ -15,6 +15,7 @@ import soundfile
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.data.audio import FULL_SCALE, UnusableAudio, fit_window, read_recording
@@ -22,6 +23,7 @@ from pipeline.data.shards.reader import ShardReader
 from pipeline.errors import PipelineError
 from pipeline.evaluation.windows import window_starts
 from pipeline.models.clap import ClapModel
+from pipeline.models.devices import send
 
 BATCH_SIZE = 64
 """Windows, and captions, at once."""
@@ -136,11 +138,9 @@ def embed_windows(
     with tqdm(desc="audio", unit="clip", total=count, disable=None) as progress:
         places = ((row, window_S) for row, clip in enumerate(clips) for window_S in clip)
         while batch := list(itertools.islice(places, batch_size)):
-            samples_WS = torch.from_numpy(np.stack([window_S for _, window_S in batch]))
-            with _autocast(device):
-                embedding_WD = model.encode_audio(samples_WS.to(device).float() / FULL_SCALE)
+            embedding_WD = encode_windows(model, torch.from_numpy(np.stack([window_S for _, window_S in batch])))
             rows_W = torch.tensor([row for row, _ in batch])
-            total_ND.index_add_(0, rows_W.to(device), F.normalize(embedding_WD.float()))
+            total_ND.index_add_(0, send(rows_W, device), F.normalize(embedding_WD))
             windows_N.index_add_(0, rows_W, torch.ones(len(batch)))
             progress.update(batch[-1][0] + 1 - progress.n)
     return (total_ND.cpu() / windows_N[:, None]).numpy()
@@ -154,14 +154,26 @@ def embed_texts(model: ClapModel, captions: Sequence[str], batch_size: int) -> N
     once, so that its copies tie exactly and count as tied.
     """
     distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))
-    device = model.logit_scale.device
-    encoded = []
-    for first in tqdm(range(0, len(distinct), batch_size), desc="texts", unit="batch", disable=None):
-        with _autocast(device):
-            encoded.append(model.encode_text(distinct[first : first + batch_size]).float())
+    encoded = [
+        encode_captions(model, distinct[first : first + batch_size])
+        for first in tqdm(range(0, len(distinct), batch_size), desc="texts", unit="batch", disable=None)
+    ]
     place = {caption: row for row, caption in enumerate(distinct)}
     # Copied once, at the end: a GPU would wait for every copy before the next batch is made ready.
     return torch.cat(encoded).cpu().numpy()[[place[caption] for caption in captions]]
+
+
+def encode_windows(model: ClapModel, samples_WS: Tensor) -> Tensor:
+    """Embeddings (W, D), float32, of one batch of 16-bit windows; returns without waiting for a GPU."""
+    device = model.logit_scale.device
+    with _autocast(device):
+        return model.encode_audio(send(samples_WS, device).float() / FULL_SCALE).float()
+
+
+def encode_captions(model: ClapModel, captions: Sequence[str]) -> Tensor:
+    """Embeddings (M, D), float32, of one batch of captions; returns without waiting for a GPU."""
+    with _autocast(model.logit_scale.device):
+        return model.encode_text(captions).float()
 
 
 def _autocast(device: torch.device) -> torch.autocast:

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -171,13 +170,12 @@ class ClapModel(nn.Module):
         if pseudo_tokens is not None:
             for caption_ids in ids[len(ids) - pseudo_count :]:
                 caption_ids += caption_ids[-1:] * pseudo_tokens.shape[1]  # places before or after the end token
-        lengths_B = torch.tensor([len(caption_ids) for caption_ids in ids])
-        ids_BL = torch.zeros(len(ids), int(lengths_B.max()), dtype=torch.long)
-        ids_BL[torch.arange(ids_BL.shape[1]) < lengths_B[:, None]] = torch.from_numpy(np.concatenate(ids))
+        longest = max(map(len, ids))  # of the lists: a shape must not depend on the values of a tensor
+        padded = [caption_ids + [0] * (longest - len(caption_ids)) for caption_ids in ids]
         device = self.logit_scale.device
-        lengths_B = send(lengths_B, device)
+        lengths_B = send(torch.tensor([len(caption_ids) for caption_ids in ids]), device)
 
-        embeds_BLE = self.caption_encoder.embed(send(ids_BL, device))
+        embeds_BLE = self.caption_encoder.embed(send(torch.tensor(padded), device))
         if pseudo_tokens is not None and pseudo_count:
             # The last pseudo-token is the last position but one, before the end token, or the last.
             back_K = torch.arange(-pseudo_tokens.shape[1], 0, device=device) - int(pseudo_position == "before_end")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torchlibrosa.augmentation import DropStripes
 
 from pipeline.models.devices import send
@@ -25,6 +26,25 @@ def random_stripes(windows: int, positions: int, dropper: DropStripes, device: t
     width_BK1, begin_BK1 = send(width_BK1, device), send(begin_BK1, device)
     position = torch.arange(positions, device=device)
     return ((position >= begin_BK1) & (position < begin_BK1 + width_BK1)).any(dim=1)
+
+
+def stretched(mel_B1TM: Tensor, image_frames: int) -> Tensor:
+    """The spectrogram (B, 1, I, M) of `image_frames` frames: msclap's bicubic interpolation as a matrix product.
+
+    torch adds up the gradient of an interpolation atomically on a GPU, in another order each time. Of all operations
+    of a training step it was the only one that gave other bits when the step was repeated.
+    """
+    frames = mel_B1TM.shape[2]
+    with torch.autocast(mel_B1TM.device.type, enabled=False):
+        single_TT = torch.eye(frames, device=mel_B1TM.device)
+        weights_IT = bicubic(single_TT[None, None], image_frames)[0, 0]
+        return weights_IT @ mel_B1TM
+
+
+def bicubic(mel_B1TM: Tensor, image_frames: int) -> Tensor:
+    """The interpolation over time of HTS-AT's `reshape_wav2img`."""
+    size = (image_frames, mel_B1TM.shape[3])
+    return functional.interpolate(mel_B1TM, size, mode="bicubic", align_corners=True)
 
 
 class HtsatEncoder(nn.Module):
@@ -62,8 +82,19 @@ class HtsatEncoder(nn.Module):
 
     @torch.compiler.disable
     def front_end(self, samples_BS: Tensor) -> Tensor:
-        """The normalised spectrogram (B, 1, T, M), in the encoder's own training mode with SpecAugment."""
-        mel_B1TM, augmenter = self.normalised_log_mel(samples_BS), self.htsat.spec_augmenter
+        """The normalised spectrogram (B, 1, T, M), in the encoder's own training mode with SpecAugment.
+
+        On a GPU it has the frames of HTS-AT's image already; elsewhere `reshape_wav2img` stretches it.
+        """
+        mel_B1TM = self.augmented(self.normalised_log_mel(samples_BS))
+        image_frames = self.htsat.spec_size * self.htsat.freq_ratio
+        if not mel_B1TM.is_cuda or mel_B1TM.shape[2] == image_frames:
+            return mel_B1TM
+        return stretched(mel_B1TM, image_frames)
+
+    def augmented(self, mel_B1TM: Tensor) -> Tensor:
+        """The spectrogram (B, 1, T, M), without random stripes in the encoder's own training mode."""
+        augmenter = self.htsat.spec_augmenter
         if not augmenter.training:
             return mel_B1TM
         # torchlibrosa zeroes stripe after stripe in place, each of which copies the batch's gradient once.

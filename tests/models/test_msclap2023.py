@@ -12,6 +12,7 @@ import torch
 
 from pipeline.errors import PipelineError
 from pipeline.models import load_model, mini, msclap2023, save_model
+from pipeline.models.htsat import bicubic, stretched
 from pipeline.models.tokenization import read_tokenizer
 from pipeline.stages import import_weights
 
@@ -53,6 +54,17 @@ def test_audio_embeddings_are_those_of_msclap(full: FullSize, reference: msclap.
     theirs = reference._get_audio_embeddings(samples_BS[:, None])
     assert theirs.std(dim=0).mean() > 0.1  # the four differ
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_stretching_on_a_gpu_is_the_interpolation_of_msclap() -> None:
+    """Its values and its gradient; also computed on the CPU, where the model itself interpolates."""
+    mel_B1TM = torch.randn(2, 1, 965, 64, requires_grad=True)
+    gradient = torch.randn(2, 1, 1024, 64)
+    expected, found = bicubic(mel_B1TM, 1024), stretched(mel_B1TM, 1024)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    (expected_gradient,) = torch.autograd.grad(expected, mel_B1TM, gradient)
+    (found_gradient,) = torch.autograd.grad(found, mel_B1TM, gradient)
+    torch.testing.assert_close(found_gradient, expected_gradient, rtol=0, atol=2e-5)
 
 
 def test_text_embeddings_are_those_of_msclap(full: FullSize, reference: msclap.CLAP) -> None:
