@@ -254,6 +254,21 @@ def test_a_training_that_runs_out_of_time_saves_and_goes_on_in_the_same_job(tiny
     assert int(output.split("asked to stop: saved step ")[1].split(" ")[0]) > 0
 
 
+def test_a_signal_to_two_nodes_saves_and_puts_the_job_back(tiny_study, tmp_path):
+    run = tmp_path / "run"
+    endless = [*training(tiny_study, run, epochs=2000), "--workers=1", "--steps-per-checkpoint", "5"]
+    job = submit(
+        tmp_path, "train_two_nodes.sh", *endless,
+        sbatch=["--gpus-per-node=1", "--exclusive=user"], variables={"PROCESSES": "2"},
+    )  # fmt: skip
+    wait_until((run / "checkpoints" / "last.pt").exists, "no checkpoint", seconds=120)
+    ask("scancel", "--signal=TERM", job)
+    log = tmp_path / f"train-{job}.log"
+    wait_until(lambda: "asked to stop: saved step" in text_of(log), "it does not save", seconds=60)
+    wait_until(lambda: f"putting SLURM job {job} back" in text_of(log), "it is not put back", seconds=60)
+    ask("scancel", job)
+
+
 def test_a_training_goes_on_where_another_node_left_it(tiny_study, tmp_path):
     plan = {"epochs": 60}
     train.main(training(tiny_study, tmp_path / "unbroken", **plan))
