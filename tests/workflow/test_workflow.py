@@ -203,14 +203,9 @@ def test_the_whole_study_runs_at_a_tiny_size_and_a_second_run_has_nothing_to_do(
     ):
         assert caption in text, caption
 
-    # A labeled set smaller than a batch, found by the stage that fills the batches.
-    (project / "large.yaml").write_text("training: {batch_size: 1000}\n")
-    output = snakemake(project, "--configfile", tiny, "large.yaml", status=1)
-    assert "batch_size is 1000, but the labeled set holds" in output
-
 
 def test_a_stage_runs_again_when_its_version_rises_and_not_when_its_code_is_edited(project, tiny):
-    with (project / "pipeline" / "results" / "tables.py").open("a") as file:
+    with (project / "pipeline" / "results" / "table" / "csv.py").open("a") as file:
         file.write("\n# An edit.\n")
     assert "Nothing to be done" in snakemake(project, "--configfile", tiny, "-n")
     versions = project / "pipeline" / "stages" / "__init__.py"
@@ -314,6 +309,12 @@ def test_a_parquet_file_that_changes_makes_the_catalog_again(project):
     assert pq.read_metadata(project / catalog).num_rows == 2
     pq.write_table(pa.Table.from_pylist(clips[:1]), path)  # in place: its folder does not change
     assert "index_audio" in snakemake(project, catalog, "--configfile", "mirror.yaml", "-n", "--quiet", "rules")
+
+
+def test_a_labeled_set_smaller_than_a_batch_is_named_by_the_stage_that_fills_batches(project, tiny):
+    (project / "large.yaml").write_text("training: {batch_size: 1000}\n")
+    output = snakemake(project, "--configfile", tiny, "large.yaml", status=1)
+    assert "batch_size is 1000, but the labeled set holds" in output
 
 
 def test_lint_finds_nothing(project):

@@ -14,6 +14,7 @@ try:
     study = Study.of_config(config)
 except PipelineError as error:
     raise WorkflowError(str(error)) from None
+config.update(study.config.model_dump())  # with defaults, for the captions of Snakemake's report
 
 # Jobs read this file again; the message is for the person who started the workflow.
 if study.starts_small and workflow.is_main_process:
