@@ -41,6 +41,10 @@ TINY = {
 Span = tuple[float, float]
 
 
+JOBS = 2
+"""Jobs per split that share out its shards."""
+
+
 def make_project(folder: Path, nodes: int) -> None:
     """Copy what ships, with a tiny study, tiny.yaml, and the SLURM profile edited for the test bed as a user would."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +66,7 @@ def make_project(folder: Path, nodes: int) -> None:
         del profile["set-resources"][stage]["gpu_model"]
     profile["set-resources"]["pretrain"]["mem_mb"] = 1500
     profile["set-resources"]["shard_audio"]["mem_mb"] = 300
-    profile["group-components"]["shards"] = 4
+    profile["config"] = [f"shards={{jobs: {JOBS}}}"]
     profile |= {"cores": 2, "latency-wait": 10, "slurm-init-seconds-before-status-checks": 8}
     path.write_text(yaml.safe_dump(profile))
 
