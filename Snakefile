@@ -4,6 +4,8 @@
 `--configfile mine.yaml` runs another study. A file without `datasets` is laid over the small study.
 """
 
+import sys
+
 from snakemake.utils import min_version
 
 min_version("9.0")
@@ -40,6 +42,11 @@ rule all:
         expand("results/{table}.{format}", table=study.config.tables, format=["csv", "md", "tex"]),
         expand("results/curves/{curve}.{format}", curve=study.config.curves, format=["csv", "svg"]),
         "results/report/index.html",
+
+
+onstart:
+    for line in study.opening_lines():
+        print(line, file=sys.stderr)
 
 
 onsuccess:

@@ -784,7 +784,11 @@ class Study:
                     paths.append(f"results/sweep/{rate}/{row.run}/{row.target}/{name}")
         return list(dict.fromkeys(paths))
 
-    # --- the end of a workflow
+    # --- the start and the end of a workflow
+
+    def opening_lines(self) -> list[str]:
+        """What the person who starts the workflow should know."""
+        return [MINI_NOTE] if self.starts_small else []
 
     def closing_lines(self) -> list[str]:
         """Where the tables and the page are, of those that exist."""

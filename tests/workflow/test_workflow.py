@@ -18,6 +18,7 @@ import yaml
 
 from pipeline.data.pairs import read_facts
 from pipeline.stages import mix_soundscapes
+from pipeline.study import MINI_NOTE
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ["Snakefile", "config.yaml", "workflow", "pipeline", "profiles", "data", "experiments"]
@@ -157,7 +158,8 @@ def test_the_whole_study_runs_at_a_tiny_size_and_a_second_run_has_nothing_to_do(
         assert len(list((project / "results" / "shards" / dataset / split).glob("*.tar"))) > 0
     assert not (project / "results" / "pairs").exists()
 
-    snakemake(project, "--configfile", tiny)
+    output = snakemake(project, "--configfile", tiny)
+    assert MINI_NOTE in output and "result: results/table1.csv" in output
     with (project / "results" / "table1.csv").open() as file:
         rows = list(csv.DictReader(file))
     cells = [[row[name] for name in ("target", "method", "clotho", "audiocaps", "audioset", "seeds")] for row in rows]

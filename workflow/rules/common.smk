@@ -1,24 +1,19 @@
 """The study, and how the rules ask it: everything they ask is a method of `pipeline.study.Study`."""
 
 import inspect
-import sys
 
 from snakemake.exceptions import WorkflowError
 
 from pipeline.errors import PipelineError
 from pipeline.models.backbones import PUBLISHED
 from pipeline.stages import VERSIONS
-from pipeline.study import MINI_NOTE, Study
+from pipeline.study import Study
 
 try:
     study = Study.of_config(config)
 except PipelineError as error:
     raise WorkflowError(str(error)) from None
 config.update(study.config.model_dump())  # with defaults, for the captions of Snakemake's report
-
-# Jobs read this file again; the message is for the person who started the workflow.
-if study.starts_small and workflow.is_main_process:
-    print(MINI_NOTE, file=sys.stderr)
 
 
 def one_of(names):
