@@ -37,7 +37,7 @@ def is_kept(outputs: Sequence[Path], made_from: Mapping[str, Any]) -> bool:
         found = json.loads((kept / DESCRIPTION).read_text(encoding="utf-8"))
         if found["made_from"] != json.loads(json.dumps(made_from)):
             return False
-        return all(sha256_of(kept / path.name) == found["sha256"].get(path.name) for path in outputs)
+        return {path.name: sha256_of(kept / path.name) for path in outputs} == found["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -23,7 +23,6 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.data.downloads import fetch, open_session, unpack
-from pipeline.data.shards.partition import read_assignment
 from pipeline.errors import PipelineError, crash_message, read_error_message
 from pipeline.files import sha256_of, write_atomically, write_json
 
@@ -57,21 +56,25 @@ def fill(disk: Path) -> None:
 
 def shard_audio(study: Path, out: Path) -> list[str]:
     catalog = study / "catalogs" / "labeled" / "train.parquet"
-    shard = read_assignment(catalog, 20)[0].shard
-    settings = ["--clips-per-shard", "20", "--sample-rate-hz", "16000", "--format", "wav"]
-    outputs = ["--tar", str(out / f"{shard}.tar"), "--rows", str(out / f"{shard}.parquet")]
-    return ["--catalog", str(catalog), "--shard", shard, *settings, *outputs]
+    plan = ["--plan", str(catalog.with_suffix(".shards.parquet")), "--part", "0-of-1"]
+    outputs = ["--shards", str(out), "--done", str(out / "part.json")]
+    return ["--catalog", str(catalog), *plan, "--sample-rate-hz", "16000", "--format", "wav", *outputs]
 
 
 def index_audio(study: Path, out: Path) -> list[str]:
     source = ["--dataset", "labeled", "--split", "train", "--adapter", "folder", "--root", str(study / "raw/labeled")]
-    return [*source, "--labeled", "--catalog", str(out / "train.parquet")]
+    outputs = ["--catalog", str(out / "train.parquet"), "--plan", str(out / "train.shards.parquet")]
+    return [*source, "--labeled", "--clips-per-shard", "20", *outputs]
 
 
 def index_shards(study: Path, out: Path) -> list[str]:
-    catalog, shards = study / "catalogs/labeled/train.parquet", study / "shards/labeled/train"
-    outputs = ["--manifest", str(out / "manifest.parquet"), "--summary", str(out / "manifest.json")]
-    return ["--catalog", str(catalog), "--clips-per-shard", "20", "--shards", str(shards), *outputs]
+    plan, shards = study / "catalogs/labeled/train.shards.parquet", study / "shards/labeled/train"
+    return ["--plan", str(plan), "--shards", str(shards), *manifest_files(out)]
+
+
+def manifest_files(out: Path) -> list[str]:
+    names = {"manifest": "manifest.parquet", "summary": "manifest.json", "identities": "identities.parquet"}
+    return [word for flag, name in names.items() for word in (f"--{flag}", str(out / name))]
 
 
 def pair_clips(study: Path, out: Path) -> list[str]:
@@ -82,8 +85,7 @@ def pair_clips(study: Path, out: Path) -> list[str]:
 
 
 def stage_shards(study: Path, out: Path) -> list[str]:
-    outputs = ["--manifest", str(out / "manifest.parquet"), "--summary", str(out / "manifest.json")]
-    return ["--address", str(study / "shards/labeled/train"), *outputs]
+    return ["--address", str(study / "shards/labeled/train"), *manifest_files(out)]
 
 
 def find_near_duplicates(study: Path, out: Path) -> list[str]:

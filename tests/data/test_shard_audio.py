@@ -188,7 +188,7 @@ UNUSABLE = {
     "hiss below -80 dB.wav": ("dropped", "silent", lambda path: write_audio(path, tone(level=9e-5))),
     "opposite.wav": ("dropped", "out_of_phase", lambda path: write_audio(path, np.stack([tone(), -tone()], axis=1))),
     "at scale 32768.wav": ("dropped", "clipped", lambda path: write_audio(path, tone() * 32_768, subtype="FLOAT")),
-    "pipe.wav": ("failed", "undecodable", lambda path: os.mkfifo(path)),
+    "pipe.wav": ("dropped", "missing_file", lambda path: os.mkfifo(path)),
     "text.wav": ("failed", "undecodable", lambda path: path.write_text("<html>404 not found</html>")),
     "riff.wav": ("failed", "undecodable", lambda path: path.write_bytes(b"RIFF\x24\x00\x00\x00WAVE")),
     "video.m4a": ("failed", "undecodable", lambda path: path.write_bytes(b"\x00\x00\x00\x20ftypM4A " + bytes(99))),
@@ -428,7 +428,7 @@ def test_a_killed_shard_leaves_nothing_and_can_be_made_again(tmp_path: Path) -> 
     catalog = make_catalog(write_folder(tmp_path), tmp_path / "catalog.parquet")
     shard_audio.main(shard_arguments(catalog, tmp_path / "unbroken"))
     last = tmp_path / "train" / read_rows(tmp_path / "unbroken/00000.parquet")[0]["source_name"][2].as_py()
-    shutil.copy(last, tmp_path / "kept.wav")
+    shutil.copy2(last, tmp_path / "kept.wav")
     with last.open("r+b") as file:  # ten hours of zeros: it is killed between its second and third clip
         file.seek(40)
         file.write((RATE * 2 * 36_000).to_bytes(4, "little"))
@@ -443,7 +443,7 @@ def test_a_killed_shard_leaves_nothing_and_can_be_made_again(tmp_path: Path) -> 
     assert temporary, "it was killed before it began"
     assert not (tmp_path / "out/00000.tar").exists()
     assert not (tmp_path / "out/00000.parquet").exists()
-    shutil.copy(tmp_path / "kept.wav", last)
+    shutil.copy2(tmp_path / "kept.wav", last)
     shard_audio.main(shard_arguments(catalog, tmp_path / "out"))
     for name in ("00000.tar", "00000.parquet"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
@@ -497,7 +497,9 @@ def test_a_killed_part_goes_on_after_the_shards_that_it_had_finished(
     names = shard_names(catalog, 2)
     raw = tmp_path / "raw" / "train" / read_rows(shards / f"{names[2]}.parquet")[0]["source_name"][0].as_py()
     raw.rename(tmp_path / "kept.wav")
-    os.mkfifo(raw)  # opening it blocks: the part hangs in its third shard
+    with raw.open("wb") as file:  # ten hours of zeros: it is killed in its third shard
+        file.write((tmp_path / "kept.wav").read_bytes()[:40] + (RATE * 2 * 36_000).to_bytes(4, "little"))
+        file.truncate(44 + RATE * 2 * 36_000)
     out = tmp_path / "out"
     arguments = part_arguments(catalog, out, clips=2)
     with subprocess.Popen(
