@@ -530,6 +530,11 @@ class Study:
         jobs = self.config.shards.jobs
         return [f"{number}-of-{jobs}" for number in range(jobs)]
 
+    def repairs(self, dataset: str, split: str, part: str) -> str:
+        """When a stage last found a damaged tar in a part of a split; another answer makes Snakemake plan the part."""
+        path = Path(f"results/shards/{dataset}/{split}/parts/{part}.repairs")
+        return path.read_text(encoding="utf-8").strip() if path.exists() else "none"
+
     def split(self, dataset: str, role: Role) -> str:
         """DATASET/SPLIT of the split that a dataset uses in a role."""
         return f"{dataset}/{self.config.datasets[dataset].splits.of(role)}"

@@ -28,6 +28,7 @@ rule shard_audio:
         runtime=600,
     params:
         version=VERSIONS["shard_audio"],
+        repairs=ask(study.repairs),
         folder=subpath(output.part, ancestor=2),
         sample_rate_hz=study.backbone.sample_rate_hz,
         format=study.config.shards.format,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -80,6 +81,9 @@ class ShardFacts:
 
 
 FACTS_KEY = b"shard"
+
+REPAIRS = ".repairs"
+"""Suffix of the file next to the record of a part that holds the time of the last repair that was asked for."""
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -190,19 +194,19 @@ def check_tars(folder: Path, summary: Mapping[str, Any]) -> None:
 def remake(tar: Path) -> str:
     """Let the next run of the workflow make a tar again, and return what to do for it.
 
-    Removes the tar's row file, and the record of the part of the split that it belongs to, so that Snakemake plans
-    this part again. The part's other tars are kept.
+    Removes the tar's row file, and notes a repair of the part of the split that it belongs to, which is a parameter of
+    the rule: Snakemake then plans this part again. The part's other tars are kept.
     """
-    folder = tar.parent
-    if not any((folder / "parts").glob("*.json")):
+    records = sorted((tar.parent / "parts").glob("*.json"))
+    if not records:
         return "make it again with shard_audio, or with stage_shards where the shards were copied"
-    with contextlib.suppress(OSError):  # a folder that may only be read: the user removes them
+    with contextlib.suppress(OSError):  # a folder that may only be read
         tar.with_suffix(".parquet").unlink(missing_ok=True)
-        for record in (folder / "parts").glob("*.json"):
+        for record in records:
             if f'"{tar.stem}"' in record.read_text(encoding="utf-8"):
-                record.unlink()
+                record.with_suffix(REPAIRS).write_text(f"{time.time_ns()}\n", encoding="utf-8")
         return "give the same Snakemake command again, which makes this tar again"
-    return f"delete it and {folder / 'parts'}, and give the same Snakemake command again"
+    return "delete it, and give the same Snakemake command again with --forcerun shard_audio"
 
 
 def read_rows(path: Path) -> tuple[pa.Table, ShardFacts]:
