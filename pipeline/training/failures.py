@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 
 import torch
 from torch import nn
@@ -69,20 +72,28 @@ def failed_compilation(error: BaseException, device: torch.device) -> PipelineEr
     )
 
 
-def failed_loader(error: RuntimeError) -> PipelineError | None:
-    """The error of a loader process that the kernel ended or that has no shared memory; None for any other error.
+def failed_loader(error: Exception, loaders: Collection[BaseProcess]) -> PipelineError | None:
+    """The error of a loader process that was ended or that has no shared memory; None for any other error.
 
-    torch raises RuntimeError for both, and its message is all that tells them from others.
+    torch raises RuntimeError for both, with nothing but its message to distinguish them. A loader that is killed while
+    torch is in its own code can also end in another error, so the processes are asked as well.
     """
     text = str(error)
-    if "shared memory" in text and ("DataLoader worker" in text or "unable to allocate" in text):
+    is_full = isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None
+    if is_full or ("shared memory" in text and ("DataLoader worker" in text or "unable to allocate" in text)):
         return PipelineError(
             "the loader processes have too little shared memory: enlarge /dev/shm (docker run --shm-size), or set "
             "the resource loader_workers to 0; the same command goes on from the last checkpoint"
         )
-    if "DataLoader worker (pid" in text:
+    for process in loaders:
+        process.join(timeout=0)
+    killed = [
+        signal.Signals(-process.exitcode).name for process in loaders if process.exitcode and process.exitcode < 0
+    ]
+    if killed or "DataLoader worker (pid" in text:
+        reason = f"by {killed[0]}" if killed else text.splitlines()[0].strip()
         return PipelineError(
-            f"a loader process was ended ({text.splitlines()[0].strip()}); mostly the machine's memory ran out: lower "
-            "the resource loader_workers or ask for more memory; the same command goes on from the last checkpoint"
+            f"a loader process was ended ({reason}); mostly the machine's memory ran out: lower the resource "
+            "loader_workers or ask for more memory; the same command goes on from the last checkpoint"
         )
     return None

@@ -30,22 +30,22 @@ def load_batches(
         pin_memory=pin_memory,
         worker_init_fn=ignore_signals,
     )
-    others = set(multiprocessing.active_children())
-    iterator = iter(loader)
-    own = set(multiprocessing.active_children()) - others
+    others, own = set(multiprocessing.active_children()), set()
     try:
+        iterator = iter(loader)
+        own = set(multiprocessing.active_children()) - others
         yield iterator
     except PipelineError as error:
         # torch puts the traceback of the other process into the message of an exception of the same class.
         if "in DataLoader worker process" not in str(error):
             raise
         raise PipelineError(str(error).rsplit("PipelineError: ", 1)[-1].strip()) from None
-    except RuntimeError as error:
-        if (known := failed_loader(error)) is not None:
+    except (RuntimeError, OSError) as error:
+        if (known := failed_loader(error, own)) is not None:
             raise known from error
         raise
     finally:
-        end_processes(own)
+        end_processes(own or set(multiprocessing.active_children()) - others)
 
 
 def ignore_signals(worker: int) -> None:

@@ -71,7 +71,7 @@ def test_a_loader_process_that_the_kernel_kills_ends_the_training(tiny_study, tm
     process, below = begin(tiny_study, tmp_path, f"--workers={workers}", processes=processes)
     leaves(below)[-1].kill()
     lines = end(process, below, 1)
-    assert re.search(r"^train: a loader process was ended .*killed by signal: Killed.*lower.*loader_workers", lines[-1])
+    assert re.search(r"^train: a loader process was ended .*lower.*loader_workers", lines[-1]), lines[-3:]
 
 
 @pytest.mark.parametrize("processes", [1, 2])
