@@ -126,7 +126,7 @@ def main() -> None:
         report(f"{tars} tars in {jobs} jobs, all made", *seconds_of(project, *dry, *many))
         if shutil.which("sbatch"):
             slurm = ["--profile", "profiles/slurm", "--config", f"shards={{jobs: {jobs}}}"]
-            report("the same, for SLURM", *seconds_of(project, *dry, *slurm, *many))
+            report("the same, for SLURM", *seconds_of(project, *dry, *many, *slurm))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def make_project(folder: Path, nodes: int) -> None:
     for stage in ("train", "embed"):
         del profile["set-resources"][stage]["gpu_model"]
     profile["set-resources"]["pretrain"]["mem_mb"] = 1500
-    profile["set-resources"]["shard_audio"]["mem_mb"] = 300
+    profile["set-resources"]["shard_audio"] |= {"mem_mb": 300, "runtime": 10}
     profile["config"] = [f"shards={{jobs: {JOBS}}}"]
     profile |= {"cores": 2, "latency-wait": 10, "slurm-init-seconds-before-status-checks": 8}
     path.write_text(yaml.safe_dump(profile))

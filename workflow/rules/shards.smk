@@ -25,7 +25,7 @@ rule shard_audio:
     threads: 1
     resources:
         mem_mb=1000,
-        runtime=600,
+        runtime=240,
     params:
         version=VERSIONS["shard_audio"],
         repairs=ask(study.repairs),
