@@ -6,6 +6,7 @@ import argparse
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +69,8 @@ def write_embeddings(
     )  # fmt: skip
 
 
-def main(argv: list[str]) -> None:
+def build_parser() -> argparse.ArgumentParser:
+    """The options of the stage."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of a saved model")
     parser.add_argument("--shards", type=Path, required=True, help="folder of a captioned split's shards")
@@ -90,38 +92,37 @@ def main(argv: list[str]) -> None:
         "--outcome", type=Path, help="outcome of the training: of one that diverged nothing is embedded"
     )
     parser.add_argument("--embeddings", type=Path, required=True, help="npz file to write")
-    args = parser.parse_args(argv)
+    return parser
 
+
+def made_from(args: argparse.Namespace) -> dict[str, Any]:
+    """What decides the embeddings, for `pipeline.provenance`."""
+    return {
+        "stage": "embed",
+        "version": VERSIONS["embed"],
+        "model": {name: sha256_of(args.model / name) for name in MODEL_FILES if (args.model / name).exists()},
+        "split": _checksums(args.shards),
+        **{name: getattr(args, name) for name in ("windows", "batch_size", "threads", "device")},
+    }
+
+
+def main(argv: list[str]) -> None:
+    args = build_parser().parse_args(argv)
     if args.outcome is not None and read_divergence(args.outcome) is not None:
         with write_atomically(args.embeddings) as temporary, temporary.open("wb") as file:
             np.savez(file)
         logger.warning("%s: the training diverged; nothing is embedded", args.outcome)
         return
-    made_from = {
-        "stage": "embed",
-        "version": VERSIONS["embed"],
-        "model": {name: sha256_of(args.model / name) for name in MODEL_FILES if (args.model / name).exists()},
-        "split": _checksums(args.shards),
-        "windows": args.windows,
-        "batch_size": args.batch_size,
-        "threads": args.threads,
-        "device": args.device,
-    }
-    if restore([args.embeddings], made_from):
+    origin = made_from(args)
+    if restore([args.embeddings], origin):
         return
     if args.threads:
         import torch
 
         torch.set_num_threads(args.threads)
-    write_embeddings(
-        args.model,
-        args.shards,
-        args.embeddings,
-        windows=args.windows,
-        batch_size=args.batch_size,
-        device=args.device,
-    )
-    remember([args.embeddings], made_from)
+    options = {"windows": args.windows, "batch_size": args.batch_size, "device": args.device}
+    write_embeddings(args.model, args.shards, args.embeddings, **options)
+    remember([args.embeddings], origin)
 
 
 def _checksums(shards: Path) -> dict[str, str]:
