@@ -180,8 +180,8 @@ def embedding(model_folder: Path, shards_folder: Path, threads: int) -> str:
     import torch
 
     from pipeline.data.shards.reader import open_shards
-    from pipeline.evaluation.embedding import BATCH_SIZE, captions_of, embed_audio, embed_texts
-    from pipeline.evaluation.windows import window_starts
+    from pipeline.evaluation.embedding import captions_of, embed_audio, embed_texts
+    from pipeline.evaluation.windows import BATCH_SIZE, window_starts
     from pipeline.models import load_model
     from pipeline.models.devices import choose_device
 

@@ -25,8 +25,6 @@ from pipeline.evaluation.windows import window_starts
 from pipeline.models.clap import ClapModel
 from pipeline.models.devices import send
 
-BATCH_SIZE = 64
-"""Windows, and captions, at once."""
 SUBTYPES = {"int16": "PCM_16", "int32": "PCM_32", "float32": "FLOAT", "float64": "DOUBLE"}
 """How samples in memory of each type are written as WAV."""
 

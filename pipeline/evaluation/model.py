@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.embedding import BATCH_SIZE, embed_sounds, embed_texts, name_of
+from pipeline.evaluation.embedding import embed_sounds, embed_texts, name_of
 from pipeline.evaluation.vectors import check_vectors, unit_rows
+from pipeline.evaluation.windows import BATCH_SIZE
 from pipeline.models import load_model
 from pipeline.models.backbones import BACKBONES
 from pipeline.models.clap import ClapModel

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError, printable
-from pipeline.evaluation.embedding import BATCH_SIZE, captions_of, embed_audio, embed_sounds, embed_texts
+from pipeline.evaluation.embedding import captions_of, embed_audio, embed_sounds, embed_texts
 from pipeline.evaluation.model import AudioTextModel, load
 from pipeline.evaluation.vectors import check_vectors, nearest, unit_rows
+from pipeline.evaluation.windows import BATCH_SIZE
 from pipeline.files import sha256_of, write_atomically
 
 logger = logging.getLogger(__name__)

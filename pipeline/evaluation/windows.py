@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+BATCH_SIZE = 64
+"""Windows, or captions, that are embedded at once."""
+
 WINDOWS = ("mean", "first", "center")
 """Ways to take windows from a clip that is longer than one; `window_starts` says what each does."""
 

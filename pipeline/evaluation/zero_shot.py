@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from pipeline.data.audio import UnusableAudio
 from pipeline.errors import PipelineError
 from pipeline.evaluation.classification import confusion, find_clips, prompts_of, wilson_interval
-from pipeline.evaluation.embedding import BATCH_SIZE, embed_sounds
+from pipeline.evaluation.embedding import embed_sounds
 from pipeline.evaluation.model import load
 from pipeline.evaluation.vectors import check_vectors, unit_rows
+from pipeline.evaluation.windows import BATCH_SIZE
 from pipeline.files import write_atomically
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError
 from pipeline.evaluation.outcomes import read_divergence
-from pipeline.evaluation.windows import WINDOWS
+from pipeline.evaluation.windows import BATCH_SIZE, WINDOWS
 from pipeline.files import read_json, sha256_of, write_atomically
 from pipeline.models import MODEL_FILES, load_model
 from pipeline.models.devices import add_device_argument, choose_device
@@ -22,9 +22,6 @@ from pipeline.provenance import remember, restore
 from pipeline.stages import VERSIONS, at_least, run
 
 logger = logging.getLogger(__name__)
-
-
-BATCH_SIZE = 64
 
 
 def retrievable_captions(shards: ShardReader) -> tuple[list[str], NDArray[np.int64]]:
