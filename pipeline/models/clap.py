@@ -28,6 +28,10 @@ from pipeline.models.text import TextEncoder
 
 log = logging.getLogger(__name__)
 
+CAPTIONS_PER_GROUP = 24
+"""Captions of similar length that a CPU encodes at a time. A training step of the small study has 96 captions of 25
+tokens on average and 49 at most: in groups the text encoder takes half the time."""
+
 
 class ClapModel(nn.Module):
     """An audio and a text encoder into one joint space; `backbone` is the entry of `BACKBONES` it was built as.
@@ -170,13 +174,42 @@ class ClapModel(nn.Module):
         if pseudo_tokens is not None:
             for caption_ids in ids[len(ids) - pseudo_count :]:
                 caption_ids += caption_ids[-1:] * pseudo_tokens.shape[1]  # places before or after the end token
+        groups = self._groups_by_length(ids)
+        embeddings, first_pseudo = [], len(ids) - pseudo_count
+        for group in groups:
+            rows_P = [i - first_pseudo for i in group if i >= first_pseudo]  # last in the group, as in the batch
+            group_PKE = pseudo_tokens
+            if pseudo_tokens is not None and len(groups) > 1:
+                group_PKE = pseudo_tokens[torch.tensor(rows_P, dtype=torch.long)]
+            embeddings.append(self._encode_tokens([ids[i] for i in group], group_PKE, pseudo_position))
+        if len(groups) == 1:
+            return embeddings[0]
+        row_of = {number: row for row, number in enumerate(number for group in groups for number in group)}
+        return torch.cat(embeddings)[torch.tensor([row_of[number] for number in range(len(ids))])]
+
+    def _groups_by_length(self, ids: list[list[int]]) -> list[list[int]]:
+        """Return the numbers of the captions in groups of similar length, because padding costs as much as tokens.
+
+        A GPU gets one group: it is faster with a large batch.
+        """
+        if self.logit_scale.device.type != "cpu":
+            return [list(range(len(ids)))]
+        by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        return [
+            sorted(by_length[first : first + CAPTIONS_PER_GROUP]) for first in range(0, len(ids), CAPTIONS_PER_GROUP)
+        ]
+
+    def _encode_tokens(
+        self, ids: list[list[int]], pseudo_tokens: Tensor | None, pseudo_position: Literal["before_end", "after_end"]
+    ) -> Tensor:
+        """Return embeddings (B, D) of token lists; the last P have places for their pseudo-tokens (P, K, E)."""
         longest = max(map(len, ids))  # of the lists: a shape must not depend on the values of a tensor
         padded = [caption_ids + [0] * (longest - len(caption_ids)) for caption_ids in ids]
         device = self.logit_scale.device
         lengths_B = send(torch.tensor([len(caption_ids) for caption_ids in ids]), device)
 
         embeds_BLE = self.caption_encoder.embed(send(torch.tensor(padded), device))
-        if pseudo_tokens is not None and pseudo_count:
+        if pseudo_tokens is not None and (pseudo_count := len(pseudo_tokens)):
             # The last pseudo-token is the last position but one, before the end token, or the last.
             back_K = torch.arange(-pseudo_tokens.shape[1], 0, device=device) - int(pseudo_position == "before_end")
             rows_P1 = torch.arange(len(ids) - pseudo_count, len(ids), device=device)[:, None]
