@@ -2,7 +2,13 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: table1 test test-slurm sweep lint bench-data bench-train bench-evaluation bench-planning bench-scheduling gpu-check schema lock clean
+.PHONY: demo table1 test test-slurm sweep lint bench-data bench-train bench-evaluation bench-planning bench-scheduling gpu-check schema lock clean
+
+demo: .venv/locked  ## A first look: a small study of three rows, in the folder demo/
+	mkdir -p demo
+	ln -sfn ../data demo/data
+	snakemake --cores all all --directory demo --configfile experiments/demo.yaml --quiet rules
+	@echo "open demo/results/report/index.html; the table is demo/results/table1.csv"
 
 table1: .venv/locked  ## The small study, end to end: results/table1.csv and results/table1.tex
 	snakemake --cores all results/table1.tex
@@ -61,4 +67,4 @@ lock: .venv/locked  ## Resolve the dependencies anew
 	touch $@
 
 clean:  ## Everything that was made, the environment excepted
-	rm -rf results logs benchmarks .snakemake
+	rm -rf results logs benchmarks .snakemake demo
