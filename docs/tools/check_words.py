@@ -21,6 +21,8 @@ LONGEST_SENTENCE = 30  # words
 LONGEST_LINE = 140  # characters
 
 PER = r"second|step|clip|row|job|line|pair|run|seed|sample|file|shard|tar|process|node|stage|file|day|minute|hour|batch"
+COUNTED = r"a|one|each|\d+|rows?|lines?|jobs?|clips?|samples?|steps?|GFLOP|bytes|files?|process(?:es)?"
+
 AVOID = {
     r"\banew\b": "again",
     r"\bbeside\b(?! the point)": "next to",
@@ -35,10 +37,10 @@ AVOID = {
     r"\bgoes on\b|\bgo on\b": "continues",
     r"\bmade-up\b|\bmade up\b": "simulated, synthetic",
     r"\bto be had\b|\bcan be had\b": "available",
-    rf"\b(a|one|each|\d+|rows?|lines?|jobs?|clips?|samples?|steps?|GFLOP|bytes|files?|process(es)?) an? ({PER})\b": "per",
-    r"(?:^|(?<=[.!] ))What [^.?]*\.": "begin with the subject, not with a what-clause",
+    rf"\b({COUNTED}) an? ({PER})\b": "per",
+    r"(?:^|(?<=[.!] ))(?-i:What) [^.?]*\.": "begin with the subject, not with a what-clause",
 }
-COMPILED = [(re.compile(pattern), advice) for pattern, advice in AVOID.items()]
+COMPILED = [(re.compile(pattern, re.IGNORECASE), advice) for pattern, advice in AVOID.items()]
 
 Finding = tuple[int, str]
 

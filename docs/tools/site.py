@@ -1,4 +1,4 @@
-"""Hook of MkDocs: pages that are files of the project's root, and equations as MathML.
+"""Hook of MkDocs: pages that are files of the project's root, equations as MathML, and no script from the network.
 
 README.md is the home page. Equations are blocks of LaTeX after ```math, which repository hosts render as well.
 """
@@ -15,6 +15,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+SHIM = "https://unpkg.com/iframe-worker/shim"
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#]*)(#[^)]*)?\)")
 
 
@@ -38,6 +39,8 @@ def math(source: str, *_: Any, **__: Any) -> str:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    # The plugin `offline` would load this script, which makes search work from disk, from a server.
+    config.extra_javascript = ["assets/iframe-worker.js" if str(s) == SHIM else s for s in config.extra_javascript]
     fences = config.mdx_configs.setdefault("pymdownx.superfences", {}).setdefault("custom_fences", [])
     fences.append({"name": "math", "class": "math", "format": math})
     return config
