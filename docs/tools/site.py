@@ -11,6 +11,7 @@ from typing import Any
 
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
@@ -38,8 +39,9 @@ def math(source: str, *_: Any, **__: Any) -> str:
     return "".join(convert(equation, display="block") for equation in source.strip().split("\n\n"))
 
 
+@event_priority(-200)  # after the plugin `offline`
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    # The plugin `offline` would load this script, which makes search work from disk, from a server.
+    # The plugin `offline` loads this script from a server; it makes search work from disk.
     config.extra_javascript = ["assets/iframe-worker.js" if str(s) == SHIM else s for s in config.extra_javascript]
     fences = config.mdx_configs.setdefault("pymdownx.superfences", {}).setdefault("custom_fences", [])
     fences.append({"name": "math", "class": "math", "format": math})
