@@ -1,4 +1,4 @@
-"""Hook of MkDocs: pages that are files of the project's root, equations as MathML, and no script from the network.
+"""Hook of MkDocs: pages that are files of the project's root, and equations as MathML.
 
 README.md is the home page. Equations are blocks of LaTeX after ```math, which repository hosts render as well.
 """
@@ -11,12 +11,10 @@ from typing import Any
 
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-SHIM = "https://unpkg.com/iframe-worker/shim"
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#]*)(#[^)]*)?\)")
 
 
@@ -39,10 +37,7 @@ def math(source: str, *_: Any, **__: Any) -> str:
     return "".join(convert(equation, display="block") for equation in source.strip().split("\n\n"))
 
 
-@event_priority(-200)  # after the plugin `offline`
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    # The plugin `offline` loads this script from a server; it makes search work from disk.
-    config.extra_javascript = ["assets/iframe-worker.js" if str(s) == SHIM else s for s in config.extra_javascript]
     fences = config.mdx_configs.setdefault("pymdownx.superfences", {}).setdefault("custom_fences", [])
     fences.append({"name": "math", "class": "math", "format": math})
     return config
