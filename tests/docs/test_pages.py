@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import subprocess
@@ -105,6 +106,29 @@ def test_readme_is_short():
 def test_every_reason_is_explained():
     page = (ROOT / "docs" / "your-data.md").read_text(encoding="utf-8")
     assert [reason for reason in REASONS if f"`{reason}`" not in page] == []
+
+
+def literals() -> str:
+    """The text of every string literal of the package, its formatted values left out."""
+    found = []
+    for path in sorted(ROOT.glob("pipeline/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_messages_of_the_troubleshooting_page_exist():
+    page, texts = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"), literals()
+    cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| ")]
+    parts = [
+        part.strip() for cell in cells for quoted in re.findall(r"`([^`]+)`", cell) for part in quoted.split("...")
+    ]
+    of_the_system = {"No space left", "Disk quota", "Read-only"}
+    assert [part for part in parts if part and part not in texts and part not in of_the_system] == []
+    assert len(parts) > 80
 
 
 def test_every_equation_of_the_method_page_is_in_the_code():
