@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo table1 test test-slurm sweep lint bench-data bench-train bench-evaluation bench-planning bench-scheduling gpu-check schema lock clean
+.PHONY: demo table1 test test-slurm sweep lint bench-data bench-train bench-evaluation bench-planning bench-scheduling gpu-check schema docs lock clean
 
 demo: .venv/locked  ## A first look: a small study of three rows, in the folder demo/
 	mkdir -p demo
@@ -29,6 +29,7 @@ lint: .venv/locked  ## Formatting, static checks and types
 	snakefmt --check Snakefile workflow
 	snakemake --lint
 	hadolint Dockerfile
+	python docs/tools/check_words.py README.md CHANGELOG.md CONTRIBUTING.md docs
 
 bench-data: .venv/locked  ## Speed and memory of the data stages, beside what they are compared with
 	python -m bench.data
@@ -45,9 +46,13 @@ bench-planning: .venv/locked  ## Seconds that Snakemake takes to plan 1,000 shar
 bench-scheduling: .venv/locked  ## What SLURM costs: the tiny study here and on a cluster made up here; needs root and Debian
 	python -m bench.scheduling
 
-schema: .venv/locked  ## JSON schema and documentation page of a configuration, from its models
+schema: .venv/locked  ## JSON schema, and the generated pages of the documentation
 	python -m pipeline.study > workflow/schemas/config.schema.json
 	python -m pipeline.study --markdown > docs/configuration.md
+	python -m docs.tools.command_line > docs/command-line.md
+
+docs: .venv/locked  ## The documentation as a site that needs no network: build/site
+	mkdocs build --strict
 
 gpu-check: .venv/locked  ## Tests, training step and a short run on this GPU, in some minutes: benchmarks/gpu_check/report.md
 	python -m bench.gpu_check

@@ -82,18 +82,6 @@ def test_the_lines_of_the_card_run_on_a_file_of_any_rate_and_length(run, tmp_pat
     assert len(code.splitlines()) == 6
 
 
-def test_the_notebook_lines_of_the_readme_run_on_a_file_of_any_rate_and_length(run, tmp_path, monkeypatch, capsys):
-    import numpy as np
-    import soundfile
-
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    code = readme.split("In a notebook:\n\n```python\n")[1].split("```")[0]
-    monkeypatch.chdir(tmp_path)
-    soundfile.write("file.wav", np.random.default_rng(0).normal(0, 0.1, (30_000, 2)), 44_100)
-    exec(code.replace("results/runs/clotho_composed_audioset/seed0", str(run)), {})
-    assert capsys.readouterr().out.startswith("[[")
-
-
 def test_the_card_says_how_a_model_of_other_settings_hears(run, tmp_path):
     other = Path(shutil.copytree(run, tmp_path / "run"))
     for name, entries in (
