@@ -17,7 +17,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from pipeline.data.decoding import AudioStream, UnusableAudio, open_audio
+from pipeline.data.decoding import AudioStream, open_audio
+from pipeline.data.unusable import UnusableAudio
 from pipeline.errors import PipelineError
 
 WAV_HEADER_BYTES = 44
