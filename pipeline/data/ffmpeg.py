@@ -44,7 +44,7 @@ class Track:
         for packet in self._packets():
             self.packet_bytes += packet.size
             try:
-                frames = packet.decode()
+                frames = self._stream.decode(packet)
             except av.error.MemoryError:
                 raise
             except av.FFmpegError:
@@ -80,7 +80,9 @@ class Track:
         stream, kind = self._stream, self._container.format.name
         start_s = self.end_s - self.decoded / self.sample_rate_hz - self.lost_s
         if kind.startswith("mov") or kind == "wv":
-            return None if stream.duration is None else start_s + float(stream.duration * stream.time_base)
+            if stream.duration is None or stream.time_base is None:
+                return None
+            return start_s + float(stream.duration * stream.time_base)
         if not kind.startswith("matroska"):
             return None
         try:
@@ -102,7 +104,7 @@ def open_track(file: BinaryIO, demuxer: str) -> Iterator[tuple[Track, Iterator[N
     _check_size(data, demuxer)
     file.seek(0)
     try:
-        container = av.open(file, format=demuxer, metadata_errors="replace")
+        container = av.open(file, "r", format=demuxer, metadata_errors="replace")
     except av.error.MemoryError:
         raise
     except av.FFmpegError as error:
@@ -130,10 +132,10 @@ def _blocks(
     frame: av.AudioFrame | None = first
     while frame is not None:
         for converted in resampler.resample(frame):
-            yield converted.to_ndarray().reshape(-1, track.channels)
+            yield converted.to_ndarray().reshape(-1, track.channels).astype(np.float32, copy=False)
         frame = next(frames, None)
     for converted in resampler.resample(None):
-        yield converted.to_ndarray().reshape(-1, track.channels)
+        yield converted.to_ndarray().reshape(-1, track.channels).astype(np.float32, copy=False)
     _check_end(track, data, demuxer)
 
 

@@ -399,7 +399,7 @@ def test_a_folder_without_a_list_gives_all_its_audio(tmp_path: Path) -> None:
         write_audio(tmp_path / "train" / name, tone(), **kind)
     for name in ("notes.txt", ".hidden.wav", "._a.wav", ".cache/z.wav", "__MACOSX/a.wav"):
         touch(tmp_path / "train" / name)
-    touch(tmp_path / "train/g.m4a")  # not decodable, but not invisible either
+    touch(tmp_path / "train/g.m4a")
     rows = read("folder", tmp_path, "train")
     assert [row.source_name for row in rows] == sorted([*kinds, "e.mp3", "f.AIFF", "g.m4a"])
     assert all(row.path == (tmp_path / "train" / row.source_name).as_posix() and not row.captions for row in rows)
