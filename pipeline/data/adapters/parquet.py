@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.adapters.rows import CAPTION_COLUMN, SourceRow, clean_captions, seconds
+from pipeline.data.adapters.rows import CAPTION_COLUMN, CAPTION_COLUMNS, SourceRow, clean_captions, seconds
 from pipeline.data.adapters.split_files import find_split_files
 from pipeline.data.adapters.walking import check_root
 from pipeline.data.adapters.youtube import VideoClip
@@ -33,7 +33,6 @@ VIDEO_COLUMNS = ("youtube_id", "video_id", "ytid")
 START_COLUMNS = ("start_time", "start_seconds", "start_s")
 NAME_COLUMNS = ("file_name", "filename", "fname", "id")
 NUMBER_COLUMNS = ("audiocap_id",)
-CAPTION_COLUMNS = ("captions", "caption", "text")
 """Known names of columns; of several the first counts."""
 
 
@@ -145,7 +144,7 @@ class _ListedRow:
     number: str | None
     """The publisher's number of its caption."""
     is_known_id: bool
-    """True if the identity is that of a video. A column `id` may begin at 0 in every file."""
+    """True for a video and a start. Other ids may repeat: a column `id` often begins at 0 in every file."""
 
 
 def read_parquet(root: Path, split: str) -> Iterator[SourceRow]:
@@ -218,7 +217,7 @@ def _listed_row(fields: dict[str, Any], columns: Columns, path: str, row: int, s
         column=columns.audio,
         identity=(video, start_s, name) if video is not None or name is not None else (path, row),
         number=number,
-        is_known_id=video is not None,
+        is_known_id=video is not None and start_s is not None,
     )
 
 
