@@ -38,6 +38,7 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))  # a deeper search by hand
 QUICK = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+FEWER = settings(QUICK, max_examples=max(1, EXAMPLES // 4))
 KINDS = {
     "wav": ("WAV", "PCM_16"),
     "24 bits": ("WAV", "PCM_24"),
@@ -128,7 +129,7 @@ def test_a_file_without_a_length_cut_at_any_byte_is_a_clip_or_has_a_reason(kind:
 
 
 @pytest.mark.parametrize("kind", COMMANDS)
-@QUICK
+@FEWER
 @given(share=st.floats(0, 1, exclude_max=True), wrong=st.binary(max_size=8), is_cut=st.booleans())
 def test_what_other_programs_write_is_a_clip_whole_and_a_clip_or_a_reason_damaged(
     kind: str, share: float, wrong: bytes, is_cut: bool

@@ -17,7 +17,7 @@ import soundfile
 from audio_files import noise, tones
 from hypothesis import given
 from hypothesis import strategies as st
-from test_damaged_audio import QUICK, decoded
+from test_damaged_audio import FEWER, decoded
 from test_decoding import assert_holds, assert_unusable, encoded, tones_of
 
 from pipeline.data import ffmpeg
@@ -179,7 +179,7 @@ def test_tags_around_aac_are_no_sound() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@QUICK
+@FEWER
 @given(share=st.floats(0, 1, exclude_max=True), wrong=st.binary(max_size=8), is_cut=st.booleans())
 def test_any_damage_gives_a_clip_or_a_reason(kind: str, share: float, wrong: bytes, is_cut: bool) -> None:
     data = bytearray(whole(kind, 1.0))
