@@ -26,7 +26,7 @@ _MPEG_HEADER = re.compile(b"\xff[" + re.escape(_SECOND) + b"][" + re.escape(_THI
 
 
 class _Frame(NamedTuple):
-    """What the four bytes before an MPEG audio frame say."""
+    """The header of an MPEG audio frame."""
 
     size: int
     samples: int

@@ -21,7 +21,7 @@ SEPARATORS = (",", ";", "\t")
 ADVICE = "take the publisher's file, or import the column as text"
 
 _SPREADSHEET_ERROR = re.compile(r"#¿?[^\W\d_a-z]+[?!]|#N/A|#DIV/0!|Err:\d{3}")
-"""What spreadsheet programs put for a formula that they cannot compute, as `-0DdlOuIFUI` and `=...` are for them."""
+"""Error values of spreadsheet programs, which take ids such as `-0DdlOuIFUI` and `=...` for formulas."""
 _QUOTED_FORMULA = re.compile(r'="((?:[^"]|"")*)"')
 """How people keep a spreadsheet from changing a text: `="-0DdlOuIFUI"`."""
 

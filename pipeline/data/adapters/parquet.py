@@ -166,7 +166,7 @@ def read_parquet(root: Path, split: str) -> Iterator[SourceRow]:
             stem = Path(path).relative_to(root).with_suffix("").as_posix()
             for row, fields in _rows(file, columns.listed, path):
                 rows.append(_listed_row(fields, columns, path, row, stem))
-    return _clips(_told_apart(rows))
+    return _clips(_separated(rows))
 
 
 def _rows(file: pq.ParquetFile, columns: list[str], path: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -228,7 +228,7 @@ def _audio_path(fields: dict[str, Any], column: str | None) -> str | None:
     return (fields[column.removesuffix(".path")] or {}).get("path")
 
 
-def _told_apart(rows: list[_ListedRow]) -> list[_ListedRow]:
+def _separated(rows: list[_ListedRow]) -> list[_ListedRow]:
     """The rows, with the audio as part of the identity where others have the same and it is no known id."""
     counts = Counter(row.identity for row in rows)
     shared: dict[tuple[str, str], list[_ListedRow]] = defaultdict(list)
@@ -244,17 +244,17 @@ def _told_apart(rows: list[_ListedRow]) -> list[_ListedRow]:
                 digest = hashlib.sha256(data).digest()
                 audio_of_row[path, row] = digest
                 first_audio.setdefault(identities[row], digest)
-    told_apart = []
+    separated = []
     others: set[tuple[Any, ...]] = set()
     for listed in rows:
         digest = audio_of_row.get((listed.clip.path or "", listed.row), b"")
         if digest and digest != first_audio[listed.identity]:
             listed = replace(listed, identity=(*listed.identity, digest))
             others.add(listed.identity)
-        told_apart.append(listed)
+        separated.append(listed)
     if others:
         logger.warning("%d clips share a name with other clips and have audio of their own", len(others))
-    return told_apart
+    return separated
 
 
 def _clips(rows: Sequence[_ListedRow]) -> Iterator[SourceRow]:

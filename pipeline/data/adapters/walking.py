@@ -1,4 +1,4 @@
-"""What lies below a dataset's folder: links to folders are followed, hidden entries are left out."""
+"""Walk the folder of a dataset: links to folders are followed, hidden entries are left out."""
 
 from __future__ import annotations
 
