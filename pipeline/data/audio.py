@@ -17,7 +17,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from pipeline.data.decoding import AudioStream, UnusableAudio, open_audio
+from pipeline.data.decoding import AudioStream, open_audio
+from pipeline.data.unusable import UnusableAudio
 from pipeline.errors import PipelineError
 
 WAV_HEADER_BYTES = 44
@@ -32,9 +33,9 @@ stays below: 7% at most in 86 recordings, 54% in music's distribution of samples
 too loud.
 """
 CHANNELS = ("mean", "first")
-"""What is kept of a file's channels: their mean, or the first alone."""
+"""Ways to make one channel of several: their mean, or the first alone."""
 SHORT_CLIPS = ("repeat", "pad")
-"""What fills the window of a clip that is shorter than it; `fit_window` says what each does."""
+"""Ways to fill a window that is longer than the clip; see `fit_window`."""
 _EXACT_SAMPLES = 1 << 22  # squares of 16 bits are at most 2 ** 30, float64 counts to 2 ** 53
 _MAX_WAV_BYTES = 0xFFFFFFFF
 
@@ -132,7 +133,7 @@ def _record(audio: AudioStream, sample_rate_hz: int, min_duration_s: float, chan
 
 @dataclass(slots=True)
 class _Levels:
-    """What a clip's 16-bit samples amount to."""
+    """Peak, energy and clipped samples of a clip."""
 
     peak: int = 0
     energy: int = 0

@@ -24,7 +24,7 @@ _ROW = re.compile(r"(.+)\[(\d+)\]", re.DOTALL)
 _BATCH_ROWS = 16  # clips in memory at once
 _BUFFER_BYTES = 1 << 20  # a column chunk of gigabytes is read in pieces of this size
 PARQUET_ERRORS = (OSError, ValueError, KeyError, pa.ArrowException)
-"""What pyarrow raises for a file that is damaged, cut off or no Parquet at all."""
+"""The errors of pyarrow for a file that is damaged, cut off or no Parquet at all."""
 
 
 def range_member(pieces: Sequence[tuple[int | None, int]]) -> str:

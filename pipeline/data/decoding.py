@@ -1,6 +1,6 @@
-"""Decode all the sound that a file holds, block by block, with libsndfile.
+"""Decode all the sound that a file holds, block by block, with libsndfile, or with FFmpeg where that cannot.
 
-libsndfile reads as much as a header says. Where `layouts` finds more in the file, libsndfile is given that.
+`sections` finds what libsndfile would leave out, and `ffmpeg` compares what was decoded with what a file announces.
 """
 
 # S = samples of a block, C = channels
@@ -12,64 +12,38 @@ import errno
 import io
 import os
 import stat
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from pipeline.data import layouts
 from pipeline.data.containers import moved
-from pipeline.data.layouts import AudioBytes, MpegPart, SoundData
+from pipeline.data.layouts import AudioBytes, is_adts
+from pipeline.data.sections import UNKNOWN_FRAMES, Section, sections_of
+from pipeline.data.sound_files import quiet_libmpg123
+from pipeline.data.unusable import TRUNCATED_BY_S, UnusableAudio
 from pipeline.errors import PipelineError
 
-TRUNCATED_BY_S = 0.1  # headers are off by a few frames in files that are whole
 _BLOCK_SAMPLES = 1 << 19  # 2 MB of float32: a three-hour file needs no more memory for decoding than a short one
 _READ_BYTES = 1 << 20
-_UNKNOWN_FRAMES = 1 << 48  # streamed FLAC and MP3 announce the largest number
-_SAMPLE_BYTES = {
-    "PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1,
-}  # fmt: skip
-_OTHER_FORMATS = (  # offset, bytes and name of what people have under the names of audio files
-    (4, b"ftyp", "an MP4 or M4A file"),
-    (0, b"\x1aE\xdf\xa3", "a Matroska or WebM file"),
-    (0, b"0&\xb2u", "a Windows Media file"),
-    (0, b"\xff\xf1", "an AAC file"),
-    (0, b"\xff\xf9", "an AAC file"),
-    (0, b"#!AMR", "an AMR file"),
-    (0, b"<", "a text file"),
-    (0, b"{", "a text file"),
+_FFMPEG_FORMATS = (  # offset and bytes of a file's head, and FFmpeg's name of the format
+    *((4, name, "mov") for name in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),
+    (0, b"\x1aE\xdf\xa3", "matroska"),
+    (0, b"0&\xb2u\x8ef\xcf\x11", "asf"),
+    (0, b"#!AMR", "amr"),
+    (0, b"wvpk", "wv"),
 )
-_stderr_lock = threading.Lock()
-
-
-class UnusableAudio(Exception):
-    """A clip's audio cannot be used; `reason` is one of `catalogs.REASONS`."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
-class _Stream(soundfile.SoundFile):
-    """A sound file that is only read forwards: soundfile seeks after every read, which an unknown length forbids."""
-
-    def seekable(self) -> bool:
-        return False
-
-
-@dataclass(frozen=True, slots=True)
-class _Section:
-    """A stretch of a file that libsndfile decodes as one."""
-
-    open: Callable[[], AbstractContextManager[soundfile.SoundFile]]
-    held_frames: int | None = None
-    """Frames in the file; None where libsndfile's own count is right."""
+_OTHER_FORMATS = (  # first bytes and name of what people have under the names of audio files
+    (b"MAC ", "a Monkey's Audio file"),
+    (b"<", "a text file"),
+    (b"{", "a text file"),
+)
+READ_FORMATS = "WAV, FLAC, Ogg, MP3, AIFF, AU, CAF, MP4/M4A, AAC, Matroska/WebM, WMA, AMR and WavPack are read"
+CONVERT = 'for f in FOLDER/*; do ffmpeg -i "$f" "${f%.*}.flac"; done converts a folder'
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +60,40 @@ class AudioStream:
 def open_audio(source: str | Path | bytes) -> Iterator[AudioStream]:
     """The sound of a file, given by its path or its bytes.
 
-    Raises UnusableAudio for a file that is empty, not regular, undecodable, truncated, damaged, inconsistent or of
-    changing format, and PipelineError if the file itself cannot be read, a matter of the disk and not of the clip.
+    Raises:
+        UnusableAudio: the file is empty, not regular, undecodable, truncated, damaged, inconsistent or of changing
+            format.
+        PipelineError: the file itself cannot be read, which is a fault of the disk and not of the clip.
     """
     with _opened(source) as file, contextlib.ExitStack() as stack:
         with _explained(source, file):
             data = AudioBytes(file)
             if not data.at(0, 1):
                 raise UnusableAudio("empty", "file of 0 bytes")
-            sections = _sections(file, data)
-            first = stack.enter_context(sections[0].open())
-        yield AudioStream(first.samplerate, first.channels, _blocks(source, file, first, sections))
+            demuxer = _ffmpeg_format(data)
+            if demuxer is not None:
+                from pipeline.data import ffmpeg  # takes 0.15 s, and few datasets need it
+
+                track, frames = stack.enter_context(ffmpeg.open_track(file, demuxer))
+                sample_rate_hz, channels, blocks = (
+                    track.sample_rate_hz,
+                    track.channels,
+                    _gathered(frames, track.channels),
+                )
+            else:
+                sections = sections_of(file, data)
+                first = stack.enter_context(sections[0].open())
+                sample_rate_hz, channels, blocks = first.samplerate, first.channels, _blocks(first, sections)
+        yield AudioStream(sample_rate_hz, channels, _explained_blocks(source, file, blocks))
+
+
+def _ffmpeg_format(data: AudioBytes) -> str | None:
+    """FFmpeg's name of a format that libsndfile does not read; None for other files."""
+    start = data.tags_bytes()
+    head = data.at(start, 16)
+    if is_adts(data, start):
+        return "aac"
+    return next((name for place, magic, name in _FFMPEG_FORMATS if head[place : place + len(magic)] == magic), None)
 
 
 def _opened(source: str | Path | bytes) -> BinaryIO:
@@ -113,7 +110,10 @@ def _opened(source: str | Path | bytes) -> BinaryIO:
 
 @contextlib.contextmanager
 def _explained(source: str | Path | bytes, file: BinaryIO) -> Iterator[None]:
-    """Errors of libsndfile become UnusableAudio; PipelineError, if the disk is to blame, which it does not report."""
+    """Turn errors of libsndfile into UnusableAudio, or into PipelineError where the disk fails.
+
+    libsndfile does not report errors of the disk. So after any error the whole file is read once.
+    """
     try:
         try:
             yield
@@ -141,236 +141,64 @@ def _unreadable(source: str | Path | bytes, error: OSError) -> PipelineError:
 
 
 def _reason(file: BinaryIO, error: soundfile.SoundFileError) -> str:
-    """Why libsndfile cannot decode a file, with what the file is instead where that is known."""
+    """Why libsndfile cannot decode a file, and which formats are read."""
     file.seek(0)
     head = file.read(16)
     text = error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
-    names = [name for offset, magic, name in _OTHER_FORMATS if head[offset : offset + len(magic)] == magic]
-    return f"{text.rstrip('.')}: it is {names[0]}, which is not read" if names else text
+    names = [name for magic, name in _OTHER_FORMATS if head.startswith(magic)]
+    found = f": it is {names[0]}, which is not read" if names else ""
+    return f"{text.rstrip('.')}{found}; {READ_FORMATS}, {CONVERT}"
 
 
-def _blocks(
-    source: str | Path | bytes, file: BinaryIO, first: soundfile.SoundFile, sections: Sequence[_Section]
+def _explained_blocks(
+    source: str | Path | bytes, file: BinaryIO, blocks: Iterator[NDArray[np.float32]]
 ) -> Iterator[NDArray[np.float32]]:
+    with _explained(source, file):
+        yield from blocks
+
+
+def _gathered(frames: Iterator[NDArray[np.float32]], channels: int) -> Iterator[NDArray[np.float32]]:
+    """The samples of short frames in long blocks."""
+    buffer_SC = _buffer(channels)
+    filled = 0
+    for frame_SC in frames:
+        while len(frame_SC):
+            count = min(len(frame_SC), len(buffer_SC) - filled)
+            buffer_SC[filled : filled + count] = frame_SC[:count]
+            frame_SC, filled = frame_SC[count:], filled + count
+            if filled == len(buffer_SC):
+                yield buffer_SC
+                filled = 0
+    if filled:
+        yield buffer_SC[:filled]
+
+
+def _blocks(first: soundfile.SoundFile, sections: Sequence[Section]) -> Iterator[NDArray[np.float32]]:
     """The blocks of all sections, the first of which is open; see `AudioStream.blocks`."""
     rate_hz, channels = first.samplerate, first.channels
-    buffer_SC = np.empty((max(1, _BLOCK_SAMPLES // channels), channels), np.float32)
-    with _explained(source, file):
-        for number, section in enumerate(sections):
-            with section.open() if number else contextlib.nullcontext(first) as sound:
-                if (sound.samplerate, sound.channels) != (rate_hz, channels):
-                    found = f"{sound.samplerate} Hz and {sound.channels} channels after {rate_hz} Hz and {channels}"
-                    raise UnusableAudio("changes_format", found)
-                decoded = 0
-                while len(block_SC := _read(sound, buffer_SC)):
-                    decoded += len(block_SC)
-                    yield block_SC
-                held = section.held_frames
-                if held is None:
-                    held = sound.frames if sound.frames < _UNKNOWN_FRAMES else 0
-                if decoded and held - decoded > TRUNCATED_BY_S * rate_hz:
-                    raise UnusableAudio("truncated", f"{decoded} of {held} frames")
+    buffer_SC = _buffer(channels)
+    for number, section in enumerate(sections):
+        with section.open() if number else contextlib.nullcontext(first) as sound:
+            if (sound.samplerate, sound.channels) != (rate_hz, channels):
+                found = f"{sound.samplerate} Hz and {sound.channels} channels after {rate_hz} Hz and {channels}"
+                raise UnusableAudio("changes_format", found)
+            decoded = 0
+            while len(block_SC := _read(sound, buffer_SC)):
+                decoded += len(block_SC)
+                yield block_SC
+            held = section.held_frames
+            if held is None:
+                held = sound.frames if sound.frames < UNKNOWN_FRAMES else 0
+            if decoded and held - decoded > TRUNCATED_BY_S * rate_hz:
+                raise UnusableAudio("truncated", f"{decoded} of {held} frames")
+
+
+def _buffer(channels: int) -> NDArray[np.float32]:
+    return np.empty((max(1, _BLOCK_SAMPLES // channels), channels), np.float32)
 
 
 def _read(sound: soundfile.SoundFile, buffer_SC: NDArray[np.float32]) -> NDArray[np.float32]:
     if sound.format != "MP3":
         return sound.read(out=buffer_SC)
-    with _quiet_libmpg123():
+    with quiet_libmpg123():
         return sound.read(out=buffer_SC)
-
-
-# --- sections --------------------------------------------------------------------------------------------------------
-
-
-def _sections(file: BinaryIO, data: AudioBytes) -> list[_Section]:
-    """The stretches of a file, at least one, that are decoded one after another."""
-    start = 0
-    while size := layouts.tag_bytes(data, start):
-        start += size
-    magic = data.at(start, 4)
-    if magic == b"OggS":
-        return _ogg_sections(file, data)
-    if magic == b"fLaC":
-        return [_flac_section(file, data, start)]
-    if (sound := layouts.sound_data(data)) is not None:
-        return [_sound_data_section(file, data, sound)]
-    if parts := layouts.mpeg_parts(data, start):
-        return _mpeg_sections(file, parts, start)
-    return [_Section(lambda: _whole(file))]
-
-
-def _whole(file: BinaryIO, kind: type[soundfile.SoundFile] = soundfile.SoundFile) -> soundfile.SoundFile:
-    """The whole file as libsndfile reads it, by descriptor: by path it would also believe the name's extension."""
-    file.seek(0)
-    with _quiet_libmpg123():
-        return kind(file if isinstance(file, io.BytesIO) else file.fileno(), closefd=False)
-
-
-def _ogg_sections(file: BinaryIO, data: AudioBytes) -> list[_Section]:
-    links = layouts.ogg_links(data)
-    if not all(layouts.ogg_ends(data, *link) for link in links):
-        with _whole(file) if len(links) == 1 else contextlib.nullcontext():  # what is no sound at all is not truncated
-            raise UnusableAudio("truncated", "its last page is not marked as the end of the stream")
-    if len(links) < 2:
-        return [_Section(lambda: _whole(file))]
-    return [_Section(lambda part=link: soundfile.SoundFile(_range(file, *part))) for link in links]  # type: ignore[misc]
-
-
-def _flac_section(file: BinaryIO, data: AudioBytes, start: int) -> _Section:
-    """The FLAC stream without the tags after it, at which libFLAC would lose its way."""
-    end = layouts.end_of_sound(data)
-    first_sample = layouts.flac_first_sample(data, start)
-
-    def opened() -> soundfile.SoundFile:
-        return _whole(file, _Stream) if end == data.size else _Stream(_range(file, 0, end))
-
-    if first_sample == 0:
-        return _Section(opened)
-    with opened() as sound:
-        return _Section(opened, max(0, sound.frames - first_sample) if sound.frames < _UNKNOWN_FRAMES else 0)
-
-
-def _sound_data_section(file: BinaryIO, data: AudioBytes, place: SoundData) -> _Section:
-    """A WAV, AIFF, AU or CAF file; from the first sample on as raw samples, where its header says too little."""
-    with _whole(file) as sound:
-        rate_hz, channels, subtype, endian = sound.samplerate, sound.channels, sound.subtype, sound.endian
-        frames = sound.frames
-    if subtype in _SAMPLE_BYTES:
-        frame_bytes = float(_SAMPLE_BYTES[subtype] * channels)
-    else:
-        frame_bytes = place.held / frames if frames else 1.0  # compressed in blocks
-    tolerated = TRUNCATED_BY_S * rate_hz * frame_bytes
-    if place.unexplained > tolerated:
-        raise UnusableAudio("inconsistent", f"{place.unexplained} bytes follow the samples that its header announces")
-    if place.announced is not None and place.held and place.announced - place.held > tolerated:
-        expected = round(place.announced / frame_bytes)
-        raise UnusableAudio("truncated", f"{round(place.held / frame_bytes)} of {expected} frames")
-    if place.held - frames * frame_bytes <= tolerated:
-        return _Section(lambda: _whole(file))
-    if subtype not in _SAMPLE_BYTES:
-        raise UnusableAudio("inconsistent", f"{place.held} bytes of {subtype} where its header announces none")
-    if endian == "FILE":
-        endian = "BIG" if place.is_big_endian else "LITTLE"
-    held_frames = int(place.held // frame_bytes)
-
-    def opened() -> soundfile.SoundFile:
-        end = place.start + held_frames * int(frame_bytes)
-        raw = _range(file, place.start, end)
-        return soundfile.SoundFile(raw, "r", rate_hz, channels, subtype, endian, "RAW")
-
-    return _Section(opened, held_frames)
-
-
-def _mpeg_sections(file: BinaryIO, parts: Sequence[MpegPart], start: int) -> list[_Section]:
-    """An MP3 file: whole if libmpg123 finds all that it holds, otherwise by parts, as streams of frames.
-
-    start: where its tags end.
-    """
-    for part in parts:
-        if part.gap_s > TRUNCATED_BY_S:
-            raise UnusableAudio("damaged", f"{part.gap_bytes} bytes between its frames are no MP3")
-        if (part.sample_rate_hz, part.channels) != (parts[0].sample_rate_hz, parts[0].channels):
-            found = f"{part.sample_rate_hz} Hz and {part.channels} channels after {parts[0].sample_rate_hz} Hz"
-            raise UnusableAudio("changes_format", f"{found} and {parts[0].channels}")
-        tolerated = TRUNCATED_BY_S * part.sample_rate_hz
-        missing = ((part.announced_frames or 0) - part.frames) * part.frame_samples
-        if missing > tolerated:
-            raise UnusableAudio("truncated", f"{part.frames} of {part.announced_frames} MP3 frames")
-        if -missing > tolerated:
-            part.announced_frames = None  # one without a header was joined, or the header was never filled in
-    only = parts[0] if len(parts) == 1 else None
-    if only is not None and len(only.ranges) == 1 and only.ranges[0][0] == start:
-        held = only.samples if only.announced_frames is None else 0
-        with contextlib.suppress(soundfile.LibsndfileError), _whole(file) as sound:  # it knows no APE tag at the start
-            if held <= sound.frames:
-                return [_Section(lambda: _whole(file), held or None)]
-    return [_mpeg_section(file, part) for part in parts]
-
-
-def _mpeg_section(file: BinaryIO, part: MpegPart) -> _Section:
-    """A part as a stream, of which libmpg123 estimates no length."""
-    if part.announced_frames is not None:
-        return _Section(lambda: _streamed(file, part.ranges))
-    (start, end), *others = part.ranges
-    ranges = [(start + part.info_bytes, end), *others]
-    return _Section(lambda: _streamed(file, ranges), part.samples)
-
-
-# --- what libsndfile reads -------------------------------------------------------------------------------------------
-
-
-def _range(file: BinaryIO, start: int, end: int) -> io.BufferedReader:
-    """A range of an open file's bytes as a file, read by the megabyte: libsndfile asks for 8 kB at a time."""
-    return io.BufferedReader(_Range(file, start, end), _READ_BYTES)
-
-
-class _Range(io.RawIOBase):
-    """See `_range`."""
-
-    def __init__(self, file: BinaryIO, start: int, end: int) -> None:
-        self._file, self._start, self._size, self._place = file, start, end - start, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        self._place = max(0, base + offset)
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        count = max(0, min(len(buffer), self._size - self._place))
-        try:
-            self._file.seek(self._start + self._place)
-            data = self._file.read(count)
-        except OSError:  # libsndfile takes it for the end of the file, which `_explained` looks into
-            return 0
-        buffer[: len(data)] = data
-        self._place += len(data)
-        return len(data)
-
-
-@contextlib.contextmanager
-def _streamed(file: BinaryIO, ranges: Sequence[tuple[int, int]]) -> Iterator[soundfile.SoundFile]:
-    """Ranges of a file's bytes through a pipe, so that libmpg123 decodes up to the end instead of estimating it."""
-    read_end, write_end = os.pipe()
-    feeder = threading.Thread(target=_feed, args=(file, ranges, write_end), daemon=True)
-    feeder.start()
-    try:
-        with _quiet_libmpg123():
-            sound = _Stream(read_end, closefd=False)
-        with sound:
-            yield sound
-    finally:
-        os.close(read_end)  # the feeder, if it still writes, ends with a BrokenPipeError
-        feeder.join()
-
-
-def _feed(file: BinaryIO, ranges: Sequence[tuple[int, int]], write_end: int) -> None:
-    with contextlib.suppress(OSError), open(write_end, "wb", buffering=0) as pipe:
-        for start, end in ranges:
-            file.seek(start)
-            while start < end and (data := file.read(min(1 << 16, end - start))):
-                start += len(data)
-                while data:
-                    data = data[pipe.write(data) :]
-
-
-@contextlib.contextmanager
-def _quiet_libmpg123() -> Iterator[None]:
-    """Discard what libmpg123 writes to standard error: it names no file, and what it misses is counted here."""
-    with _stderr_lock, open(os.devnull, "wb") as nothing:
-        try:
-            stderr = os.dup(2)
-        except OSError:  # there is none
-            yield
-            return
-        os.dup2(nothing.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)

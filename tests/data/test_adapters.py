@@ -399,7 +399,7 @@ def test_a_folder_without_a_list_gives_all_its_audio(tmp_path: Path) -> None:
         write_audio(tmp_path / "train" / name, tone(), **kind)
     for name in ("notes.txt", ".hidden.wav", "._a.wav", ".cache/z.wav", "__MACOSX/a.wav"):
         touch(tmp_path / "train" / name)
-    touch(tmp_path / "train/g.m4a")  # not decodable, but not invisible either
+    touch(tmp_path / "train/g.m4a")
     rows = read("folder", tmp_path, "train")
     assert [row.source_name for row in rows] == sorted([*kinds, "e.mp3", "f.AIFF", "g.m4a"])
     assert all(row.path == (tmp_path / "train" / row.source_name).as_posix() and not row.captions for row in rows)
@@ -470,12 +470,84 @@ def test_a_column_split_says_which_rows_count(tmp_path: Path) -> None:
         read("folder", tmp_path, "val")
 
 
-@pytest.mark.parametrize("name", ["train.tsv", "captions.csv", "train/metadata.csv", "train/metadata.jsonl"])
+@pytest.mark.parametrize("name", ["captions.csv", "train/captions.jsonl", "metadata.json"])
 def test_lists_of_other_names_are_shown(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
     touch(tmp_path / "train/a.wav"), touch(tmp_path / name), touch(tmp_path / "~$captions.csv")
     assert len(read("folder", tmp_path, "train")) == 1
-    message = f"no list of captions; looked for train.csv and metadata.csv in {tmp_path}, found {name}"
-    assert message in caplog.messages
+    message = "no list of captions; looked for train, train/metadata and metadata (.csv, .tsv, .jsonl)"
+    assert f"{message} in {tmp_path}, found {name}" in caplog.messages
+
+
+LISTS = {
+    ".csv": "file_name,caption\na.wav,a dog\nb.wav,\n",
+    ".tsv": "file_name\tcaption\na.wav\ta dog\nb.wav\t\n",
+    ".jsonl": '{"file_name": "a.wav", "caption": "a dog"}\n\n{"file_name": "b.wav", "caption": null, "n": 1}\n',
+}
+
+
+@pytest.mark.parametrize("extension", LISTS)
+@pytest.mark.parametrize("stem", ["train", "train/metadata", "metadata"])
+def test_lists_of_the_hub_are_read(tmp_path: Path, stem: str, extension: str) -> None:
+    touch(tmp_path / "train/a.wav"), touch(tmp_path / "train/b.wav"), touch(tmp_path / "train/c.wav")
+    (tmp_path / f"{stem}{extension}").write_text(LISTS[extension])
+    rows = read("folder", tmp_path, "train")
+    assert [(Path(row.path or "").name, row.captions) for row in rows] == [("a.wav", ("a dog",)), ("b.wav", ())]
+
+
+@pytest.mark.parametrize(
+    ("line", "captions"),
+    [
+        ('"captions": ["a dog", null, " a  cat"]', ("a dog", "a cat")),
+        ('"text": "a dog", "caption": "a cat"', ("a cat",)),
+        ('"caption_2": "a cat", "caption_1": "a dog", "text": "x"', ("a dog", "a cat")),
+    ],
+)
+def test_json_lines_give_captions_by_any_known_name(tmp_path: Path, line: str, captions: tuple[str, ...]) -> None:
+    touch(tmp_path / "train/a.wav")
+    (tmp_path / "metadata.jsonl").write_text(f'{{"file_name": "a.wav", {line}}}')
+    assert [row.captions for row in read("folder", tmp_path, "train")] == [captions]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[1]", "no file_name"),
+        ('{"caption": "a dog"}', "no file_name"),
+        ('{"file_name": "a.wav"', "is no JSON object"),
+        ('{"file_name": "a.wav", "text": "a", "text": "b"}', "is there twice"),
+        ('{"file_name": "a.wav", "text": {"en": "a dog"}}', "captions are text or a list of text"),
+        ('{"file_name": "a.wav", "text": "\\ud800"}', "is no JSON object"),
+    ],
+)
+def test_a_broken_json_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+    touch(tmp_path / "train/a.wav")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.wav"}\n' + line)
+    with pytest.raises(PipelineError, match=rf"metadata.jsonl row 2: .*{message}"):
+        read("folder", tmp_path, "train")
+
+
+def test_of_a_shared_list_the_rows_in_the_folder_of_the_split_count(tmp_path: Path) -> None:
+    rows = [["train/a.wav", "dog"], ["test/b.wav", "cat"], ["train/c.wav", "cow"]]
+    write_csv(tmp_path / "metadata.csv", ["file_name", "caption"], *rows)
+    for name, _ in rows:
+        touch(tmp_path / name)
+    assert [row.captions for row in read("folder", tmp_path, "train")] == [("dog",), ("cow",)]
+    assert [row.captions for row in read("folder", tmp_path, "test")] == [("cat",)]
+
+
+def test_a_second_list_of_a_split_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path / "train/a.wav")
+    for name in ("train.csv", "metadata.csv"):
+        write_csv(tmp_path / name, ["file_name", "caption"], ["a.wav", name])
+    assert [row.captions for row in read("folder", tmp_path, "train")] == [("train.csv",)]
+    assert f"{tmp_path}/train.csv is read, and not {tmp_path}/metadata.csv" in caplog.messages
+
+
+def test_a_column_of_captions_with_an_unknown_name_is_named(tmp_path: Path) -> None:
+    touch(tmp_path / "train/a.wav")
+    write_csv(tmp_path / "train.csv", ["file_name", "Caption_en"], ["a.wav", "a dog"])
+    with pytest.raises(PipelineError, match=r"no column caption_1 or caption; found file_name, Caption_en; rename"):
+        read("folder", tmp_path, "train")
 
 
 def test_a_list_that_is_a_named_pipe_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
+import subprocess
 import tracemalloc
 from collections.abc import Callable
 from functools import cache
@@ -36,6 +38,7 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))  # a deeper search by hand
 QUICK = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+FEWER = settings(QUICK, max_examples=max(1, EXAMPLES // 4))
 KINDS = {
     "wav": ("WAV", "PCM_16"),
     "24 bits": ("WAV", "PCM_24"),
@@ -58,6 +61,19 @@ VARIANTS: dict[str, Callable[[], bytes]] = {
     "wav of size 0": lambda: with_bytes(whole("wav"), 40, bytes(4)),
 }
 """Files whose headers say less than they hold."""
+COMMANDS = {
+    "lame, variable rate": "lame --quiet -V 5 - -",
+    "lame, free format": "lame --quiet --freeformat -b 200 - -",
+    "ffmpeg, mp3": "ffmpeg -v error -i - -q:a 4 -f mp3 -",
+    "ffmpeg, flac": "ffmpeg -v error -i - -f flac -",
+    "ffmpeg, wav": "ffmpeg -v error -i - -f wav -",
+    "ffmpeg, mp4": "ffmpeg -v error -i - -movflags empty_moov+frag_keyframe -f mp4 -",
+    "ffmpeg, webm": "ffmpeg -v error -i - -f webm -",
+    "oggenc": "oggenc -Q -",
+    "opusenc": "opusenc --quiet - -",
+    "flac": "flac -s -c -",
+}
+"""Programs that write a WAV file from standard input to a pipe, in another format."""
 
 
 @cache
@@ -68,6 +84,14 @@ def whole(kind: str) -> bytes:
     stereo = np.stack([noise(1.0, seed=0), noise(1.0, seed=1)], axis=1)
     soundfile.write(buffer, stereo, RATE, format=form, subtype=subtype)
     return buffer.getvalue()
+
+
+@cache
+def piped(command: str) -> bytes:
+    """A second of stereo noise through a program; skips the test where it is not installed."""
+    if shutil.which(command.split()[0]) is None:
+        pytest.skip(f"{command.split()[0]} is not installed")
+    return subprocess.run(command.split(), input=whole("wav"), capture_output=True, check=True, timeout=60).stdout
 
 
 def decoded(data: bytes | Path, min_duration_s: float = 0.0, rate: int = RATE) -> Recording | str:
@@ -102,6 +126,20 @@ def test_a_file_without_a_length_cut_at_any_byte_is_a_clip_or_has_a_reason(kind:
     data = VARIANTS[kind]()
     found = decoded(data[: int(share * len(data))])
     assert isinstance(found, Recording) or found in ("empty", "undecodable", "truncated", "silent")
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+@FEWER
+@given(share=st.floats(0, 1, exclude_max=True), wrong=st.binary(max_size=8), is_cut=st.booleans())
+def test_what_other_programs_write_is_a_clip_whole_and_a_clip_or_a_reason_damaged(
+    kind: str, share: float, wrong: bytes, is_cut: bool
+) -> None:
+    data = bytearray(piped(COMMANDS[kind]))
+    found = decoded(bytes(data))
+    assert isinstance(found, Recording) and abs(len(found.samples_S) / RATE - 1) < 0.15
+    place = int(share * len(data))
+    data[place : place + len(wrong)] = wrong
+    decoded(bytes(data[:place] if is_cut else data))
 
 
 @pytest.mark.parametrize("kind", ["vorbis", "opus"])

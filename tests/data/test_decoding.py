@@ -360,15 +360,20 @@ def test_a_named_pipe_is_not_opened(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("head", "words"),
     [
-        (b"\0\0\0\x20ftypM4A ", "an MP4 or M4A file"),
-        (b"\x1aE\xdf\xa3", "a Matroska or WebM file"),
-        (b"<!DOCTYPE html>", "a text file"),
+        (b"\0\0\0\x20ftypM4A ", "as QuickTime / MOV; is it cut off?"),
+        (b"\x1aE\xdf\xa3", "as Matroska / WebM; is it cut off?"),
+        (b"<!DOCTYPE html>", "a text file, which is not read; WAV, FLAC"),
+        (b"MAC \x96\x0f", "a Monkey's Audio file, which is not read; WAV, FLAC"),
     ],
 )
 def test_another_format_under_the_name_of_an_mp3_is_named(tmp_path: Path, head: bytes, words: str) -> None:
     path = tmp_path / "a.mp3"
     path.write_bytes(head + bytes(1_000))
-    assert_unusable(path, "undecodable", words, "which is not read")
+    assert_unusable(path, "undecodable", words)
+
+
+def test_what_cannot_be_decoded_comes_with_the_command_that_converts_it() -> None:
+    assert_unusable(b"no sound" * 99, "undecodable", 'ffmpeg -i "$f" "${f%.*}.flac"; done converts a folder')
 
 
 def test_libmpg123_writes_nothing_to_the_log(capfd: pytest.CaptureFixture[str]) -> None:

@@ -330,7 +330,7 @@ def ids_again(root: Path, column: str = "id", ids: Sequence[Sequence[Any]] = ((0
     return read("parquet", root, "train")
 
 
-@pytest.mark.parametrize("column", ["id", "file_name", "fname"])
+@pytest.mark.parametrize("column", ["id", "file_name", "fname", "video_id"])
 def test_ids_that_begin_again_in_every_file_are_other_clips(tmp_path: Path, column: str) -> None:
     rows = ids_again(tmp_path, column)
     assert [row.captions for row in rows] == [("0 0",), ("0 1",), ("1 0",), ("1 1",)]

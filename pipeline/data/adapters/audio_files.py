@@ -144,7 +144,7 @@ def _posix(name: str) -> str:
 
 
 def _spellings(extensions: Collection[str]) -> tuple[Callable[[str], str], ...]:
-    """What names are compared by, from the strictest to the loosest.
+    """Functions that bring names into one spelling, from the strictest to the loosest.
 
     The last two serve audio that was converted, or unpacked by tools that trim names.
     """
@@ -161,7 +161,7 @@ def match_names(names: Iterable[str], files: AudioFiles, outer: str = "") -> dic
 
     A name with folders must lie there, one without may lie deeper. Names are compared ever more loosely, each time only
     with files that no stricter comparison has claimed: `Rain .wav` without a file of its own never takes the one of
-    `Rain.wav`. What fits more than one way is `ambiguous_file`.
+    `Rain.wav`. A name that fits several files, or a file that fits several names, is `ambiguous_file`.
 
     Names that are left are compared again as POSIX paths below `outer`: `./a.wav`, `dog\\1.wav`. Of an absolute name
     counts the file that is there, or else the longest end of it that is a file below the folder.

@@ -22,7 +22,7 @@ _FREESOUND_ID = re.compile(r"(\d+)(?:\.0+)?")  # pandas writes 123456.0 where a 
 def read_clotho(root: Path, split: str) -> Iterator[SourceRow]:
     """The rows of `clotho_captions_{split}.csv`, audio from `{split}/` or `clotho_audio_{split}/`.
 
-    With `clotho_metadata_{split}.csv` beside it the Freesound sound id becomes the source id. The archive's own folder
+    With `clotho_metadata_{split}.csv` next to it the Freesound sound id becomes the source id. The archive's own folder
     is `{split}`; some unpack it into one named after the archive. Other splits' folders are never searched, because
     file names repeat between splits.
     """

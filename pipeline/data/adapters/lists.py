@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from pipeline.data.adapters.rows import CAPTION_COLUMN
+from pipeline.data.adapters.rows import CAPTION_COLUMN, CAPTION_COLUMNS
 from pipeline.errors import PipelineError
 
 logger = logging.getLogger(__name__)
@@ -19,7 +21,7 @@ SEPARATORS = (",", ";", "\t")
 ADVICE = "take the publisher's file, or import the column as text"
 
 _SPREADSHEET_ERROR = re.compile(r"#¿?[^\W\d_a-z]+[?!]|#N/A|#DIV/0!|Err:\d{3}")
-"""What spreadsheet programs put for a formula that they cannot compute, as `-0DdlOuIFUI` and `=...` are for them."""
+"""Error values of spreadsheet programs, which take ids such as `-0DdlOuIFUI` and `=...` for formulas."""
 _QUOTED_FORMULA = re.compile(r'="((?:[^"]|"")*)"')
 """How people keep a spreadsheet from changing a text: `="-0DdlOuIFUI"`."""
 
@@ -118,7 +120,7 @@ def read_table(path: Path, columns: Sequence[str], layout: str) -> Iterator[tupl
     if missing := [name for name in columns if name not in header]:
         found = ", ".join(header) or "nothing"
         raise PipelineError(f"{path}: no column {', '.join(missing)}; found {found}; expected {layout}")
-    read = [name for name in header if name in columns or CAPTION_COLUMN.fullmatch(name)]
+    read = [name for name in header if name in (*columns, *CAPTION_COLUMNS) or CAPTION_COLUMN.fullmatch(name)]
     if twice := [name for name in read if header.count(name) > 1]:
         raise PipelineError(f"{path}: two columns are named {twice[0]}; rename or remove one of them")
     rows = _split_rows(path, text, separator)
@@ -134,6 +136,32 @@ def read_table(path: Path, columns: Sequence[str], layout: str) -> Iterator[tupl
         if not named[columns[0]].strip():
             raise PipelineError(f"{path} row {row}: no {columns[0]}")
         yield row, named
+
+
+def read_json_lines(path: Path, column: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and values by name of every object of a list with one JSON object per line.
+
+    Raises PipelineError for a line that is no such object, has two values of one name or no text in `column`.
+    """
+    for row, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line, object_pairs_hook=_object)
+            json.dumps(fields, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        except (ValueError, RecursionError) as error:
+            raise PipelineError(f"{path} row {row}: is no JSON object ({error})") from error
+        if not isinstance(fields, dict) or not str(fields.get(column) or "").strip():
+            raise PipelineError(f"{path} row {row}: no {column}")
+        yield row, fields | {column: str(fields[column])}
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError for one with two values of a name, of which the last would win."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError(f"a name of {', '.join(value)} is there twice")
+    return value
 
 
 def _header(path: Path, text: str, separator: str) -> list[str]:

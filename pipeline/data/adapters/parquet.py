@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.adapters.rows import CAPTION_COLUMN, SourceRow, clean_captions, seconds
+from pipeline.data.adapters.rows import CAPTION_COLUMN, CAPTION_COLUMNS, SourceRow, clean_captions, seconds
 from pipeline.data.adapters.split_files import find_split_files
 from pipeline.data.adapters.walking import check_root
 from pipeline.data.adapters.youtube import VideoClip
@@ -33,7 +33,6 @@ VIDEO_COLUMNS = ("youtube_id", "video_id", "ytid")
 START_COLUMNS = ("start_time", "start_seconds", "start_s")
 NAME_COLUMNS = ("file_name", "filename", "fname", "id")
 NUMBER_COLUMNS = ("audiocap_id",)
-CAPTION_COLUMNS = ("captions", "caption", "text")
 """Known names of columns; of several the first counts."""
 
 
@@ -145,7 +144,7 @@ class _ListedRow:
     number: str | None
     """The publisher's number of its caption."""
     is_known_id: bool
-    """True if the identity is that of a video. A column `id` may begin at 0 in every file."""
+    """True for a video and a start. Other ids may repeat: a column `id` often begins at 0 in every file."""
 
 
 def read_parquet(root: Path, split: str) -> Iterator[SourceRow]:
@@ -167,7 +166,7 @@ def read_parquet(root: Path, split: str) -> Iterator[SourceRow]:
             stem = Path(path).relative_to(root).with_suffix("").as_posix()
             for row, fields in _rows(file, columns.listed, path):
                 rows.append(_listed_row(fields, columns, path, row, stem))
-    return _clips(_told_apart(rows))
+    return _clips(_separated(rows))
 
 
 def _rows(file: pq.ParquetFile, columns: list[str], path: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -218,7 +217,7 @@ def _listed_row(fields: dict[str, Any], columns: Columns, path: str, row: int, s
         column=columns.audio,
         identity=(video, start_s, name) if video is not None or name is not None else (path, row),
         number=number,
-        is_known_id=video is not None,
+        is_known_id=video is not None and start_s is not None,
     )
 
 
@@ -229,7 +228,7 @@ def _audio_path(fields: dict[str, Any], column: str | None) -> str | None:
     return (fields[column.removesuffix(".path")] or {}).get("path")
 
 
-def _told_apart(rows: list[_ListedRow]) -> list[_ListedRow]:
+def _separated(rows: list[_ListedRow]) -> list[_ListedRow]:
     """The rows, with the audio as part of the identity where others have the same and it is no known id."""
     counts = Counter(row.identity for row in rows)
     shared: dict[tuple[str, str], list[_ListedRow]] = defaultdict(list)
@@ -245,17 +244,17 @@ def _told_apart(rows: list[_ListedRow]) -> list[_ListedRow]:
                 digest = hashlib.sha256(data).digest()
                 audio_of_row[path, row] = digest
                 first_audio.setdefault(identities[row], digest)
-    told_apart = []
+    separated = []
     others: set[tuple[Any, ...]] = set()
     for listed in rows:
         digest = audio_of_row.get((listed.clip.path or "", listed.row), b"")
         if digest and digest != first_audio[listed.identity]:
             listed = replace(listed, identity=(*listed.identity, digest))
             others.add(listed.identity)
-        told_apart.append(listed)
+        separated.append(listed)
     if others:
         logger.warning("%d clips share a name with other clips and have audio of their own", len(others))
-    return told_apart
+    return separated
 
 
 def _clips(rows: Sequence[_ListedRow]) -> Iterator[SourceRow]:

@@ -11,6 +11,8 @@ from pipeline.errors import PipelineError
 
 CAPTION_COLUMN = re.compile(r"caption_(\d+)")
 """Matches the numbered columns of captions, in lists and in Parquet files."""
+CAPTION_COLUMNS = ("captions", "caption", "text")
+"""Columns of captions where none is numbered; of several the first counts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ from pipeline.errors import PipelineError
 logger = logging.getLogger(__name__)
 
 TAR_ERRORS = (tarfile.TarError, OSError, ValueError, OverflowError, EOFError, LookupError, RecursionError)
-"""What tarfile raises for a file that is damaged, cut off or no tar at all."""
+"""The errors of tarfile for a file that is damaged, cut off or no tar at all."""
 COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip"),
     b"BZh": ("bzip2", "bunzip2"),

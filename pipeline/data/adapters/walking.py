@@ -1,4 +1,4 @@
-"""What lies below a dataset's folder: links to folders are followed, hidden entries are left out."""
+"""Walk the folder of a dataset: links to folders are followed, hidden entries are left out."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ COMMON_EXTENSIONS = frozenset(
     {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf"}
     | {".m4a", ".aac", ".wma", ".webm", ".mp4"}
 )
-"""The first line is what libsndfile decodes. The second it does not, but people have such files: they are found, so
-that they end as `undecodable` rows instead of never being seen."""
+"""libsndfile decodes those of the first line, FFmpeg those of the second."""
 AUDIO_EXTENSIONS = COMMON_EXTENSIONS | {
     *(".w64", ".rf64", ".snd", ".mp2"),
     *(".weba", ".mka", ".mkv", ".mov", ".3gp", ".amr", ".ape", ".wv"),
 }
-"""The others are found where a clip has no file of a common format: next to a video may lie its sound."""
+"""A clip takes a file with one of the other extensions only if it has none of a common format: a video often lies next
+to its sound. A format that is not decoded (`.ape`) is listed, too, so that it ends as an `undecodable` row."""
 
 
 def check_root(root: Path) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from pipeline.data.adapters.lists import decode
-from pipeline.data.adapters.parquet import CAPTION_COLUMNS, START_COLUMNS, VIDEO_COLUMNS
-from pipeline.data.adapters.rows import SourceRow, clean_captions, seconds
+from pipeline.data.adapters.parquet import START_COLUMNS, VIDEO_COLUMNS
+from pipeline.data.adapters.rows import CAPTION_COLUMNS, SourceRow, clean_captions, seconds
 from pipeline.data.adapters.split_files import find_split_files
 from pipeline.data.adapters.tars import Archive, read_archives
 from pipeline.data.adapters.walking import AUDIO_EXTENSIONS, COMMON_EXTENSIONS, check_root
