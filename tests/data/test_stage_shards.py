@@ -275,7 +275,7 @@ def test_other_filesystems_serve_alike(published: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_had_is_named(server, published: Path, tmp_path: Path) -> None:
     address, _ = server
     for wrong, words in {
-        f"{address}/nowhere": "nowhere/manifest.json: not found; the address of one split's shards is asked for",
+        f"{address}/nowhere": "nowhere/manifest.json: not found; give the address of one split's shards",
         "http://127.0.0.1:1/x": "x/manifest.json: cannot be read",
         "s3://bucket/split": "s3://bucket/split/manifest.json: Install s3fs to access S3",
         "nfs4://x": "Protocol not known: nfs4",

@@ -30,9 +30,7 @@ def test_training_stops_before_its_first_step_at_a_tar_with_a_wrong_bit(tiny_stu
     shards, tar = flipped
     command = ["--pretrained", str(tiny_study.pretrained), "--pairs", str(tiny_study.pairs("composed"))]
     command += ["--shards", str(shards), "--seed", "0", "--out", str(tmp_path / "run"), "--objective", "composed"]
-    with pytest.raises(
-        PipelineError, match=rf"{tar}: SHA-256 \w+, \w+ expected; give the same Snakemake command again"
-    ):
+    with pytest.raises(PipelineError, match=rf"{tar}: SHA-256 \w+, \w+ expected; run the same Snakemake command again"):
         train.main(command)
     assert not (tmp_path / "run").exists()
 
