@@ -10,6 +10,7 @@ Every epoch is computed from its own Philox generator, keyed by (seed, epoch), s
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -108,6 +109,23 @@ def keys_in_order(manifests: Sequence[Path], rows: np.ndarray) -> Iterator[pa.Ar
             here = rows[slice(*np.searchsorted(rows, [first, end]))]
             yield batch["key"].take(pa.array(here - first))
             first = end
+
+
+def subset(clips: Clips, manifests: Sequence[Path], fraction: float, seed: int) -> Clips:
+    """Return the share `fraction` of the clips, at least one, in their order, read from the same `manifests`.
+
+    Clips are ranked by a hash of the seed and their key. So a smaller share of one seed lies within every larger one,
+    and new clips in a split replace few of the old. All splits of a role are ranked together, so each gives about the
+    same share.
+    """
+    if fraction == 1:
+        return clips
+    seed_bytes = seed.to_bytes(8, "little")
+    keys = (key for batch in keys_in_order(manifests, clips.rows) for key in batch.to_pylist())
+    digests = (hashlib.blake2b(key.encode(), digest_size=8, key=seed_bytes) for key in keys)
+    ranks = np.fromiter((int.from_bytes(digest.digest(), "little") for digest in digests), np.uint64, len(clips))
+    chosen = np.sort(np.argsort(ranks, kind="stable")[: max(1, round(fraction * len(clips)))])
+    return Clips(rows=clips.rows[chosen], frames=clips.frames[chosen], captions=clips.captions[chosen])
 
 
 def epoch_order(generator: np.random.Generator, count: int, length: int) -> np.ndarray:

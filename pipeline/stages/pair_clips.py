@@ -10,9 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.data.leaks import LEAKED_SCHEMA, AudioForm, read_audio_form, read_held_out
-from pipeline.data.pairs import pair_epoch, read_clips, slots_an_epoch, with_keys, write_pairs
+from pipeline.data.pairs import pair_epoch, read_clips, slots_an_epoch, subset, with_keys, write_pairs
 from pipeline.data.shards.format import read_summary
-from pipeline.data.subsets import subset
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_parquet
 from pipeline.models.backbones import BACKBONES

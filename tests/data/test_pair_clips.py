@@ -36,11 +36,11 @@ from pipeline.data.pairs import (
     read_clips,
     read_epoch,
     read_facts,
+    subset,
     with_keys,
     write_pairs,
 )
 from pipeline.data.shards.format import read_summary, rows_table
-from pipeline.data.subsets import subset
 from pipeline.errors import PipelineError
 from pipeline.evaluation.windows import window_starts as evaluation_starts
 from pipeline.files import sha256_of, write_parquet
@@ -278,7 +278,7 @@ def test_a_leak_fails_with_both_clips_and_what_they_share_when_asked_to(tiny_stu
 def test_a_split_of_leaks_alone_is_refused_under_either_policy(tiny_study, tmp_path):
     manifest = tiny_study.manifest("labeled")
     for policy in ("drop", "fail"):
-        with pytest.raises(PipelineError, match=r"24 of 24 clips .*, \.\.\.; no other is left, check datasets"):
+        with pytest.raises(PipelineError, match=r"24 of 24 clips .*, \.\.\.; none is left, check datasets"):
             pair_with(manifest, tmp_path, policy, manifest)
 
 

@@ -256,7 +256,7 @@ def test_a_summary_at_an_address_that_contradicts_its_manifest_is_named_by_the_a
 @pytest.mark.parametrize("server", [False], indirect=True)
 def test_a_server_without_byte_ranges_serves_copies_only(server, published: Path, tmp_path: Path) -> None:
     address, _ = server
-    with pytest.raises(PipelineError, match=r"\.tar: the server answers no byte ranges .*tars: copy"):
+    with pytest.raises(PipelineError, match=r"\.tar: the server does not support byte ranges .*tars: copy"):
         stage(f"{address}/labeled/train", tmp_path / "remote", "--tars", "remote")
     stage(f"{address}/labeled/train", tmp_path / "copy")
     assert np.array_equal(windows(tmp_path / "copy"), windows(published / "labeled/train"))
