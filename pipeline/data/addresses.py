@@ -58,7 +58,7 @@ def read_range(address: str, offset: int, size: int) -> bytes:
         data = filesystem.cat_file(path, start=offset, end=offset + size)
     if len(data) != size:
         raise PipelineError(
-            f"{address}: asked for {size} bytes at {offset}, the server sent {len(data)}; check that the file is whole, "
+            f"{address}: asked for {size} bytes at {offset}, the server sent {len(data)}; check the file, "
             "or copy the shards if the server does not support byte ranges (tars: copy)"
         )
     return data

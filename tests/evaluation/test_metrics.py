@@ -417,8 +417,8 @@ def test_published_figures_are_multiples_of_one_over_the_query_counts():
         (np.zeros((2, 3)), [0, 1], "clip 2 has no text"),
         (np.zeros((0, 3)), [], "0 texts and 3 clips"),
         (np.zeros((3, 0)), [0, 0, 0], "3 texts and 0 clips"),
-        (np.zeros((3, 2)), [0, 1], "expected as 3 indices"),
-        (np.zeros(3), [0, 1, 2], "texts x clips was expected"),
+        (np.zeros((3, 2)), [0, 1], "expected 3 indices of clips for 3 texts"),
+        (np.zeros(3), [0, 1, 2], "expected texts x clips"),
     ],
 )
 def test_unusable_input_is_named(similarity, owners, message):
