@@ -189,7 +189,7 @@ def test_tars_that_changed_at_their_address_are_found_before_the_first_step(
     whole = tar.read_bytes()
     tar.write_bytes(whole[:-512])
     with pytest.raises(
-        PipelineError, match=rf"{tar.name}: {len(whole) - 512} bytes, {len(whole)} expected; it was cut"
+        PipelineError, match=rf"{tar.name}: {len(whole) - 512} bytes, {len(whole)} expected; the file was cut"
     ):
         PairedBatches(pairs, tmp_path)
     tar.unlink()

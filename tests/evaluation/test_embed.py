@@ -193,7 +193,7 @@ def test_split_without_clips_is_named(tiny_study, model, tmp_path):
     folder = tiny_study.shards / "labeled" / "train"
     summary = json.loads((folder / "manifest.json").read_text())
     write_parquet(read_manifest(folder / "manifest.parquet").slice(0, 0), tmp_path / "manifest.parquet")
-    with pytest.raises(PipelineError, match="holds no clip to embed"):
+    with pytest.raises(PipelineError, match="has no clip to embed"):
         embed_audio(model, ShardReader(tmp_path, summary), "mean", 8)
 
 
