@@ -188,7 +188,7 @@ def test_refusals_of_search_name_the_cause(tiny_study, run_folder, tmp_path):
         search("x", run_folder, tmp_path / "nowhere")
     with pytest.raises(PipelineError, match="has no captions to search in"):
         search("x", run_folder, unlabeled, captions=True)
-    with pytest.raises(PipelineError, match="text to search with is blank"):
+    with pytest.raises(PipelineError, match="query text is blank"):
         search(" ", run_folder, labeled)
     with pytest.raises(PipelineError, match=r"nothing\.wav: not found; give an audio file"):
         search(tmp_path / "nothing.wav", run_folder, labeled)
