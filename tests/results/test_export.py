@@ -193,8 +193,8 @@ def test_the_same_run_gives_the_same_bytes(run, tmp_path):
     ("change", "message"),
     [
         (lambda run: shutil.rmtree(run), "seed0: not found; give the folder of a trained run"),
-        (lambda run: [path.unlink() for path in run.glob("training*")], "not a run, it holds no log of a training"),
-        (lambda run: (run / "checkpoints").mkdir(), "its training is not finished"),
+        (lambda run: [path.unlink() for path in run.glob("training*")], "not a run, it holds no training log"),
+        (lambda run: (run / "checkpoints").mkdir(), "the training is not finished"),
         (lambda run: (run / "model.json").unlink(), "it lacks model.json; train it again"),
         (lambda run: (run / "model.safetensors").write_bytes(b"x"), "model.safetensors: damaged weights"),
     ],
