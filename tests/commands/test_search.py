@@ -201,7 +201,7 @@ def test_damaged_index_is_named(tiny_study, run_folder):
     search("x", run_folder, split(tiny_study))
     (index,) = run_folder.glob("index/*/audio.npy")
     np.save(index, np.load(index)[:5])
-    with pytest.raises(PipelineError, match=r"audio\.npy: the index holds .* \(5, 128\), 24 rows"):
+    with pytest.raises(PipelineError, match=r"audio\.npy: the index holds .* \(5, 128\), expected 24 rows"):
         search("x", run_folder, split(tiny_study))
     index.write_bytes(index.read_bytes()[:40])
     with pytest.raises(PipelineError, match=r"audio\.npy: the index is damaged"):
