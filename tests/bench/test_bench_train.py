@@ -8,7 +8,7 @@ import torch
 
 from bench.train import (
     LONGEST_OF_256,
-    TOKENS_A_CAPTION,
+    TOKENS_PER_CAPTION,
     Contestant,
     SeparatePasses,
     gpt2_tokenizer,
@@ -67,13 +67,13 @@ def test_where_memory_ends_the_pipeline_keeps_its_batch_and_the_straightforward_
     facts = parted.facts(peak=None)
     assert (whole.slots, facts["clips"], facts["micro_batch"]) == (8, clips, 2)
     # The second encoding is not counted, and captions of two clips are padded to less.
-    assert 0.8 < facts["gflop_a_clip"] / (whole.flops / whole.clips / 1e9) <= 1.01
+    assert 0.8 < facts["gflop_per_clip"] / (whole.flops / whole.clips / 1e9) <= 1.01
 
 
 def test_made_up_captions_are_as_long_as_those_of_audiocaps():
     tokenizer = gpt2_tokenizer()
     captions = made_up_captions(tokenizer, 2048, np.random.default_rng(0))
     lengths = np.array([len(tokenizer.encode(f"{caption} <|endoftext|>").ids) for caption in captions])
-    found = np.quantile(lengths, TOKENS_A_CAPTION[0][2:7])
-    assert np.abs(found - TOKENS_A_CAPTION[1][2:7]).max() <= 1
+    found = np.quantile(lengths, TOKENS_PER_CAPTION[0][2:7])
+    assert np.abs(found - TOKENS_PER_CAPTION[1][2:7]).max() <= 1
     assert lengths.reshape(8, 256).max(axis=1).mean() == pytest.approx(LONGEST_OF_256, rel=0.15)

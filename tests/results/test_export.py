@@ -195,7 +195,7 @@ def test_the_same_run_gives_the_same_bytes(run, tmp_path):
         (lambda run: shutil.rmtree(run), "seed0: not found; give the folder of a trained run"),
         (lambda run: [path.unlink() for path in run.glob("training*")], "not a run, it holds no training log"),
         (lambda run: (run / "checkpoints").mkdir(), "the training is not finished"),
-        (lambda run: (run / "model.json").unlink(), "it lacks model.json; train it again"),
+        (lambda run: (run / "model.json").unlink(), "it lacks model.json; run the training again"),
         (lambda run: (run / "model.safetensors").write_bytes(b"x"), "model.safetensors: damaged weights"),
     ],
 )
