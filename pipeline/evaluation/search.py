@@ -94,11 +94,9 @@ def search(
     shards = open_shards(Path(split))
     folders = index_folders(model.folder, index)
     name = f"{shards.manifest_sha256[:16]}-{checksum_of(model.folder)[:16]}"
-    texts, clip_of_text = captions_of(shards) if captions else ([], np.zeros(0, np.int64))
+    texts, clip_of_row = captions_of(shards) if captions else ([], np.arange(len(shards)))
     if captions and not texts:
-        raise PipelineError(
-            f"{split}: the split has no captions to search in; leave --captions out to search its clips"
-        )
+        raise PipelineError(f"{split}: the split has no captions; leave --captions out to search its clips")
 
     # The query's vector comes first, because an unusable query then fails at once.
     if isinstance(query, str):
@@ -108,21 +106,20 @@ def search(
     check_vectors(query_1D, lambda row: repr(str(query)))
 
     # The split's vectors, from the index or computed now.
-    if captions:
-        paths = [folder / name / "text.npy" for folder in folders]
-        vectors = indexed(
-            paths, len(texts), lambda: embed_texts(model.network, texts, BATCH_SIZE), lambda row: repr(texts[row])
-        )
-    else:
-        paths = [folder / name / "audio.npy" for folder in folders]
-        vectors = indexed(
-            paths, len(shards), lambda: embed_split(model, shards), lambda row: f"clip {shards.keys[row]}"
-        )
+    def embed() -> NDArray[np.float32]:
+        if captions:
+            return embed_texts(model.network, texts, BATCH_SIZE)
+        whole = open_shards(shards.folder, verify=True)  # no index of a damaged tar
+        return embed_audio(model.network, whole, WINDOWS, BATCH_SIZE)
+
+    paths = [folder / name / ("text.npy" if captions else "audio.npy") for folder in folders]
+    vectors = indexed(
+        paths, len(clip_of_row), embed, lambda row: repr(texts[row]) if captions else f"clip {shards.keys[row]}"
+    )
 
     # The nearest neighbours.
     rows, scores = nearest(vectors, unit_rows(query_1D)[0], top)
-    clips = clip_of_text[rows] if captions else rows
-    keys = [shards.keys[clip] for clip in clips]
+    keys = [shards.keys[clip] for clip in clip_of_row[rows]]
     names = source_names(shards, keys)
     return [
         SearchResult(
@@ -135,11 +132,6 @@ def search(
         )
         for rank, (row, key, score) in enumerate(zip(rows, keys, scores, strict=True), start=1)
     ]
-
-
-def embed_split(model: AudioTextModel, shards: ShardReader) -> NDArray[np.float32]:
-    """Return the embeddings of a split's clips, after checking the checksums of its tars."""
-    return embed_audio(model.network, open_shards(shards.folder, verify=True), WINDOWS, BATCH_SIZE)
 
 
 def checksum_of(folder: Path) -> str:
