@@ -396,11 +396,31 @@ def download(
     base = (address or publication.address).rstrip("/")
     print(f"{dataset}: {base} -> {root}\nlicence: {publication.licence}")
     session = open_session(0 if dry_run else RETRIES)
-    # List the files and their sizes.
-    missing: list[tuple[Published, str]] = []
+    files = [file for split in splits for file in publication.splits[split]]
+    urls = {file: f"{base}/{file.name}{'' if address else publication.query}" for file in files}
+    missing, needed = _list_missing(session, root, urls)
+    check_space(root, needed, f"the download of {dataset}")
+    if dry_run:
+        return
+    for file in missing:
+        path = root / file.name
+        if not path.exists():
+            fetch(session, urls[file], path, file.check)
+        if path.suffix == ".7z":
+            logger.info("unpacking %s", path)
+            unpack(path, root / file.split)
+    if dataset == "clotho":
+        for split in splits:
+            _check_clips(root, split)
+    print(f"done; {publication.remark}")
+
+
+def _list_missing(session: requests.Session, root: Path, urls: Mapping[Published, str]) -> tuple[list[Published], int]:
+    """Print the size of every file; return those to download or to unpack, and the bytes that this needs."""
+    missing: list[Published] = []
     to_download, to_unpack, is_known = 0, 0, True
-    for file in (file for split in splits for file in publication.splits[split]):
-        path, url = root / file.name, f"{base}/{file.name}{'' if address else publication.query}"
+    for file, url in urls.items():
+        path = root / file.name
         is_archive = path.suffix == ".7z"
         if is_archive and (folder := _unpacked_folder(root, file)):
             print(f"  {file.name}: already unpacked in {folder}")
@@ -420,24 +440,10 @@ def download(
             to_download += max(0, (size or 0) - received)
             to_unpack += UNPACKED * (size or 0) * is_archive
         if is_archive or not path.exists():
-            missing.append((file, url))
+            missing.append(file)
     unpacking = f", and about {readable(to_unpack)} for the unpacked audio" if to_unpack else ""
     print(f"to download: {'' if is_known else 'at least '}{readable(to_download)}{unpacking}", flush=True)
-    check_space(root, to_download + to_unpack, f"the download of {dataset}")
-    if dry_run:
-        return
-    # Download and unpack.
-    for file, url in missing:
-        path = root / file.name
-        if not path.exists():
-            fetch(session, url, path, file.check)
-        if path.suffix == ".7z":
-            logger.info("unpacking %s", path)
-            unpack(path, root / file.split)
-    if dataset == "clotho":
-        for split in splits:
-            _check_clips(root, split)
-    print(f"done; {publication.remark}")
+    return missing, to_download + to_unpack
 
 
 def _check_clips(root: Path, split: str) -> None:

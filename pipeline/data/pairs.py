@@ -156,7 +156,7 @@ def window_starts(
     return {"random": starts, "first": np.zeros_like(spare), "center": spare // 2}[windows]
 
 
-def slots_an_epoch(labeled: Clips, captions_per_clip: str) -> int:
+def slots_per_epoch(labeled: Clips, captions_per_clip: str) -> int:
     """Return how many slots the labeled clips fill per epoch, including the incomplete last batch."""
     return len(labeled) if captions_per_clip == "one" else int(labeled.captions.sum())
 
@@ -255,7 +255,7 @@ def draw_slots(
     generator: np.random.Generator, labeled: Clips, batch_size: int, captions_per_clip: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the index of the labeled clip and of its caption for every slot of an epoch, in random order."""
-    length = slots_an_epoch(labeled, captions_per_clip) // batch_size * batch_size
+    length = slots_per_epoch(labeled, captions_per_clip) // batch_size * batch_size
     if captions_per_clip == "one":
         order = generator.permutation(len(labeled))[:length]
         return order, generator.integers(0, labeled.captions[order])

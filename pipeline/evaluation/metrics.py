@@ -121,11 +121,9 @@ def resampled(
 _DRAWS_PER_BLOCK = 1 << 22
 
 
-def intervals(
-    retrieval: Retrieval, protocol: str, seed: int = 0, samples: int = 1000
-) -> dict[str, tuple[float, float]]:
+def intervals(retrieval: Retrieval, protocol: str) -> dict[str, tuple[float, float]]:
     """Return the central 95 % of each figure, in percent, over the bootstrap samples of `resampled`."""
-    samples_SF = resampled(contributions(retrieval, protocol), retrieval.captions_N, seed, samples)
+    samples_SF = resampled(contributions(retrieval, protocol), retrieval.captions_N)
     low, high = 100.0 * np.percentile(samples_SF, [2.5, 97.5], axis=0)
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(FIGURES)}
 
