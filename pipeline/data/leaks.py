@@ -61,14 +61,6 @@ NAMED = 5  # leaked clips named in a message
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOut:
-    """The usable clips of the held-out splits."""
-
-    clips: pa.Table
-    """`key`, `dataset`, `split` and `IDENTITIES` of each, in the order of the splits and their keys."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class AudioForm:
     """How the audio of a split was made; equal sounds have equal checksums only if this is the same."""
 
@@ -96,25 +88,27 @@ def read_audio_form(path: Path) -> AudioForm:
     return AudioForm(**json.loads(found[FORM_KEY]))
 
 
-def read_held_out(paths: Sequence[Path]) -> HeldOut:
-    """Return the usable clips of held-out splits from the files that `write_identities` wrote."""
+def read_held_out(paths: Sequence[Path]) -> pa.Table:
+    """Return the usable clips of held-out splits (`IDENTITIES_SCHEMA`), from files of `write_identities`."""
     tables = [read_table(path, IDENTITIES_SCHEMA, "index_shards").replace_schema_metadata(None) for path in paths]
-    return HeldOut(clips=pa.concat_tables([IDENTITIES_SCHEMA.empty_table(), *tables]).combine_chunks())
+    return pa.concat_tables([IDENTITIES_SCHEMA.empty_table(), *tables]).combine_chunks()
 
 
-def leaks_of(batch: pa.RecordBatch, held_out: HeldOut, role: str) -> tuple[pa.Array, pa.Table]:
+def leaks_of(batch: pa.RecordBatch, held_out: pa.Table, role: str) -> tuple[pa.Array, pa.Table]:
     """Return a mask of the leaking rows of a manifest batch, and these rows as a table of `LEAKED_SCHEMA`.
 
-    batch: at least the columns `LOOKED_AT`. role: how the run uses the split, labeled or unlabeled. A clip that shares
-    both source and audio is listed with its source, and with the first held-out clip that it overlaps.
+    Args:
+        batch: at least the columns `LOOKED_AT`.
+        held_out: the clips of `read_held_out`.
+        role: how the run uses the split, labeled or unlabeled.
+
+    A clip that shares both source and audio is listed with its source, and with the first held-out clip it overlaps.
     """
-    by_source, by_audio = (
-        pc.index_in(batch[name], value_set=held_out.clips[name], skip_nulls=True) for name in IDENTITIES
-    )
+    by_source, by_audio = (pc.index_in(batch[name], value_set=held_out[name], skip_nulls=True) for name in IDENTITIES)
     overlapped = pc.coalesce(by_source, by_audio)
     mask = overlapped.is_valid()
     leaked, has_source = batch.filter(mask), by_source.filter(mask).is_valid()
-    overlapped = held_out.clips.take(overlapped.drop_null())
+    overlapped = held_out.take(overlapped.drop_null())
     columns = {
         "role": pa.array([role] * len(has_source), pa.string()),
         **{name: leaked[name] for name in ("dataset", "split", "key", "source_name")},

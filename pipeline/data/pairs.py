@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.data.leaks import LEAKED_SCHEMA, LOOKED_AT, HeldOut, check_leaked, leaks_of
+from pipeline.data.leaks import LEAKED_SCHEMA, LOOKED_AT, check_leaked, leaks_of
 from pipeline.data.shards.format import count_rows, usable_batches
 from pipeline.errors import PipelineError
 from pipeline.files import write_atomically
@@ -70,7 +70,7 @@ class Clips:
 
 
 def read_clips(
-    manifests: Sequence[Path], held_out: HeldOut, *, leaks: str, role: str
+    manifests: Sequence[Path], held_out: pa.Table, *, leaks: str, role: str
 ) -> tuple[Clips, list[tuple[Path, pa.Table]]]:
     """Return the usable clips of the given `manifest.parquet` files, in their order, without held-out clips.
 
