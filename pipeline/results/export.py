@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pyarrow.parquet as pq
 
 from pipeline.errors import PipelineError
@@ -41,13 +42,14 @@ METHODS = {
     "concatenate": "Eq. (5) of the paper, and InfoNCE between mixtures of two captioned clips and their joined "
     "captions.",
 }
-SOUNDSCAPES = """\
-The soundscapes of the small study are mixed from recordings under CC0, CC BY 3.0, CC BY-SA 3.0 and CC BY-SA 4.0, which
-`data/recordings/README.md` of the software lists with their authors. Soundscapes that hold a CC BY-SA recording can be
-passed on under CC BY-SA 4.0. Figures on them cannot be compared with figures on Clotho or AudioCaps."""
-OWN_LICENCES = """\
-The licences of these datasets are not recorded: %s. Before you pass this folder on, name them here and in `license` at
-the top of this file. No file of the datasets is in this folder."""
+CARD = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=False,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+).get_template("model_card.md.j2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,97 +170,37 @@ def pretraining_splits(run: Path, backbone: str) -> list[Split]:
 
 
 def model_card(run: Path, description: dict[str, Any], account: dict[str, Any], figures: list[dict[str, Any]]) -> str:
-    """Return the README.md, with front matter for the Hugging Face hub."""
+    """Return the README.md, with front matter for the Hugging Face hub, from `model_card.md.j2`."""
     backbone, short_clips = description["backbone"], description.get("short_clips", "repeat")
+    is_msclap = backbone.startswith(MSCLAP)
     trained_on = splits_of(run, account["data"], {"labeled": "clips and captions", "unlabeled": "audio only"})
     pretrained_on = pretraining_splits(run, backbone)
     splits = pretrained_on + trained_on
-    all_generated = backbone == MINI and {split.source for split in splits} == {GENERATED_SOURCE}
-    return "\n".join(
-        [
-            *front_matter("cc-by-sa-4.0" if all_generated else None),
-            f"# {run.absolute().parent.name} {run.absolute().name}",
-            "",
-            *introduction(description, trained_on, pretrained_on),
-            *usage(backbone, short_clips),
-            *training(account, splits),
-            *figures_table(figures),
-            *licences(backbone, splits),
-            "",
-            "## Citation",
-            "",
-            f"> {PAPER}",
-            "",
-        ]
+    drawing = PairingSettings.of(account["data"]).model_dump()
+    return CARD.render(
+        title=f"{run.absolute().parent.name} {run.absolute().name}",
+        backbone=backbone,
+        description=description,
+        channels=CHANNELS[description.get("channels", "mean")],
+        shorter=SHORT_CLIPS[short_clips],
+        pads=short_clips == "pad",
+        msclap_file=msclap_file(backbone) if is_msclap else None,
+        msclap_version=backbone.removeprefix(MSCLAP),
+        method=METHODS[account["settings"]["objective"]],
+        account=account,
+        machine=machine(account),
+        settings=[(name, json.dumps(value)) for name, value in sorted((account["settings"] | drawing).items())],
+        splits=splits,
+        pretrained_on=[split.name for split in pretrained_on],
+        own_pretraining=any(split.source == OWN_SOURCE for split in pretrained_on),
+        is_own=any(split.source != GENERATED_SOURCE for split in trained_on),
+        own=sorted({split.name for split in splits if split.source != GENERATED_SOURCE}),
+        any_generated=any(split.source == GENERATED_SOURCE for split in splits),
+        all_generated=backbone == MINI and {split.source for split in splits} == {GENERATED_SOURCE},
+        figures=figures,
+        figure_names=FIGURES,
+        paper=PAPER,
     )
-
-
-def front_matter(licence: str | None) -> Iterator[str]:
-    """Yield the YAML header; without a `licence` the licence is `other`, that of the weights and data."""
-    yield from ("---", "language: en", "library_name: audio-composed-text", "pipeline_tag: feature-extraction")
-    yield f"license: {licence or 'other'}"
-    if licence is None:
-        yield from ("license_name: of-its-weights-and-data", "license_link: README.md")
-    yield from ("tags:", "- audio-text-retrieval", "- contrastive-learning", "- clap", "---", "")
-
-
-def introduction(
-    description: dict[str, Any], trained_on: Sequence[Split], pretrained_on: Sequence[Split]
-) -> Iterator[str]:
-    """Yield the description of the model, its starting weights and its input."""
-    backbone = description["backbone"]
-    yield f"An audio-text model with one joint space for sounds and captions, fine-tuned from `{backbone}`."
-    is_own = any(split.source != GENERATED_SOURCE for split in trained_on)
-    if backbone == MINI and any(split.source == OWN_SOURCE for split in pretrained_on):
-        names = ", ".join(split.name for split in pretrained_on)
-        yield f"`{MINI}` is a small model that was trained from random weights on {names}, and knows no other sounds."
-    elif backbone == MINI and is_own:
-        yield f"`{MINI}` is the model of the small study: before this training it knew nothing but that study's sounds."
-    channels, short_clips = description.get("channels", "mean"), description.get("short_clips", "repeat")
-    yield (
-        f"It takes {description['window_s']} s of mono audio ({CHANNELS[channels]}) at "
-        f"{description['sample_rate_hz']:,} Hz; a shorter sound {SHORT_CLIPS[short_clips]}. Its embeddings have "
-        f"{description['embedding_dim']} values and are not normalised."
-    )
-    yield ""
-
-
-def usage(backbone: str, short_clips: str) -> Iterator[str]:
-    """Yield the instructions to load the folder."""
-    yield from ("## Use", "", "With the software audio-composed-text, from its folder:", "", "```python")
-    yield "import pipeline"
-    yield 'model = pipeline.load("path/to/this/folder")'
-    yield "# a file of any format, rate and length; the mean of its windows"
-    yield 'audio = model.embed_audio(["file.wav"])'
-    yield 'text = model.embed_text(["a dog barks"])'
-    yield "print(text @ audio.T)  # cosine similarity"
-    yield from ("```", "")
-    if backbone.startswith(MSCLAP):
-        version = backbone.removeprefix(MSCLAP)
-        yield from ("With the package msclap:", "", "```python", "from msclap import CLAP")
-        yield f'clap = CLAP(model_fp="path/to/this/folder/{msclap_file(backbone)}", version="{version}")'
-        yield 'print(clap.get_text_embeddings(["a dog barks"]))'
-        yield from ("```", "")
-        if short_clips == "pad":
-            yield from ("msclap repeats short sounds, which this model was trained not to expect.", "")
-
-
-def training(account: dict[str, Any], splits: Sequence[Split]) -> Iterator[str]:
-    """Yield method, data, settings and learning curves."""
-    settings, data = account["settings"], account["data"]
-    yield from ("## Training", "", METHODS[settings["objective"]], "")
-    yield from ("| data | used | source |", "|---|---|---|")
-    yield from (f"| {split.name} | {split.used} | {split.source} |" for split in splits)
-    yield ""
-    yield (
-        f"{data['epochs']} epochs, {account['steps']:,} steps of {data['batch_size']} clips, seed {settings['seed']}; "
-        f"{account['clips_per_s']:.1f} clips per second, {account['wall_s'] / 3600:.2f} h on {machine(account)}."
-    )
-    yield from ("", "| setting | value |", "|---|---|")
-    drawing = PairingSettings.of(data).model_dump()
-    yield from (f"| {key} | `{json.dumps(value)}` |" for key, value in sorted((settings | drawing).items()))
-    yield from ("", "`training.json` holds versions, checksums and hardware.", "")
-    yield from ("![Learning curves](learning_curves.svg)", "")
 
 
 def machine(account: dict[str, Any]) -> str:
@@ -267,33 +209,6 @@ def machine(account: dict[str, Any]) -> str:
     if hardware["gpus"]:
         return f"{len(hardware['gpus'])} times {hardware['gpus'][0]}"
     return f"{hardware['processor']} (processes: {hardware['processes']}, threads: {hardware['threads_a_process']})"
-
-
-def figures_table(figures: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield the table of retrieval figures under every protocol."""
-    yield from ("## Figures", "")
-    if not figures:
-        yield from ("No evaluation of the run was at hand when it was exported.", "")
-        return
-    yield f"| test split | texts, clips | protocol | {' | '.join(FIGURES)} |"
-    yield f"|---|---|---|{'---:|' * len(FIGURES)}"
-    for found in figures:
-        for protocol, values in found["protocols"].items():
-            sizes = f"{found['n_text']:,}, {found['n_audio']:,}"
-            cells = " | ".join(f"{values[name]:.1f}" for name in FIGURES)
-            yield f"| {found['target']}/{found['split']} | {sizes} | {protocol} | {cells} |"
-    yield from ("", "In percent; t2a finds clips by a text, a2t texts by a clip.", "")
-
-
-def licences(backbone: str, splits: Sequence[Split]) -> Iterator[str]:
-    """Yield the licences of the model and its sources."""
-    yield from ("## Licences", "", "The software is under the MIT licence.")
-    if backbone != MINI:
-        yield f"The weights were fine-tuned from those of {backbone}, whose publisher's terms hold for them too."
-    if own := sorted({split.name for split in splits if split.source != GENERATED_SOURCE}):
-        yield OWN_LICENCES % ", ".join(own)
-    if any(split.source == GENERATED_SOURCE for split in splits):
-        yield SOUNDSCAPES
 
 
 def describe(files: Sequence[Path]) -> str:
