@@ -186,7 +186,7 @@ def test_refusals_of_search_name_the_cause(tiny_study, run_folder, tmp_path):
         search("x", tmp_path / "nowhere", labeled)
     with pytest.raises(PipelineError, match=r"nowhere/manifest\.json: not found"):
         search("x", run_folder, tmp_path / "nowhere")
-    with pytest.raises(PipelineError, match="has no captions to search in"):
+    with pytest.raises(PipelineError, match="has no captions; leave --captions out"):
         search("x", run_folder, unlabeled, captions=True)
     with pytest.raises(PipelineError, match="query text is blank"):
         search(" ", run_folder, labeled)
