@@ -176,6 +176,7 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
 
 def sharding_tasks(folder: Path) -> dict[str, Callable[[], object]]:
     """Return the stage on all clips of `many_unlabeled` as one shard, its parts, and a plain loop over its files."""
+    # The stage.
     catalog = folder / "results" / "catalogs" / "many_unlabeled" / "train.parquet"
     rows = pq.read_table(catalog).to_pylist()
     files = [row["path"] for row in rows]
@@ -194,6 +195,7 @@ def sharding_tasks(folder: Path) -> dict[str, Callable[[], object]]:
         ]
 
     module = [sys.executable, "-m", "pipeline.stages.shard_audio"]
+    # Its parts, each on the result of the one before.
     decoded_SC = [soundfile.read(file, dtype="float32")[0] for file in files]
     weights_C = np.full(2, 0.5, np.float32)
     mono_S = [samples_SC @ weights_C for samples_SC in decoded_SC]
@@ -216,6 +218,7 @@ def sharding_tasks(folder: Path) -> dict[str, Callable[[], object]]:
         with (out / "parts.tar").open("rb") as file:
             hashlib.file_digest(file, "sha256").hexdigest()
 
+    # The same work with librosa and webdataset.
     def plain_loop() -> None:
         with webdataset.ShardWriter(str(out / "plain-%05d.tar"), maxcount=10**6, verbose=0) as writer:
             for row, file in zip(rows, files, strict=True):

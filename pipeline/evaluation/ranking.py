@@ -257,6 +257,7 @@ def _rank(
     for rows in _slices(n_text, max(1, scores_per_tile // width)):
         for columns in _slices(n_audio, width):
             owns = own_M[rows], np.ascontiguousarray(own_CN[:, columns]), is_choice_MC[rows]
+            # Count the tile, and decide its undecided scores.
             scores_mn, margin, counts = _tallied(scores, rows, columns, owns, t2a_top, a2t_top)
             if len(counts.near):
                 texts, clips = np.divmod(counts.near, scores_mn.shape[1])
@@ -264,12 +265,14 @@ def _rank(
                 is_own = audio_of_text_M[rows][texts] == columns.start + clips
                 decided[is_own] = own_M[rows][texts[is_own]]  # equal to the last bit
                 decide(counts, decided, scores_mn, *owns, scores_mn.dtype.type(margin))
+            # Add the counts.
             ahead_M[rows] += counts.ahead_m
             tied_M[rows] += counts.tied_m
             ahead_CN[:, columns] += counts.ahead_Cn
             tied_CN[:, columns] += counts.tied_Cn
             ahead_of_choice_CN[:, columns] += counts.ahead_of_choice_Cn
             tied_of_choice_CN[:, columns] += counts.tied_of_choice_Cn
+            # Update the first places.
             texts, clips = np.divmod(counts.for_text, scores_mn.shape[1])
             candidates = scores_mn[texts, clips]
             _take_better(t2a_top, rows, texts, columns.start + clips, candidates, margin, scores.exact)

@@ -102,6 +102,7 @@ def draw_points(
     Raises:
         PipelineError: Seeds, files or test sets do not match, or two points of a line have the same amount.
     """
+    # Points that belong on one curve.
     points: list[Point] = []
     for line, pairs, contributions in runs:
         point = read_point(line, pairs, contributions, axis, protocol)
@@ -115,6 +116,7 @@ def draw_points(
                 )
         points.append(point)
 
+    # Figures with intervals, and differences from the first line.
     compared = _against_first_line(points, seed, samples)
     rows = []
     for index, point in enumerate(points):
