@@ -151,7 +151,7 @@ def test_a_file_that_is_no_catalog_is_refused(tmp_path: Path) -> None:
         catalog_of([SourceRow(source_name="a")], dataset="x", split="y", labeled=False)[0].select(["key"]),
         tmp_path / "x.parquet",
     )
-    with pytest.raises(PipelineError, match=r"not what index_audio writes; .*found key;"):
+    with pytest.raises(PipelineError, match=r"not a file of index_audio: .*found key;"):
         read_catalog(tmp_path / "x.parquet")
 
 

@@ -322,7 +322,7 @@ def test_flac_with_a_wrong_bit_or_more_is_named(folder: Path, tmp_path: Path) ->
         for place in damaged:
             data[place] ^= 1
         (own / "00000.tar").write_bytes(data)
-        with pytest.raises(PipelineError, match=rf"00000.tar: {row['key']} cannot be decoded \(.*verify names"):
+        with pytest.raises(PipelineError, match=rf"00000.tar: {row['key']} cannot be decoded \(.*pipeline verify"):
             reader.read_clip(0)
 
 
