@@ -1,11 +1,11 @@
-"""How fast the data stages are, each against something measured beside it in the same run: `make bench-data`.
+"""Speed and memory of the data stages, each compared with a baseline in the same run: `make bench-data`.
 
 Sharding is compared with its own parts and with a plain librosa loop, training's reader with plain webdataset, and a
-loader worker's memory with itself over shards and epochs. All tasks of a comparison take turns, so that a busy machine
-slows them alike; a ratio is taken within each repetition, and its median shown. Figures are for reading: nothing fails.
+loader worker's memory over shards and epochs. All tasks of a comparison take turns, so that a busy machine slows them
+equally. A ratio is taken within each repetition, and its median is shown. No figure makes the benchmark fail.
 
-Everything is made here (seeded noise and tones, in a temporary folder) by the project's own workflow and stages, and
-has been read once before anything is timed: files come from the page cache, not from a disk.
+The data (seeded noise and tones) are made in a temporary folder by the project's own workflow and stages. They are read
+once before anything is timed, so files come from the page cache, not from a disk.
 
 Shapes: S = samples, C = channels.
 """
@@ -73,11 +73,11 @@ Times = dict[str, list[float]]
 """Seconds of every repetition of a task, by the task's name."""
 
 
-# --- what is measured on ---------------------------------------------------------------------------------------------
+# --- data ------------------------------------------------------------------------------------------------------------
 
 
 def write_raw(root: Path, clips: int, *, captioned: bool, seed: int) -> None:
-    """Stereo WAV files of 8 to 12 s at 48 kHz in the `folder` layout: pink noise under a tone, named as AudioSet's."""
+    """Write stereo WAV files of 8 to 12 s at 48 kHz in the `folder` layout: pink noise and a tone, with YouTube ids."""
     generator = np.random.default_rng(seed)
     spectrum = np.fft.rfft(generator.standard_normal((2, 20 * SOURCE_HZ)))
     noise_SC = np.fft.irfft(spectrum / np.sqrt(np.maximum(np.arange(spectrum.shape[1]), 100))).T
@@ -98,7 +98,7 @@ def write_raw(root: Path, clips: int, *, captioned: bool, seed: int) -> None:
 
 
 def make_study(folder: Path, clips: int) -> None:
-    """Catalogs and shards of `few_*` and `many_*` below `folder/results`, made by the workflow."""
+    """Make catalogs and shards of `few_*` and `many_*` below `folder/results` with the workflow."""
     names = {"few_labeled": FEW_CLIPS // 2, "few_unlabeled": FEW_CLIPS // 2}
     names |= {"many_labeled": clips // 2, "many_unlabeled": clips // 2}
     for seed, (name, count) in enumerate(names.items()):
@@ -113,7 +113,7 @@ def make_study(folder: Path, clips: int) -> None:
                 "adapter": "folder",
                 "root": str(folder / "raw" / name),
                 "captions": "unlabeled" not in name,
-                "splits": {"train": "train", "test": "test"},  # the check asks for one; nothing makes it
+                "splits": {"train": "train", "test": "test"},  # the configuration needs a test split; no job makes it
             }
             for name in names
         },
@@ -131,7 +131,7 @@ def make_study(folder: Path, clips: int) -> None:
 
 
 def make_pairs(folder: Path, size: str, *, batch_size: int, epochs: int) -> Path:
-    """A pairs file of `few` or `many`, every labeled clip with an unlabeled partner."""
+    """Make a pairs file of `few` or `many`, every labeled clip with an unlabeled partner."""
     pairs = folder / "pairs" / f"{size}_{batch_size}.parquet"
     shards = folder / "results" / "shards"
     pair_clips.main(
@@ -149,7 +149,7 @@ def make_pairs(folder: Path, size: str, *, batch_size: int, epochs: int) -> Path
 
 
 def take_turns(tasks: Mapping[str, Callable[[], object]], repetitions: int) -> Times:
-    """Every task once to warm up, then all tasks in turn, so many times."""
+    """Return the times of all tasks, run in turn after one warm-up each."""
     for task in tasks.values():
         task()
     times: Times = {name: [] for name in tasks}
@@ -162,12 +162,12 @@ def take_turns(tasks: Mapping[str, Callable[[], object]], repetitions: int) -> T
 
 
 def total(times: Times, *names: str) -> list[float]:
-    """The sum of several tasks in each repetition."""
+    """Return the sum of several tasks' times in each repetition."""
     return [sum(parts) for parts in zip(*(times[name] for name in names), strict=True)]
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
-    """The median of the ratios within the repetitions."""
+    """Return the median of the ratios within the repetitions."""
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
@@ -175,7 +175,8 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
 
 
 def sharding_tasks(folder: Path) -> dict[str, Callable[[], object]]:
-    """The stage on all clips of `many_unlabeled` as one shard, its parts, and a plain loop over the same files."""
+    """Return the stage on all clips of `many_unlabeled` as one shard, its parts, and a plain loop over its files."""
+    # The stage.
     catalog = folder / "results" / "catalogs" / "many_unlabeled" / "train.parquet"
     rows = pq.read_table(catalog).to_pylist()
     files = [row["path"] for row in rows]
@@ -185,7 +186,7 @@ def sharding_tasks(folder: Path) -> dict[str, Callable[[], object]]:
     write_plan(read_assignment(catalog, 10**6), plan)
 
     def arguments(audio_format: str) -> list[str]:
-        """Those of the stage, which would keep a shard that is there."""
+        """Return the stage's arguments, after removing its shard, which it would keep."""
         shutil.rmtree(out / audio_format, ignore_errors=True)
         return [
             *("--catalog", str(catalog), "--plan", str(plan)),
@@ -194,6 +195,7 @@ def sharding_tasks(folder: Path) -> dict[str, Callable[[], object]]:
         ]
 
     module = [sys.executable, "-m", "pipeline.stages.shard_audio"]
+    # Its parts, each on the result of the one before.
     decoded_SC = [soundfile.read(file, dtype="float32")[0] for file in files]
     weights_C = np.full(2, 0.5, np.float32)
     mono_S = [samples_SC @ weights_C for samples_SC in decoded_SC]
@@ -216,6 +218,7 @@ def sharding_tasks(folder: Path) -> dict[str, Callable[[], object]]:
         with (out / "parts.tar").open("rb") as file:
             hashlib.file_digest(file, "sha256").hexdigest()
 
+    # The same work with librosa and webdataset.
     def plain_loop() -> None:
         with webdataset.ShardWriter(str(out / "plain-%05d.tar"), maxcount=10**6, verbose=0) as writer:
             for row, file in zip(rows, files, strict=True):
@@ -234,8 +237,8 @@ def sharding_tasks(folder: Path) -> dict[str, Callable[[], object]]:
     return {
         "stage": lambda: shard_audio.main(arguments("wav")),
         "stage, FLAC": lambda: shard_audio.main(arguments("flac")),
-        "stage in a process of its own": lambda: run_quietly([*module, *arguments("wav")]),
-        # Arrow imports pandas with its first array.
+        "stage in its own process": lambda: run_quietly([*module, *arguments("wav")]),
+        # pyarrow imports pandas with its first array.
         "start of a process": lambda: run_quietly(
             [sys.executable, "-c", "import pipeline.stages.shard_audio, pyarrow; pyarrow.array([''])"]
         ),
@@ -249,7 +252,7 @@ def sharding_tasks(folder: Path) -> dict[str, Callable[[], object]]:
 
 
 def run_quietly(command: Sequence[str]) -> None:
-    """Run a command in the repository; its failure ends the benchmark."""
+    """Run a command in the repository; a failure ends the benchmark."""
     subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
 
 
@@ -257,7 +260,7 @@ def run_quietly(command: Sequence[str]) -> None:
 
 
 def reading_tasks(folder: Path, pairs: Path) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
-    """Tasks that each read training samples (two windows of 7 s), and how many samples each of them reads."""
+    """Return tasks that each read training samples (two windows of 7 s), and the number of samples per task."""
     batches = PairedBatches(pairs, folder / "results" / "shards")
     flac_tar = folder / "sharding" / "flac" / "00000.tar"
     wav_split = folder / "results" / "shards" / "many_unlabeled" / "train"
@@ -277,9 +280,9 @@ def reading_tasks(folder: Path, pairs: Path) -> tuple[dict[str, Callable[[], obj
     places = [(tar, int(generator.integers(tar.stat().st_size - WINDOW_BYTES))) for tar in tars for _ in range(2)]
 
     def read_bare() -> None:
-        """As many windows from anywhere in the tars, into as much memory, which is used again as a training does."""
+        """Read as many windows at random offsets into as much memory, which is reused as in a training."""
         descriptors = {tar: os.open(tar, os.O_RDONLY) for tar in tars}
-        batch = memoryview(bytearray(4 * BATCH_SIZE * WINDOW_BYTES))  # two batches of two windows a sample
+        batch = memoryview(bytearray(4 * BATCH_SIZE * WINDOW_BYTES))  # two batches of two windows per sample
         for window in range(2 * len(batches) * BATCH_SIZE):
             tar, offset = places[window % len(places)]
             first = window % (4 * BATCH_SIZE) * WINDOW_BYTES
@@ -301,12 +304,12 @@ def reading_tasks(folder: Path, pairs: Path) -> tuple[dict[str, Callable[[], obj
 
 
 def decode_flac(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """The samples of a clip that webdataset hands out."""
+    """Return the samples of a FLAC clip from webdataset."""
     return {"samples": soundfile.read(io.BytesIO(sample["flac"]), dtype="int16")[0]}
 
 
 def cut(clip: Mapping[str, Any]) -> NDArray[np.int16]:
-    """A random window of a clip."""
+    """Return a random window of a clip."""
     start = random.randrange(len(clip["samples"]) - WINDOW_FRAMES)
     return clip["samples"][start : start + WINDOW_FRAMES].copy()
 
@@ -315,16 +318,15 @@ def cut(clip: Mapping[str, Any]) -> NDArray[np.int16]:
 
 
 def loader_memory(pairs: Path, shards: Path) -> dict[int, tuple[float, float]]:
-    """Megabytes resident and unique (USS) of a loader worker after each of `MEMORY_EPOCHS`, by epoch.
+    """Return the resident and unique (USS) megabytes of a loader worker after each of `MEMORY_EPOCHS`, by epoch.
 
-    Taken while the worker waits for the next request, having read ahead: at any other moment it holds, beside the same
-    number of batches, a part of the one that it is reading.
+    Measured while the worker waits for the next request; while it reads, it also holds a part of the next batch.
     """
     batches = PairedBatches(pairs, shards)
     fork = multiprocessing.get_context("fork")  # as training does
     worker = fork.Value("i", 0)
 
-    def tell_pid(_: int) -> None:
+    def record_pid(_: int) -> None:
         worker.value = os.getpid()
 
     loader = DataLoader(
@@ -332,7 +334,7 @@ def loader_memory(pairs: Path, shards: Path) -> dict[int, tuple[float, float]]:
         batch_size=None,
         sampler=range(len(batches)),
         num_workers=1,
-        worker_init_fn=tell_pid,
+        worker_init_fn=record_pid,
         multiprocessing_context=fork,
     )
     steps, found = batches.facts["steps_per_epoch"], {}
@@ -355,11 +357,11 @@ def wait_until_idle(process: psutil.Process) -> None:
 
 
 def measure_memory(folder: Path) -> dict[str, Any]:
-    """`loader_memory` of `few` and `many`, each in a process of its own, and their numbers of shards."""
+    """Return `loader_memory` of `few` and `many`, each in its own process, and their numbers of shards."""
     measured: dict[str, Any] = {}
     shards = folder / "results" / "shards"
     for size in ("few", "many"):
-        # More epochs than are measured, because the worker reads ahead: it must still be there.
+        # More epochs than measured, because the worker prefetches and must still be alive.
         pairs = make_pairs(folder, size, batch_size=FEW_CLIPS // 2, epochs=MEMORY_EPOCHS[-1] + 4)
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             epochs = pool.submit(loader_memory, pairs, shards).result()
@@ -369,11 +371,11 @@ def measure_memory(folder: Path) -> dict[str, Any]:
     return measured
 
 
-# --- 4: what so many hours take --------------------------------------------------------------------------------------
+# --- 4: cost of many hours of audio ----------------------------------------------------------------------------------
 
 
-def bytes_a_row(path: Path) -> float:
-    """Compressed bytes a row of a Parquet file without its footer, which does not grow with the rows."""
+def bytes_per_row(path: Path) -> float:
+    """Return the compressed bytes per row of a Parquet file without its footer, which does not grow with the rows."""
     metadata = pq.read_metadata(path)
     groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
     return sum(group.column(c).total_compressed_size for group in groups for c in range(metadata.num_columns)) / (
@@ -382,13 +384,13 @@ def bytes_a_row(path: Path) -> float:
 
 
 def hours_lines(inputs: Mapping[str, float]) -> Iterator[str]:
-    """The table of `HOURS` of unlabeled audio, computed from measured figures alone."""
+    """Yield the table of `HOURS` of unlabeled audio, calculated from measured figures."""
     yield (
-        f"From {inputs['clips_per_s']:.0f} clips a second a core ({inputs['flac_clips_per_s']:.0f} as FLAC), clips of "
-        f"{inputs['clip_s']:.2f} s, {inputs['wav_bytes']:,.0f} bytes a clip in a tar of WAV and "
-        f"{inputs['flac_bytes']:,.0f} in one of FLAC, {inputs['manifest_bytes']:.0f} bytes a row of the manifest and "
-        f"{inputs['pairs_bytes']:.0f} a row of pairs, {inputs['start_s']:.2f} s to start a job, and "
-        f"{PAPER_CLIPS_PER_SHARD:,} clips a shard:"
+        f"Calculated from {inputs['clips_per_s']:.0f} clips per second and core ({inputs['flac_clips_per_s']:.0f} as "
+        f"FLAC), clips of {inputs['clip_s']:.2f} s, {inputs['wav_bytes']:,.0f} bytes per clip in WAV tars and "
+        f"{inputs['flac_bytes']:,.0f} in FLAC tars, {inputs['manifest_bytes']:.0f} bytes per row of the manifest and "
+        f"{inputs['pairs_bytes']:.0f} per row of pairs, {inputs['start_s']:.2f} s to start a job, and "
+        f"{PAPER_CLIPS_PER_SHARD:,} clips per shard:"
     )
     yield ""
     yield (
@@ -410,7 +412,7 @@ def hours_lines(inputs: Mapping[str, float]) -> Iterator[str]:
 
 
 def tera(size: float) -> str:
-    """Bytes in GB or TB with three digits."""
+    """Return bytes in GB or TB with three digits."""
     return f"{size / 1e12:,.3g} TB" if size >= 1e12 else f"{size / 1e9:.3g} GB"
 
 
@@ -418,8 +420,8 @@ def tera(size: float) -> str:
 
 
 def time_lines(times: Times, clips: Mapping[str, int], unit: str) -> Iterator[str]:
-    """A table of tasks: milliseconds a unit at best and in the median, and units a second."""
-    yield f"| task | ms a {unit}: best | median | {unit}s a second |"
+    """Yield a table of tasks: best and median milliseconds per unit, and units per second."""
+    yield f"| task | ms per {unit}: best | median | {unit}s per second |"
     yield "|---|---:|---:|---:|"
     for name, seconds in times.items():
         best, median = min(seconds) / clips[name], statistics.median(seconds) / clips[name]
@@ -427,7 +429,7 @@ def time_lines(times: Times, clips: Mapping[str, int], unit: str) -> Iterator[st
 
 
 def target_line(what: str, found: float, target: float, *, at_most: bool = False) -> str:
-    """A row of the table of targets."""
+    """Return a row of the table of targets."""
     is_met = found <= target if at_most else found >= target
     bound = "at most" if at_most else "at least"
     shown, aim = (f"{value:,.0f}" if value >= 100 else f"{value:.2f}" for value in (found, target))
@@ -435,22 +437,22 @@ def target_line(what: str, found: float, target: float, *, at_most: bool = False
 
 
 def machine_line() -> str:
-    """Processor and versions."""
+    """Return processor and versions."""
     cpu = Path("/proc/cpuinfo")
     names = [line for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.exists() else []
     name = names[0].partition(":")[2].strip() if names else platform.processor()
     versions = ", ".join(f"{module.__name__} {module.__version__}" for module in (soundfile, soxr, torch))
     return (
-        f"{name}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}, webdataset, one core a task"
+        f"{name}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}, webdataset, one core per task"
     )
 
 
 def measure(folder: Path, clips: int, repetitions: int) -> dict[str, Any]:
-    """Everything that the report shows."""
+    """Return all measurements of the report."""
     make_study(folder, clips)
     pairs = make_pairs(folder, "many", batch_size=min(BATCH_SIZE, clips // 2), epochs=EPOCHS)
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core for all that follows, child processes too
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core from here on, for child processes too
     torch.set_num_threads(1)
     sharding = take_turns(sharding_tasks(folder), repetitions)
     tasks, samples = reading_tasks(folder, pairs)
@@ -465,8 +467,8 @@ def measure(folder: Path, clips: int, repetitions: int) -> dict[str, Any]:
         "clip_s": sum(rows["frames"].to_pylist()) / sharded / RATE_HZ,
         "wav_bytes": bodies["wav"],
         "flac_bytes": bodies["flac"],
-        "manifest_bytes": bytes_a_row(folder / "results" / "shards" / "many_unlabeled" / "train" / "manifest.parquet"),
-        "pairs_bytes": bytes_a_row(pairs),
+        "manifest_bytes": bytes_per_row(folder / "results/shards/many_unlabeled/train/manifest.parquet"),
+        "pairs_bytes": bytes_per_row(pairs),
     }
     return {
         "machine": machine_line(),
@@ -479,7 +481,7 @@ def measure(folder: Path, clips: int, repetitions: int) -> dict[str, Any]:
 
 
 def report(found: Mapping[str, Any]) -> Iterator[str]:
-    """The report as Markdown."""
+    """Yield the report as Markdown."""
     sharding, reading, memory = found["sharding"]["seconds"], found["reading"]["seconds"], found["memory"]
     parts = total(sharding, *(name for name in sharding if name.startswith("part: ")))
     with_start = total({"parts": parts, **sharding}, "parts", "start of a process")
@@ -490,12 +492,12 @@ def report(found: Mapping[str, Any]) -> Iterator[str]:
     yield "| ratio or rate | measured | target | met |"
     yield "|---|---:|---:|---|"
     yield target_line("sharding: time over its parts'", ratio(sharding["stage"], parts), 1.15, at_most=True)
-    own = ratio(sharding["stage in a process of its own"], with_start)
-    yield target_line("sharding in a process of its own: time over its parts' and the start's", own, 1.15, at_most=True)
+    own = ratio(sharding["stage in its own process"], with_start)
+    yield target_line("sharding in its own process: time over its parts' and the start's", own, 1.15, at_most=True)
     speed = ratio(sharding["librosa.load + ShardWriter"], sharding["stage"])
     yield target_line("sharding: times as fast as librosa.load + ShardWriter", speed, 1.5)
     rate = samples[ours] / statistics.median(reading[ours])
-    yield target_line("training samples (two windows of 7 s) a second", rate, 3000)
+    yield target_line("training samples (two windows of 7 s) per second", rate, 3000)
     speed = ratio(reading[ours], reading["bare preadv of as many windows"])
     yield f"| training samples: time over bare preadv of as many windows | {speed:.2f} | | |"
     speed = ratio(reading[theirs], reading[ours]) * samples[ours] / samples[theirs]
@@ -505,11 +507,11 @@ def report(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield from time_lines(sharding, dict.fromkeys(sharding, found["sharding"]["clips"]), "clip")
     yield ""
-    yield "Reading training samples; webdataset cuts one window out of each of two clips:"
+    yield "Reading training samples; webdataset cuts one window from each of two clips:"
     yield ""
     yield from time_lines(reading, samples, "sample")
     yield ""
-    yield "Memory of a loader worker that waits for its next request, MB:"
+    yield "Memory of a loader worker between requests, MB:"
     yield ""
     after = " | ".join(f"{kind} after epoch {epoch}" for kind in ("resident", "unique") for epoch in MEMORY_EPOCHS)
     yield f"| shards | {after} |"
@@ -518,21 +520,21 @@ def report(found: Mapping[str, Any]) -> Iterator[str]:
         figures = [size["epochs"][epoch][kind] for kind in (0, 1) for epoch in MEMORY_EPOCHS]
         yield f"| {size['shards']} | {' | '.join(f'{figure:.1f}' for figure in figures)} |"
     yield ""
-    yield "## What N hours take"
+    yield "## Cost of N hours of audio"
     yield ""
     yield from hours_lines(found["inputs"])
 
 
 def main(argv: list[str]) -> None:
-    """Measure, print the report, and write the figures where asked."""
+    """Measure, print the report and, with --json, write the figures."""
     parser = argparse.ArgumentParser(prog="python -m bench.data", description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=int, default=256, help="of about 10 s (default: %(default)s)")
-    parser.add_argument("--repetitions", type=int, default=5, help="of every task (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--clips", type=int, default=256, help="clips of about 10 s (default: %(default)s)")
+    parser.add_argument("--repetitions", type=int, default=5, help="repetitions of every task (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for the figures")
     args = parser.parse_args(argv)
     if args.clips < FEW_CLIPS:
         parser.error(f"--clips must be at least {FEW_CLIPS}, not {args.clips}")
-    logging.disable(logging.INFO)  # the stages' own
+    logging.disable(logging.INFO)  # of the stages
     if shutil.disk_usage(tempfile.gettempdir()).free < args.clips * 8e6:
         parser.error(f"{tempfile.gettempdir()}: needs {args.clips * 8e6 / 1e9:.1f} GB; set TMPDIR or --clips")
     with tempfile.TemporaryDirectory(prefix="bench-data-") as folder:

@@ -1,18 +1,18 @@
-"""What evaluation costs beside the arithmetic it cannot do without: python -m bench.evaluation [--full]
+"""Time and memory of evaluation, compared with the minimal arithmetic: python -m bench.evaluation [--full]
 
-Four comparisons, each side by side in one run, on one core:
+Four comparisons on one core, each within one run:
 
-1. Clotho's size, 5,225 texts x 1,045 clips: ranks, figures of all protocols and 1,000 bootstrap draws of each. Asked
-   for: 2 s or less.
-2. A million texts x 100,000 clips of width 1024, blockwise, against bare float32 products of the same tiles (of a fifth
-   of them), and the process's own memory (the texts are memory-mapped from a file). Asked for: 1.5 times or less, and
-   below 4 GB. Without --full half of 200,000 x 20,000 and that, from which the large size is calculated: a query's
-   first tiles, which fill its first ten places, are a larger share of fewer tiles. About every second caption finds its
-   clip first; --noise makes a better or worse model of it.
-3. Embedding a split of shards against the model's forward passes on the same windows and captions held in memory.
-   Asked for: 1.1 times or less. ms-clap 2023 at full size with random weights and made-up clips of 10 s, or --model and
-   --shards, as the stage embed takes them.
-4. Search among a million embeddings; see bench/search.py. Asked for: well under a second.
+1. Clotho's size, 5,225 texts x 1,045 clips: ranks, figures of all protocols and 1,000 bootstrap draws of each. Target:
+   2 s or less.
+2. A million texts x 100,000 clips of width 1024, tile by tile, compared with float32 products of the same tiles
+   (measured on a fifth of them); and the process's own memory, without the memory-mapped texts. Target: 1.5 times or
+   less, and below 4 GB. Without --full, 200,000 x 20,000 and half of it are measured, and the large size is calculated:
+   a query's first tiles, which fill its first ten places, are a larger share of fewer tiles. About every second caption
+   finds its clip first; --noise makes the model better or worse.
+3. Embedding a split of shards, compared with the model's forward passes on the same windows and captions in memory.
+   Target: 1.1 times or less. The model is ms-clap 2023 at full size with random weights on made-up clips of 10 s, or
+   --model and --shards, as for the stage embed.
+4. Search among a million embeddings; see bench/search.py. Target: well under a second.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ GB = 1e9
 def seconds_of(
     task: Callable[[], object], repetitions: int = 1, clock: Callable[[], float] = time.process_time
 ) -> float:
-    """The least time of a task: processor time, which other jobs of the machine disturb least, for one thread."""
+    """Return the shortest time of a task; by default processor time, which other jobs disturb least."""
     times = []
     for _ in range(repetitions):
         started = clock()
@@ -53,7 +53,7 @@ def seconds_of(
 
 
 def own_memory_gb() -> float:
-    """Memory of this process without mapped files, now."""
+    """Return the current memory of this process without mapped files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 / GB for line in lines if line.startswith("RssAnon"))
 
@@ -61,7 +61,7 @@ def own_memory_gb() -> float:
 def captions_like(
     audio: np.ndarray, owners: np.ndarray, generator: np.random.Generator, noise: float = NOISE
 ) -> np.ndarray:
-    """Vectors that find their clip more often than not, unless there is more noise."""
+    """Return vectors that find their clip in about half of the cases, or fewer with more noise."""
     return audio[owners] + np.float32(noise) * generator.standard_normal((len(owners), audio.shape[1]), np.float32)
 
 
@@ -73,16 +73,16 @@ def clotho_size() -> str:
     retrieval = rank_embeddings(text, audio, owners)
     ranks = seconds_of(lambda: rank_embeddings(text, audio, owners), 3)
     means = seconds_of(lambda: [figures(retrieval, protocol) for protocol in PROTOCOLS], 3)
-    draws = seconds_of(lambda: [intervals(retrieval, protocol, samples=1000) for protocol in PROTOCOLS], 3)
+    draws = seconds_of(lambda: [intervals(retrieval, protocol) for protocol in PROTOCOLS], 3)
     print(f"5,225 x 1,045 x {WIDTH}: ranks {ranks:.3f} s, figures {means:.4f} s, draws {draws:.3f} s; best of 3")
     what = "seconds for 5,225 x 1,045, all protocols, 1,000 draws each"
     return target_line(what, ranks + means + draws, 2, at_most=True)
 
 
 def seconds_of_products(text: np.ndarray, audio: np.ndarray) -> float:
-    """What the products of the tiles that `rank_embeddings` makes take, in float32, and nothing else.
+    """Return the time of only the float32 products of the tiles of `rank_embeddings`.
 
-    Of more than `TIMED_TEXTS` texts that many are taken, from all over the file, and the rest is by proportion.
+    Of more than `TIMED_TEXTS` texts a sample of that size, spread over the file, is timed and scaled up.
     """
     width = min(len(audio), int(np.sqrt(SCORES_PER_TILE)))
     rows = SCORES_PER_TILE // width
@@ -114,23 +114,23 @@ def blockwise(texts: int, clips: int, noise: float, folder: Path | None) -> tupl
         samples = [before]
         done = threading.Event()
 
-        def watch() -> None:
+        def sample_memory() -> None:
             while not done.wait(0.05):
                 samples.append(own_memory_gb())
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
+        sampler = threading.Thread(target=sample_memory)
+        sampler.start()
         whole = seconds_of(lambda: contributions(rank_embeddings(text, audio, owners), "best-of-5"))
         done.set()
-        watcher.join()
+        sampler.join()
         bare = seconds_of_products(text, audio)
     print(f"{texts:,} x {clips:,} x {WIDTH} blockwise: {whole:.1f} s, products {bare:.1f} s, ratio {whole / bare:.2f}")
-    print(f"  own memory at most {max(samples):.2f} GB, of which {before:.2f} GB were there before (the clips, Python)")
+    print(f"  own memory at most {max(samples):.2f} GB, of which {before:.2f} GB before ranking (the clips, Python)")
     return whole, bare, max(samples)
 
 
 def projected(texts: int, clips: int, noise: float, folder: Path | None) -> list[str]:
-    """The ratio at this size, and at the size asked for by the arithmetic of two sizes.
+    """Return the targets at this size, and at full size, calculated from two sizes.
 
     Time grows with the scores, and with the queries, whose first tiles fill their first ten places.
     """
@@ -153,7 +153,7 @@ def projected(texts: int, clips: int, noise: float, folder: Path | None) -> list
 
 
 def measured(noise: float, folder: Path | None) -> list[str]:
-    """The ratio and the memory at the size asked for."""
+    """Return the targets measured at full size."""
     whole, bare, memory = blockwise(TEXTS, CLIPS, noise, folder)
     size = f"{TEXTS:,} x {CLIPS:,} blockwise"
     return [
@@ -163,7 +163,7 @@ def measured(noise: float, folder: Path | None) -> list[str]:
 
 
 def made_up(folder: Path) -> tuple[Path, Path]:
-    """ms-clap 2023 with random weights, and shards of clips of 10 s with captions."""
+    """Make ms-clap 2023 with random weights and shards of captioned 10 s clips; return their folders."""
     import torch
 
     from bench.train import gpt2_tokenizer, write_study
@@ -240,7 +240,7 @@ def main() -> None:
     args = parser.parse_args()
     if (args.model is None) != (args.shards is None):
         parser.error("--model and --shards go together")
-    logging.disable(logging.INFO)  # the stages' own
+    logging.disable(logging.INFO)  # of the stages
     lines = [clotho_size()]
     if args.full:
         lines += measured(args.noise, args.folder)

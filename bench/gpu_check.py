@@ -1,16 +1,16 @@
-"""Whether this project works on the GPU at hand, and how fast: tests, the training step, a short run, a report.
+"""Check that the project works on this GPU, and how fast: tests, the training step, a short run, a report.
 
-The report, `report.md` and `report.json` in the folder given by `--out`, names the card and the versions. The parts:
+The report, `report.md` and `report.json` in the folder `--out`, names the card and the versions. The parts:
 
 - the tests marked `gpu`;
-- `bench.train` at the paper's batch of 256, which takes the step with and without torch.compile;
+- `bench.train` at the paper's batch of 256, with and without torch.compile;
 - a short composed training by the stage `train`, with loader processes, with and without `--compile`: ms-clap 2023 at
   full size with random weights, on shards of noise that the project's own stages make;
-- one step's losses and gradient, and embeddings, in bfloat16 on the GPU against float32 on the CPU;
-- whether the same steps, taken twice, give the same weights to the bit.
+- one step's losses and gradient, and embeddings, in bfloat16 on the GPU compared with float32 on the CPU;
+- whether the same steps, taken twice, give bit-identical weights.
 
-Nothing is fetched. A part that fails is named in the report and in the exit status, and the others go on. It takes
-some minutes on a data centre's GPU; `--device cpu --tiny` tries the script itself where there is none.
+Nothing is downloaded. A failed part is reported, also in the exit status, and the other parts still run. The check
+takes some minutes on a data-centre GPU; `--device cpu --tiny` tries the script itself without a GPU.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ logger = logging.getLogger(__name__)
 PACKAGES = ("torch", "torchaudio", "transformers", "msclap", "tokenizers", "numpy", "pyarrow")
 PARTS = ("tests", "step", "embeddings", "repeat", "run", "run_compiled", "bench")
 TOLERANCE = 0.02
-"""Relative difference of a loss that bfloat16's eight bits of precision explain."""
+"""Largest relative difference of a loss that bfloat16's eight bits of precision explain."""
 REPEATED_STEPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is done."""
+    """The sizes of the parts."""
 
     batch_size: int
     micro_batch: int
-    """Clips encoded at once: a GPU of 80 GB does not hold 256 with what their backward pass needs."""
+    """Clips encoded together: the backward pass of 256 clips does not fit into 80 GB."""
     run_steps: int
     bench_steps: int
     workers: int
@@ -75,14 +75,14 @@ TINY = Sizes(batch_size=2, micro_batch=1, run_steps=2, bench_steps=1, workers=1,
 
 
 class PartFailed(Exception):
-    """A part of the check that did not give what it must."""
+    """A part of the check failed."""
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
 def command(words: Sequence[object], log: Path, timeout_s: int) -> float:
-    """Seconds that Python took with these arguments, its output in `log`; raises PartFailed where it fails."""
+    """Run Python with these arguments, its output in `log`, and return the seconds; PartFailed if it fails."""
     began = time.perf_counter()
     with log.open("w", encoding="utf-8") as file:
         try:
@@ -101,20 +101,20 @@ def command(words: Sequence[object], log: Path, timeout_s: int) -> float:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that holds something."""
+    """Return the last line of a log that is not blank."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1].strip("= ") if lines else "no output"
 
 
 def run_tests(out: Path) -> dict[str, Any]:
-    """The tests marked `gpu`."""
+    """Run the tests marked `gpu`."""
     log = out / "tests.log"
     seconds = command(["-m", "pytest", "-q", "-rfEs", "-m", "gpu", "-p", "no:cacheprovider"], log, 240)
     return {"seconds": seconds, "outcome": last_line(log)}
 
 
 def run_bench(out: Path, sizes: Sizes, device: torch.device) -> dict[str, Any]:
-    """`bench.train`, by its JSON."""
+    """Run `bench.train` and return its JSON."""
     file = out / "bench_train.json"
     words = ["-m", "bench.train", "--device", device.type, "--batch-size", sizes.batch_size, "--json", file]
     words += ["--micro-batch", sizes.micro_batch, "--steps", sizes.bench_steps, "--workers", sizes.workers]
@@ -123,7 +123,7 @@ def run_bench(out: Path, sizes: Sizes, device: torch.device) -> dict[str, Any]:
 
 
 def run_training(out: Path, study: Study, sizes: Sizes, device: torch.device, *, compiled: bool) -> dict[str, Any]:
-    """The stage `train` on the made shards: its losses, and what it says of speed and memory."""
+    """Run the stage `train` on the shards, and return its losses, speed and memory."""
     name = "run_compiled" if compiled else "run"
     run = study.folder / name
     words = ["-m", "pipeline.stages.train", "--pretrained", study.pretrained, "--pairs", study.pairs]
@@ -143,9 +143,9 @@ def run_training(out: Path, study: Study, sizes: Sizes, device: torch.device, *,
 
 
 def compare_step(model: ClapModel, batch: Batch, device: torch.device) -> dict[str, Any]:
-    """One step's losses and gradient on both devices; raises PartFailed where they differ more than bfloat16 explains.
+    """Compare one step's losses and gradient on both devices; PartFailed if they differ by `TOLERANCE` or more.
 
-    The encoders are deterministic, f_a2t is without dropout.
+    The encoders are deterministic, and f_a2t has no dropout.
     """
     found: dict[str, dict[str, float]] = {}
     gradients = []
@@ -173,7 +173,7 @@ def compare_step(model: ClapModel, batch: Batch, device: torch.device) -> dict[s
 
 
 def compare_embeddings(model: ClapModel, batch: Batch, sizes: Sizes, device: torch.device) -> dict[str, Any]:
-    """Embeddings of one batch on both devices, and the windows per second of many."""
+    """Compare the embeddings of one batch on both devices, and measure the windows per second of many."""
     windows = [[window_S] for window_S in batch.labeled_BS.numpy()]
     model.eval()
     on_cpu = torch.from_numpy(embed_windows(model.to("cpu"), windows, len(windows), 64))
@@ -189,7 +189,7 @@ def compare_embeddings(model: ClapModel, batch: Batch, sizes: Sizes, device: tor
 
 
 def repeat_steps(model: ClapModel, batch: Batch, device: torch.device) -> dict[str, Any]:
-    """The largest difference between the weights of two trainings of a few steps, from one start on one batch."""
+    """Return the largest difference between the weights of two identical trainings of a few steps on one batch."""
     ends = []
     for _ in range(2):
         twin = copy.deepcopy(model).to(device)
@@ -212,7 +212,7 @@ def repeat_steps(model: ClapModel, batch: Batch, device: torch.device) -> dict[s
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What the short run reads."""
+    """The inputs of the short run."""
 
     folder: Path
     pairs: Path
@@ -221,7 +221,7 @@ class Study:
 
 
 def make_study(folder: Path, sizes: Sizes) -> tuple[Study, ClapModel]:
-    """Shards and pairs of 3 s clips of noise, two steps per epoch, and ms-clap 2023 with random weights."""
+    """Make shards and pairs of 3 s clips of noise, two steps per epoch, and ms-clap 2023 with random weights."""
     tokenizer = gpt2_tokenizer()
     clips = 2 * sizes.batch_size
     pairs, shards = write_study(
@@ -238,7 +238,7 @@ def make_study(folder: Path, sizes: Sizes) -> tuple[Study, ClapModel]:
 
 
 def machine_facts(device: torch.device) -> dict[str, Any]:
-    """The device and the versions."""
+    """Return the device and the versions."""
     facts: dict[str, Any] = {
         "device": device.type,
         "hardware": device_name(device),
@@ -258,7 +258,7 @@ def machine_facts(device: torch.device) -> dict[str, Any]:
 
 
 def report_lines(facts: dict[str, Any]) -> list[str]:
-    """The report in Markdown."""
+    """Return the report in Markdown."""
     lines = ["# GPU check", "", *(f"- {name}: {value}" for name, value in facts["machine"].items()), ""]
     lines += [f"{facts['seconds']:.0f} s in all, of them {facts['study_s']:.0f} s to make shards and weights.", ""]
     for name, part in facts["parts"].items():
@@ -274,7 +274,7 @@ def report_lines(facts: dict[str, Any]) -> list[str]:
 
 
 def check(out: Path, names: Sequence[str], sizes: Sizes, device: torch.device) -> dict[str, Any]:
-    """Take the parts one after another; the report is written after each, and returned."""
+    """Run the parts one after another, write the report after each, and return it."""
     out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -295,7 +295,7 @@ def check(out: Path, names: Sequence[str], sizes: Sizes, device: torch.device) -
             logger.info("%s", name)
             try:
                 facts["parts"][name] = parts[name]()
-            except Exception as error:  # a report of the others is worth more than the traceback, which is logged
+            except Exception as error:  # logged, so that the other parts still run
                 logger.exception("%s failed", name)
                 facts["parts"][name] = {"failed": str(error) or type(error).__name__}
             finally:
@@ -313,9 +313,9 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_check", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/gpu_check"), help="folder of report and logs")
     parser.add_argument(
-        "--only", nargs="+", metavar="PART", choices=PARTS, help=f"of {', '.join(PARTS)} (default: all)"
+        "--only", nargs="+", metavar="PART", choices=PARTS, help=f"parts to run: {', '.join(PARTS)} (default: all)"
     )
-    parser.add_argument("--tiny", action="store_true", help="next to nothing of everything, to try this script")
+    parser.add_argument("--tiny", action="store_true", help="smallest sizes, to try this script")
     add_device_argument(parser)
     args = parser.parse_args(argv)
     device = choose_device(args.device)

@@ -1,7 +1,7 @@
-"""Seconds that Snakemake takes to plan: a million hours of audio, and the paper's study at the true size of its lists.
+"""Time that Snakemake takes to plan a million hours of audio, and the paper's study at the full size of its lists.
 
-`python -m bench.planning` makes up empty files of the right number and names and times dry runs. Nothing is shared with
-the checkout but its code.
+`python -m bench.planning` makes empty files with the right names, in a temporary copy of the project, and times dry
+runs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def touch_all(folder: Path, names: Iterable[str]) -> None:
 
 
 def make_up_datasets(data: Path, scale: float) -> None:
-    """Empty files and lists in the layouts of Clotho, AudioCaps and AudioSet, and a folder of empty tars."""
+    """Make empty files and lists in the layouts of Clotho, AudioCaps and AudioSet, and a folder of empty tars."""
     for split, clips in CLOTHO.items():
         names = [f"{split} {clip}.wav" for clip in range(round(clips * scale))]
         header = ["file_name", *(f"caption_{number}" for number in range(1, 6))]
@@ -60,7 +60,7 @@ def make_up_datasets(data: Path, scale: float) -> None:
 
 
 def many_study(scale: float) -> dict[str, Any]:
-    """A study with one dataset of very many tars."""
+    """Return a study with one dataset of many tars."""
     many = {"adapter": "webdataset", "root": "data/many", "captions": True, "splits": {"train": "all", "test": "all"}}
     return {
         "backbone": {"name": "msclap-2023"},
@@ -72,14 +72,14 @@ def many_study(scale: float) -> dict[str, Any]:
 
 
 def make_up_results(project: Path, jobs: int) -> None:
-    """Empty files in place of a sharded split's, which Snakemake then takes for made."""
+    """Make empty outputs of a sharded split, so that Snakemake considers it done."""
     touch_all(project / "results/catalogs/many", ["all.parquet", "all.shards.parquet"])
     touch_all(project / "results/shards/many/all/parts", (f"{number}-of-{jobs}.json" for number in range(jobs)))
     touch_all(project / "results/shards/many/all", ["manifest.parquet", "manifest.json", "identities.parquet"])
 
 
 def seconds_of(project: Path, *words: str) -> tuple[float, str]:
-    """How long a command of this Python's environment took in the project, and what it printed."""
+    """Run a command of this Python's environment in the project, and return its seconds and output."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     start = time.perf_counter()
     done = subprocess.run(words, cwd=project, env={**os.environ, "PATH": path}, capture_output=True, text=True)
@@ -89,7 +89,7 @@ def seconds_of(project: Path, *words: str) -> tuple[float, str]:
 
 
 def jobs_in(plan: str) -> int:
-    """The total of a dry run's table of jobs."""
+    """Return the total of a dry run's table of jobs."""
     return next((int(line.split()[1]) for line in plan.splitlines() if line.startswith("total ")), 0)
 
 
@@ -99,7 +99,7 @@ def report(what: str, seconds: float, plan: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the lists, to try the script out")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the lists, to try the script")
     scale = parser.parse_args().scale
     with tempfile.TemporaryDirectory(prefix="planning-") as temporary:
         project = Path(temporary)
@@ -107,7 +107,7 @@ def main() -> None:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, project / name)
         make_up_datasets(project / "data", scale)
-        shutil.copy(ROOT / "data" / "paper_table1.csv", project / "data")  # which the study shows beside its own
+        shutil.copy(ROOT / "data" / "paper_table1.csv", project / "data")  # published figures of the paper's study
         (project / "many.yaml").write_text(yaml.safe_dump(many_study(scale)))
         dry = ["snakemake", "--quiet", "rules", "-n"]
         many = ["results/shards/many/all/manifest.json", "--configfile", "many.yaml"]

@@ -1,8 +1,8 @@
-"""What SLURM costs: the small study at a tiny size on this machine, and on a SLURM cluster made up on the same machine.
+"""Overhead of SLURM: a tiny study run directly on this machine, and on a SLURM cluster simulated on it.
 
-`python -m bench.scheduling` (root, Debian) brings up the test bed of tests/slurm, runs the same study twice and says of
-every second of both runs what it went to: commands of the stages, jobs that start or end around them, jobs that wait
-in the queue, and Snakemake alone, which plans, submits and looks at states.
+`python -m bench.scheduling` (root, Debian) starts the test bed of tests/slurm and runs the same study twice. It divides
+the time of both runs into commands of the stages, jobs that start or end around them, jobs that wait in the queue, and
+Snakemake alone, which plans, submits and polls.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TESTBED = ROOT / "tests" / "slurm" / "testbed.sh"
 SHIPPED = ["Snakefile", "config.yaml", "workflow", "pipeline", "profiles", "data"]
 RUN = "clotho_composed_audioset"
 TINY = {
-    "study": {"name": "tiny", "note": "Of no size to mean anything."},
+    "study": {"name": "tiny", "note": "Too small for meaningful figures."},
     "soundscapes": {"scale": 0.08},
     "shards": {"clips_per_shard": 24},
     "pretrain": {"epochs": 1, "batch_size": 8},
@@ -42,11 +42,11 @@ Span = tuple[float, float]
 
 
 JOBS = 2
-"""Jobs per split that share out its shards."""
+"""Shard jobs per split."""
 
 
 def make_project(folder: Path, nodes: int) -> None:
-    """Copy what ships, with a tiny study, tiny.yaml, and the SLURM profile edited for the test bed as a user would."""
+    """Copy the project, add a tiny study, tiny.yaml, and adapt the SLURM profile to the test bed."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in SHIPPED:
         source = ROOT / name
@@ -72,14 +72,14 @@ def make_project(folder: Path, nodes: int) -> None:
 
 
 def commands_of(project: Path) -> list[Span]:
-    """When the stages' commands ran: a benchmark file is written at a command's end and holds its seconds."""
+    """Return start and end of the stages' commands; a benchmark file is written at the end and holds the seconds."""
     files = list((project / "benchmarks").rglob("*.tsv"))
     ends = [path.stat().st_mtime for path in files]
     return [(end - pd.read_csv(path, sep="\t")["s"][0], end) for path, end in zip(files, ends, strict=True)]
 
 
 def jobs_of(since: float) -> tuple[list[Span], list[Span]]:
-    """When SLURM's jobs since then waited, and when they ran; from its accounting, to the second."""
+    """Return when SLURM's jobs since then waited and ran, from its accounting, with a resolution of 1 s."""
     start = datetime.fromtimestamp(since).isoformat(timespec="seconds")
     fields = ["--noheader", "--parsable2", f"--starttime={start}", "--format=Submit,Start,End"]
     lines = subprocess.run(["sacct", "-X", *fields], check=True, capture_output=True, text=True).stdout.split()
@@ -88,20 +88,20 @@ def jobs_of(since: float) -> tuple[list[Span], list[Span]]:
 
 
 def seconds_by_layer(run: Span, layers: dict[str, list[Span]], rest: str) -> dict[str, float]:
-    """Share a run's time out: each moment to the first layer with a span that holds it, or to the rest."""
+    """Divide a run's time: each moment counts for the first layer with a span that covers it, or for the rest."""
     edges = sorted(
         {*run, *(min(max(edge, run[0]), run[1]) for spans in layers.values() for span in spans for edge in span)}
     )
     seconds = dict.fromkeys([*layers, rest], 0.0)
     for left, right in pairwise(edges):
         middle = (left + right) / 2
-        held = (name for name, spans in layers.items() if any(start <= middle < end for start, end in spans))
-        seconds[next(held, rest)] += right - left
+        covering = (name for name, spans in layers.items() if any(start <= middle < end for start, end in spans))
+        seconds[next(covering, rest)] += right - left
     return seconds
 
 
 def timed(project: Path, *words: str) -> Span:
-    """When a run of the tiny study began and ended."""
+    """Run the tiny study and return when it began and ended."""
     start = time.time()
     seconds, _ = seconds_of(project, "snakemake", *words, "results/table1.tex", "--configfile", "tiny.yaml")
     return start, start + seconds
@@ -135,7 +135,7 @@ def main() -> None:
             "jobs that start or end, no command running": allocations,
             "jobs that wait in the queue, none running": waits,
         }
-        rest = "Snakemake alone: planning, submitting, looking at states"
+        rest = "Snakemake alone: planning, submitting, polling"
         jobs = f"{len(commands_of(there))} commands in {len(allocations)} submissions"
         report("on SLURM", seconds_by_layer(slurm, layers, rest), jobs)
         print(f"{(slurm[1] - slurm[0]) / (local[1] - local[0]):.2f} times as long")

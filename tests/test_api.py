@@ -227,14 +227,14 @@ def test_folders_without_a_model_are_refused_with_their_contents(tiny_study, tmp
             pipeline.load(folder)
 
     refused(tmp_path / "nowhere", "nowhere: not found; give the folder of a run")
-    refused("msclap-2023", "is the name of a backbone, not a folder")
+    refused("msclap-2023", "is a backbone's name, not a folder")
     refused(__file__, r"test_api\.py: is not a folder")
-    refused(tmp_path, "holds no model.json, so it is not a saved model")
+    refused(tmp_path, "is not a saved model, because it holds no model.json")
     refused(tiny_study.shards / "labeled" / "train", "holds the shards of a split, not a model")
     (tmp_path / "run" / "seed0" / "checkpoints").mkdir(parents=True)
-    refused(tmp_path / "run" / "seed0", "its training has not ended")
+    refused(tmp_path / "run" / "seed0", "the training has not finished")
     shutil.copytree(tiny_study.pretrained, tmp_path / "run" / "seed1")
-    refused(tmp_path / "run", "holds no model.json; give one of the folders in it: seed1")
+    refused(tmp_path / "run", "holds no model.json; give one of its subfolders: seed1")
     (tmp_path / "run" / "seed1" / "tokenizer.json").unlink()
     refused(tmp_path / "run" / "seed1", r"tokenizer\.json: no such file")
 

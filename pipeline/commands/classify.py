@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from pipeline.commands.inspection.text import render, to_json
-    from pipeline.evaluation.zero_shot import classify, write_confusion
+    from pipeline.evaluation.classification import classify, write_confusion
 
     result = classify(args.run, args.root, args.prompt)
     if args.confusion:

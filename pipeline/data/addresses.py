@@ -1,4 +1,4 @@
-"""Read files at addresses that fsspec supports (https, s3, a local path, ...), whole or by byte range."""
+"""Read whole files or byte ranges at addresses that fsspec supports (https, s3, a local path, ...)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _CONNECTIONS = 16
 
 def _found(address: str) -> tuple[Any, str]:
     """Return the filesystem of an address and the path in it; fsspec keeps one filesystem per process."""
-    import fsspec  # takes half a second with its imports for https; local shards do not need it
+    import fsspec  # takes half a second to import, which local shards save
 
     try:
         return fsspec.core.url_to_fs(address)
     except ImportError as error:
-        raise PipelineError(f"{address}: {error}, into the environment that runs this (pip install)") from error
+        raise PipelineError(f"{address}: {error} in the environment of the pipeline (pip install)") from error
     except ValueError as error:
         raise PipelineError(f"{address}: {error}; give https://..., s3://... or a path") from error
 
@@ -37,7 +37,7 @@ def _named(address: str) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise PipelineError(f"{address}: not found") from None
-    except Exception as error:  # every protocol has exceptions of its own
+    except Exception as error:  # every protocol has its own exceptions
         raise PipelineError(
             f"{address}: cannot be read ({type(error).__name__}: {error}); check the address and the server, and "
             "try again"
@@ -58,8 +58,8 @@ def read_range(address: str, offset: int, size: int) -> bytes:
         data = filesystem.cat_file(path, start=offset, end=offset + size)
     if len(data) != size:
         raise PipelineError(
-            f"{address}: asked for {size} bytes at {offset}, the server sent {len(data)}; the file was cut, or the "
-            "server answers no byte ranges, then copy the shards (tars: copy)"
+            f"{address}: asked for {size} bytes at {offset}, the server sent {len(data)}; check the file, "
+            "or copy the shards if the server does not support byte ranges (tars: copy)"
         )
     return data
 
@@ -70,7 +70,7 @@ def check_size(address: str, size: int) -> None:
     with _named(address):
         found = filesystem.info(path)["size"]
     if found != size:
-        raise PipelineError(f"{address}: {found} bytes, {size} expected; it was cut or replaced")
+        raise PipelineError(f"{address}: {found} bytes, {size} expected; the file was cut or replaced")
 
 
 def check_sizes(sizes: Mapping[str, int]) -> None:
@@ -86,16 +86,16 @@ def check_ranges(address: str, size: int) -> None:
     filesystem, path = _found(address)
     with _named(address), filesystem.open(path, "rb", block_size=512, cache_type="none") as file:
         try:
-            file.seek(512)  # a range from the beginning could be a whole file that is no longer read
+            file.seek(512)  # a server without ranges would answer a range from 0 with the whole file
             file.read(512)
         except ValueError as error:
             raise PipelineError(
-                f"{address}: the server answers no byte ranges ({error}); copy the shards instead (tars: copy)"
+                f"{address}: the server does not support byte ranges ({error}); copy the shards instead (tars: copy)"
             ) from error
 
 
 def fetch(address: str, path: Path) -> str:
-    """Write the bytes of a file to a path and return their hex SHA-256; PipelineError if it cannot be read."""
+    """Write a file to a path and return its hex SHA-256; PipelineError if it cannot be read."""
     digest = hashlib.sha256()
     with path.open("wb") as file:
         for chunk in _chunks(address):
@@ -116,6 +116,6 @@ def copy_file(address: str, path: Path, sha256: str) -> None:
     with write_atomically(path) as temporary:
         if (digest := fetch(address, temporary)) != sha256:
             raise PipelineError(
-                f"{address}: SHA-256 {digest}, its manifest says {sha256}; the copy at that address is "
-                "damaged, or was replaced while it was read: try again, then ask its publisher"
+                f"{address}: SHA-256 {digest}, its manifest says {sha256}; the file is damaged or was replaced "
+                "meanwhile, so try again, then ask its publisher"
             )

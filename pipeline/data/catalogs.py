@@ -1,4 +1,4 @@
-"""The catalog of a split: one row a source clip with its key, file, captions, and whether and why it cannot be used."""
+"""The catalog of a split: one row per source clip with its key, file, captions, and the reason if it is unusable."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from pipeline.errors import PipelineError, read_error_message
 OK, DROPPED, FAILED = "ok", "dropped", "failed"
 
 REASONS: dict[str, tuple[str, str]] = {
-    # Known from the list and the folder (stage index_audio); that a row of a Parquet file is empty, when it is read.
+    # Known from the list and the folder (stage index_audio). An empty row of a Parquet file shows when it is read.
     "missing_file": (DROPPED, "has no audio file"),
-    "ambiguous_file": (DROPPED, "fits more than one audio file, or its file more than one row"),
+    "ambiguous_file": (DROPPED, "matches several audio files, or its file matches several rows"),
     "no_caption": (DROPPED, "has no caption"),
     "duplicate": (DROPPED, "is listed before"),
     # Known once the audio is decoded (stage shard_audio).
@@ -41,10 +41,10 @@ REASONS: dict[str, tuple[str, str]] = {
     "inconsistent": (FAILED, "holds more than its header says"),
     "changes_format": (FAILED, "changes its sample rate or its channels midway"),
     "not_finite": (FAILED, "holds samples that are NaN or infinite"),
-    # Known of a run, whose study says what is held out (stage pair_clips).
+    # Known per run, because the study says which splits are held out (stage pair_clips).
     "leaked": (DROPPED, "is also in a validation or test split"),
 }
-"""Status and wording of every reason for which a clip is not used."""
+"""Status and wording of each reason why a clip is not used."""
 
 CATALOG_SCHEMA = pa.schema(
     [
@@ -63,7 +63,7 @@ CATALOG_SCHEMA = pa.schema(
 )
 
 ROW_GROUP_ROWS = 1 << 14
-"""Of a catalog, so that a shard's rows are read without the others."""
+"""Rows per row group of a catalog, small enough to read a shard's rows without the others."""
 
 KEY_LENGTH = 64
 _DIGEST_LENGTH = 8
@@ -71,7 +71,7 @@ _EXTENSIONS_LEFT_OUT = frozenset(
     {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf"}
     | {".m4a", ".aac", ".wma", ".webm", ".mp4"}
 )
-"""Extensions that are left out of keys. Formats that are added to those read are not added here: keys stay."""
+"""Extensions that keys leave out. New audio formats are not added here, because that would change keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Loss:
 
     reason: str
     place: str
-    """Where it is listed: a row of the publisher's list, or a key."""
+    """Where the clip is listed: a row of the publisher's list, or a key."""
 
     def __str__(self) -> str:
         return f"{self.place} {REASONS[self.reason][1]}"
@@ -90,23 +90,23 @@ class Loss:
 
 
 def slug(name: str) -> str:
-    """Lower-case ASCII letters and digits joined by single underscores; may be empty."""
+    """Return a name as lower-case ASCII letters and digits, joined by single underscores; may be empty."""
     ascii_name = unicodedata.normalize("NFKD", html.unescape(name)).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "_", ascii_name.lower()).strip("_")
 
 
 def clip_key(dataset: str, split: str, source_name: str, occurrence: int = 0) -> str:
-    """`{dataset}_{split}_{name}_{hash}`, at most 64 characters of [a-z0-9_].
+    """Return `{dataset}_{split}_{name}_{hash}`, at most 64 characters of [a-z0-9_].
 
-    The hash is of the exact names, so that a key stays when clips are added, and `Train 1` and `train-1` differ.
+    The hash covers the exact names. So a key stays the same when clips are added, and `Train 1` and `train-1` differ.
     `occurrence` counts the earlier rows of the same name.
     """
     prefix = f"{slug(dataset)}_{slug(split)}"
     room = KEY_LENGTH - len(prefix) - _DIGEST_LENGTH - 2
     if room < 0:
         raise PipelineError(
-            f"{dataset}/{split}: keys begin with both names, which may take {len(prefix) + room} characters together "
-            f"and take {len(prefix)}; shorten one"
+            f"{dataset}/{split}: keys begin with both names, which take {len(prefix)} characters; "
+            f"shorten one, at most {len(prefix) + room} characters fit"
         )
     digest = hashlib.sha256("\0".join((dataset, split, source_name, str(occurrence))).encode()).hexdigest()
     name = PurePosixPath(source_name).name
@@ -119,10 +119,13 @@ def clip_key(dataset: str, split: str, source_name: str, occurrence: int = 0) ->
 
 
 def catalog_of(rows: Iterable[SourceRow], *, dataset: str, split: str, labeled: bool) -> tuple[pa.Table, list[Loss]]:
-    """The catalog sorted by key, and the clips in it that are not usable, in the order of the list.
+    """Return the catalog, sorted by key, and its unusable clips in the order of the list.
 
-    labeled: clips need a caption; otherwise captions are left out, so that none can reach a run that uses the audio
-    alone. Raises PipelineError for a split without rows.
+    labeled: whether clips need a caption. Otherwise captions are left out, so that none can reach a run that uses the
+    audio alone.
+
+    Raises:
+        PipelineError: The split has no rows, or two clips get the same key.
     """
     records: dict[str, dict[str, Any]] = {}
     losses = []
@@ -163,7 +166,7 @@ def catalog_of(rows: Iterable[SourceRow], *, dataset: str, split: str, labeled: 
 
 
 def check_losses(losses: Iterable[Loss], clips: int, max_dropped_fraction: float, what: str) -> None:
-    """Raise PipelineError, naming the first clips of each reason, if more than the fraction is lost, or everything."""
+    """Raise PipelineError if more than the fraction of clips is lost, or all; it names the first of each reason."""
     counts: Counter[str] = Counter()
     first: dict[str, list[str]] = defaultdict(list)
     for loss in losses:
@@ -177,16 +180,16 @@ def check_losses(losses: Iterable[Loss], clips: int, max_dropped_fraction: float
     for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         more = f" and {count - 3} more" if count > 3 else ""
         parts.append(f"{count} {reason} ({'; '.join(first[reason])}{more})")
-    limit = f"{lost / clips:.1%} where {max_dropped_fraction:.1%} are allowed"
-    advice = "mend them or raise the dataset's max_dropped_fraction"
+    limit = f"{lost / clips:.1%}, allowed are {max_dropped_fraction:.1%}"
+    advice = "repair them or raise the dataset's max_dropped_fraction"
     if lost == clips:
         limit, advice = "none is left", "check the dataset's root and split"
-    raise PipelineError(f"{what}: {lost} of {clips} clips cannot be used, {limit}: {', '.join(parts)}; {advice}")
+    raise PipelineError(f"{what}: {lost} of {clips} clips cannot be used ({limit}): {', '.join(parts)}; {advice}")
 
 
 @contextlib.contextmanager
 def _opened(path: Path, made_by: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file; PipelineError if it is missing or damaged."""
+    """Open a Parquet file; PipelineError if it is missing or damaged."""
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
             yield file
@@ -199,25 +202,29 @@ def _opened(path: Path, made_by: str) -> Iterator[pq.ParquetFile]:
 def _check_columns(file: pq.ParquetFile, path: Path, schema: pa.Schema, made_by: str) -> None:
     if not file.schema_arrow.equals(schema):
         raise PipelineError(
-            f"{path}: not what {made_by} writes; columns asked {', '.join(schema.names)}; "
+            f"{path}: not a file of {made_by}: expected columns {', '.join(schema.names)}, "
             f"found {', '.join(file.schema_arrow.names)}; make it again"
         )
 
 
 def read_table(path: Path, schema: pa.Schema, made_by: str) -> pa.Table:
-    """A Parquet file of this schema, footer metadata kept; PipelineError if it is missing, damaged or another table."""
+    """Return a Parquet file of this schema with its footer's metadata.
+
+    Raises:
+        PipelineError: The file is missing, damaged or of another schema.
+    """
     with _opened(path, made_by) as file:
         _check_columns(file, path, schema, made_by)
         return file.read()
 
 
 def read_catalog(path: Path) -> pa.Table:
-    """The catalog that index_audio wrote."""
+    """Return the catalog that index_audio wrote."""
     return read_table(path, CATALOG_SCHEMA, "index_audio")
 
 
 def catalog_tables(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Some columns of a catalog, a batch of rows at a time, in its order."""
+    """Yield some columns of a catalog in its order, one batch of rows at a time."""
     with _opened(path, "index_audio") as file:
         _check_columns(file, path, CATALOG_SCHEMA, "index_audio")
         for batch in file.iter_batches(ROW_GROUP_ROWS, columns=list(columns), use_threads=False):
@@ -225,9 +232,9 @@ def catalog_tables(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def regrouped(tables: Iterable[pa.Table], sizes: Iterable[int]) -> Iterator[pa.Table]:
-    """The rows of tables as other tables of these sizes, in memory for the largest of either; the last may be smaller.
+    """Yield the rows of tables as tables of these sizes, until the rows or the sizes end; the last may be smaller.
 
-    There are as many tables as sizes, or fewer where the rows have come to their end.
+    Memory holds about one table of either kind.
     """
     tables, waiting = iter(tables), None
     for size in sizes:
@@ -242,7 +249,7 @@ def regrouped(tables: Iterable[pa.Table], sizes: Iterable[int]) -> Iterator[pa.T
 
 
 def read_catalog_rows(path: Path, first_row: int, rows: int) -> pa.Table:
-    """`rows` rows of a catalog from a row on, reading only their row groups; fewer where the catalog ends."""
+    """Return `rows` rows of a catalog from `first_row` on, reading only their row groups; fewer if the catalog ends."""
     with _opened(path, "index_audio") as file:
         _check_columns(file, path, CATALOG_SCHEMA, "index_audio")
         groups = range(first_row // ROW_GROUP_ROWS, -(-(first_row + rows) // ROW_GROUP_ROWS))

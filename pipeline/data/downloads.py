@@ -1,8 +1,8 @@
 """Download the data that publishers offer without an account: Clotho, and the lists of AudioCaps and AudioSet.
 
-No stage calls this: the workflow never fetches a dataset. The files have the layout that `pipeline.data.adapters`
-reads. An interrupted download goes on where it stopped if the server supports it (RFC 9110: Range guarded by
-If-Range), from `NAME.part` and the validator in `NAME.part.etag`.
+Only `composed-text download` calls this; the workflow never downloads a dataset. The files have the layout that
+`pipeline.data.adapters` reads. An interrupted download resumes from `NAME.part` and the validator in `NAME.part.etag`,
+if the server supports it (RFC 9110: Range guarded by If-Range).
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ logger = logging.getLogger(__name__)
 
 RETRIES = 6  # in a row without a byte of progress
 BACKOFF_S = 1.0  # before the second retry; doubled before each further one
-LONGEST_WAIT_S = 120  # of what a server may ask for with Retry-After
+LONGEST_WAIT_S = 120  # upper limit for a server's Retry-After
 TIMEOUT_S = (10, 60)  # to connect, and between two packets
-PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that a later attempt may not meet
+TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})  # statuses that are worth a retry
 UNPACKED = 2  # unpacked bytes per byte of a 7z archive of WAV files; Clotho's hold 12 GB in 6.5 GB
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A file of a publisher: its name, also below the dataset's root, and a check of its contents."""
+    """A file of a publisher: its name, there and below the dataset's root, and a check of its contents."""
 
     name: str
     split: str
     check: Callable[[Path], None]
-    """Raises PipelineError unless the file at a path is the published one."""
+    """Raises PipelineError unless a path holds the published file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +93,8 @@ def _is_audioset_list(rows: int | None) -> Callable[[Path], None]:
                 found += 1
                 if len(fields) != WIDTH:
                     raise PipelineError(f"{path} row {row}: {len(fields)} fields, a segment of AudioSet has {WIDTH}")
-            elif told := re.search(r"num_segs=(\d+)", ",".join(fields)):
-                expected = rows or int(told[1])
+            elif stated := re.search(r"num_segs=(\d+)", ",".join(fields)):
+                expected = rows or int(stated[1])
         if found != expected:
             raise PipelineError(f"{path}: {found:,} rows, AudioSet's list has {expected or 'an unknown number'}")
 
@@ -130,61 +130,61 @@ PUBLICATIONS = {
         address="https://zenodo.org/records/4783391/files",
         query="?download=1",
         licence="captions: Tampere University's (non-commercial, with attribution); "
-        "audio: each clip's own of Freesound, named in clotho_metadata_*.csv",
+        "audio: one Freesound licence per clip, listed in clotho_metadata_*.csv",
         splits=clotho_splits(CLOTHO_MD5),
         default_splits=tuple(CLOTHO_MD5),
-        remark="the archives are no longer needed and may be deleted",
+        remark="you may delete the archives",
     ),
     "audiocaps": Publication(
         address="https://raw.githubusercontent.com/cdjkim/audiocaps/master/dataset",
         query="",
-        licence="lists: MIT; audio: of YouTube, its owners'",
+        licence="lists: MIT; audio: YouTube videos of various owners",
         splits={
             split: (Published(name=f"{split}.csv", split=split, check=_is_audiocaps_list(rows)),)
             for split, rows in {"train": 49_838, "val": 495 * 5, "test": 975 * 5}.items()
         },
         default_splits=("train", "val", "test"),
-        remark="the clips themselves are YouTube's: put them into train/, val/ and test/ next to the lists, named by "
+        remark="the clips come from YouTube: put them into train/, val/ and test/ next to the lists, named by "
         "YouTube id, id and start, or audiocap id",
     ),
     "audioset": Publication(
         address="https://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv",
         query="",
-        licence="lists: CC BY 4.0; audio: of YouTube, its owners'",
+        licence="lists: CC BY 4.0; audio: YouTube videos of various owners",
         splits={
             split: (Published(name=f"{split}_segments.csv", split=split, check=_is_audioset_list(rows)),)
             for split, rows in {"balanced_train": 22_160, "eval": 20_371, "unbalanced_train": None}.items()
         },
         default_splits=("balanced_train",),
-        remark="the clips themselves are YouTube's: put them into a folder named after the split, next to the list, "
+        remark="the clips come from YouTube: put them into a folder named after the split, next to the list, "
         "named by YouTube id, or id and start",
     ),
 }
-"""By the name of the adapter that reads the files."""
+"""Publications by the adapter that reads their files."""
 
 
 # --- HTTP ------------------------------------------------------------------------------------------------------------
 
 
 def open_session(retries: int) -> requests.Session:
-    """Return a session that repeats requests after failed connections and PASSING statuses."""
+    """Return a session that repeats requests after failed connections and TEMPORARY statuses."""
     retry = Retry(
         retries,
-        other=0,  # a certificate that is not trusted stays so
+        other=0,  # a retry does not help with an untrusted certificate
         backoff_factor=BACKOFF_S,
         retry_after_max=LONGEST_WAIT_S,
-        status_forcelist=PASSING,
+        status_forcelist=TEMPORARY,
         raise_on_status=False,
     )
     session = requests.Session()
-    session.headers["Accept-Encoding"] = "identity"  # a compressed answer's offsets would not be the file's
+    session.headers["Accept-Encoding"] = "identity"  # offsets in a compressed response differ from the file's
     for scheme in ("http://", "https://"):
         session.mount(scheme, HTTPAdapter(max_retries=retry))
     return session
 
 
 def _request(session: requests.Session, method: str, url: str, headers: dict[str, str]) -> requests.Response:
-    """Return the response, its body unread; PipelineError if there is none, or none but a PASSING status."""
+    """Return the response with its body unread; PipelineError if there is none, or its status stays TEMPORARY."""
     try:
         response = session.request(method, url, headers=headers, stream=True, timeout=TIMEOUT_S, allow_redirects=True)
     except requests.exceptions.SSLError as error:
@@ -192,23 +192,23 @@ def _request(session: requests.Session, method: str, url: str, headers: dict[str
             f"{url}: no trusted connection ({error}); behind a company's proxy set REQUESTS_CA_BUNDLE"
         ) from error
     except (requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema) as error:
-        raise PipelineError(f"{url}: is no address of a web server; give one that begins with https://") from error
+        raise PipelineError(f"{url}: is not a web address; give one that begins with https://") from error
     except requests.exceptions.RequestException as error:
         raise _gave_up(url, getattr(error.args[0], "reason", error) if error.args else error) from error
-    if response.status_code in PASSING:
+    if response.status_code in TEMPORARY:
         response.close()
         raise _gave_up(url, f"status {response.status_code} {response.reason}")
     return response
 
 
 def _gave_up(url: str, reason: object) -> PipelineError:
-    return PipelineError(f"{url}: {reason}; gave up, run the command again to go on from here")
+    return PipelineError(f"{url}: {reason}; gave up, run the command again to resume")
 
 
 def _refuse(url: str, response: requests.Response) -> PipelineError:
     return PipelineError(
-        f"{url}: status {response.status_code} {response.reason}; if the publisher moved it, give the new folder's "
-        "address with --from"
+        f"{url}: status {response.status_code} {response.reason}; if the publisher moved the file, give the new "
+        "folder's address with --from"
     )
 
 
@@ -226,7 +226,7 @@ def _length_of(response: requests.Response) -> int | None:
 
 
 def _validator(response: requests.Response) -> str | None:
-    """Return the value for If-Range: a strong ETag, or else the date of the last change."""
+    """Return the value for If-Range: a strong ETag, or else the date of the last modification."""
     etag = response.headers.get("ETag", "")
     return etag if etag.startswith('"') else response.headers.get("Last-Modified")
 
@@ -240,12 +240,12 @@ def _size(path: Path) -> int:
 
 
 def _discard(part: Path) -> None:
-    part.unlink(missing_ok=True)  # first: a part without its tag is not resumed, a tag without its part is nothing
+    part.unlink(missing_ok=True)  # first, because a tag without its part does no harm
     _tag_of(part).unlink(missing_ok=True)
 
 
 def _fetch_rest(session: requests.Session, url: str, part: Path) -> bool:
-    """Append the missing bytes to `part`, all of them where the server cannot resume; True once it is whole."""
+    """Append the missing bytes to `part`, or all bytes if the server cannot resume; return whether it is whole."""
     offset, tag = _size(part), _tag_of(part)
     headers = {}
     if offset and tag.exists():
@@ -256,7 +256,7 @@ def _fetch_rest(session: requests.Session, url: str, part: Path) -> bool:
             return True
         is_rest = content_range.startswith(f"bytes {offset}-") and validator == headers.get("If-Range", validator)
         if response.status_code == 416 or (response.status_code == 206 and not is_rest):
-            logger.warning("%s: the file has changed since the last attempt; starting from its beginning", url)
+            logger.warning("%s: the file has changed since the last attempt; starting from the beginning", url)
             _discard(part)
             return False
         if response.status_code not in (200, 206):
@@ -277,7 +277,7 @@ def _fetch_rest(session: requests.Session, url: str, part: Path) -> bool:
                     file.write(chunk)
                     bar.update(len(chunk))
             except requests.exceptions.RequestException as error:
-                logger.warning("%s: broke off (%s)", url, error)
+                logger.warning("%s: interrupted (%s)", url, error)
                 return False
     return True
 
@@ -287,7 +287,7 @@ def fetch(session: requests.Session, url: str, path: Path, check: Callable[[Path
 
     Raises:
         PipelineError: The server refuses or does not answer, RETRIES attempts in a row bring no byte, the disk is
-            full, or the file fails its check. In the last case the received file is removed.
+            full, or the file fails its check. A file that fails its check is removed.
     """
     part = path.with_name(f"{path.name}.part")
     try:
@@ -306,8 +306,7 @@ def fetch(session: requests.Session, url: str, path: Path, check: Callable[[Path
     except PipelineError as error:
         _discard(part)
         raise PipelineError(
-            f"{url}: the received file is damaged or not the published one, and was removed ({error}); "
-            "run the command again"
+            f"{url}: the received file is not the published one and was removed ({error}); run the command again"
         ) from error
     part.replace(path)
     _discard(part)
@@ -320,20 +319,18 @@ def unpack(archive: Path, folder: Path) -> None:
     """Unpack the audio of a 7z archive as `folder`, which appears whole or not at all.
 
     Raises:
-        PipelineError: An entry is a link or would land elsewhere, the audio lies in several folders, the archive is
+        PipelineError: An entry is a link or leads out of the folder, the audio is in several folders, the archive is
             damaged, or the disk is too small.
     """
     temporary = folder.with_name(f".{folder.name}.unpacking")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # from a killed process
     try:
         with py7zr.SevenZipFile(archive) as source:
             entries = source.list()
             for entry in entries:
                 path = PurePosixPath(entry.filename)
                 if path.is_absolute() or ".." in path.parts or not (entry.is_file or entry.is_directory):
-                    raise PipelineError(
-                        f'{archive}: entry "{entry.filename}" would not stay in its folder; not unpacked'
-                    )
+                    raise PipelineError(f'{archive}: entry "{entry.filename}" leads out of the folder; not unpacked')
             names = [PurePosixPath(entry.filename) for entry in entries if entry.is_file]
             inner = {name.parent for name in names if name.suffix.strip().lower() in AUDIO_EXTENSIONS}
             if len(inner) != 1:
@@ -350,13 +347,13 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def check_space(folder: Path, needed: int, purpose: str) -> None:
-    """Raise PipelineError unless the disk of `folder`, which may not exist yet, has that many bytes free."""
+    """Raise PipelineError unless the disk of `folder`, which need not exist, has `needed` bytes free."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise PipelineError(
-            f"{folder}: {purpose} takes {readable(needed)}, {readable(free)} are free; "
+            f"{folder}: {purpose} needs {readable(needed)}, {readable(free)} are free; "
             "make room or choose another folder"
         )
 
@@ -374,7 +371,7 @@ def readable(size: float) -> str:
 
 
 def _unpacked_folder(root: Path, file: Published) -> Path | None:
-    """Return the folder of already unpacked audio, which may have either name that the adapter reads."""
+    """Return the folder of already unpacked audio, under either name that the adapter reads; None if there is none."""
     for folder in (root / file.split, root / PurePosixPath(file.name).stem):
         if folder.is_dir() and any(folder.iterdir()):
             return folder
@@ -384,10 +381,10 @@ def _unpacked_folder(root: Path, file: Published) -> Path | None:
 def download(
     dataset: str, root: Path, *, splits: Sequence[str] | None = None, address: str | None = None, dry_run: bool = False
 ) -> None:
-    """Download the published files of a dataset to `root`, except those that are there already.
+    """Download the published files of a dataset to `root`, except those that exist already.
 
-    Sizes and licence are printed first; with `dry_run` nothing else happens. `address` replaces the publisher's, for a
-    mirror.
+    Sizes and licence are printed first; with `dry_run` nothing else happens. `address` is a mirror that replaces the
+    publisher's address.
 
     Raises:
         PipelineError: As `fetch` and `unpack`; also if other files are in the way, or the disk is too small.
@@ -399,39 +396,16 @@ def download(
     base = (address or publication.address).rstrip("/")
     print(f"{dataset}: {base} -> {root}\nlicence: {publication.licence}")
     session = open_session(0 if dry_run else RETRIES)
-    waiting: list[tuple[Published, str]] = []
-    to_come, to_unpack, is_known = 0, 0, True
-    for file in (file for split in splits for file in publication.splits[split]):
-        path, url = root / file.name, f"{base}/{file.name}{'' if address else publication.query}"
-        is_archive = path.suffix == ".7z"
-        if is_archive and (folder := _unpacked_folder(root, file)):
-            print(f"  {file.name}: unpacked already, in {folder}")
-            continue
-        if path.exists():
-            try:
-                file.check(path)
-            except PipelineError as error:
-                raise PipelineError(f"{error}; move it away and run the command again") from error
-            print(f"  {file.name}: here already")
-            to_unpack += UNPACKED * _size(path) * is_archive
-        else:
-            size, here = remote_size(session, url), _size(path.with_name(f"{path.name}.part"))
-            print(f"  {file.name}: {'size unknown' if size is None else readable(size)}", end="")
-            print(f", {readable(here)} of it here already" if here else "")
-            is_known &= size is not None
-            to_come += max(0, (size or 0) - here)
-            to_unpack += UNPACKED * (size or 0) * is_archive
-        if is_archive or not path.exists():
-            waiting.append((file, url))
-    unpacking = f", and about {readable(to_unpack)} for the unpacked audio" if to_unpack else ""
-    print(f"to download: {'' if is_known else 'at least '}{readable(to_come)}{unpacking}", flush=True)
-    check_space(root, to_come + to_unpack, f"the download of {dataset}")
+    files = [file for split in splits for file in publication.splits[split]]
+    urls = {file: f"{base}/{file.name}{'' if address else publication.query}" for file in files}
+    missing, needed = _list_missing(session, root, urls)
+    check_space(root, needed, f"the download of {dataset}")
     if dry_run:
         return
-    for file, url in waiting:
+    for file in missing:
         path = root / file.name
         if not path.exists():
-            fetch(session, url, path, file.check)
+            fetch(session, urls[file], path, file.check)
         if path.suffix == ".7z":
             logger.info("unpacking %s", path)
             unpack(path, root / file.split)
@@ -441,13 +415,43 @@ def download(
     print(f"done; {publication.remark}")
 
 
+def _list_missing(session: requests.Session, root: Path, urls: Mapping[Published, str]) -> tuple[list[Published], int]:
+    """Print the size of every file; return those to download or to unpack, and the bytes that this needs."""
+    missing: list[Published] = []
+    to_download, to_unpack, is_known = 0, 0, True
+    for file, url in urls.items():
+        path = root / file.name
+        is_archive = path.suffix == ".7z"
+        if is_archive and (folder := _unpacked_folder(root, file)):
+            print(f"  {file.name}: already unpacked in {folder}")
+            continue
+        if path.exists():
+            try:
+                file.check(path)
+            except PipelineError as error:
+                raise PipelineError(f"{error}; move it away and run the command again") from error
+            print(f"  {file.name}: exists already")
+            to_unpack += UNPACKED * _size(path) * is_archive
+        else:
+            size, received = remote_size(session, url), _size(path.with_name(f"{path.name}.part"))
+            print(f"  {file.name}: {'size unknown' if size is None else readable(size)}", end="")
+            print(f", of which {readable(received)} exist already" if received else "")
+            is_known &= size is not None
+            to_download += max(0, (size or 0) - received)
+            to_unpack += UNPACKED * (size or 0) * is_archive
+        if is_archive or not path.exists():
+            missing.append(file)
+    unpacking = f", and about {readable(to_unpack)} for the unpacked audio" if to_unpack else ""
+    print(f"to download: {'' if is_known else 'at least '}{readable(to_download)}{unpacking}", flush=True)
+    return missing, to_download + to_unpack
+
+
 def _check_clips(root: Path, split: str) -> None:
     """Print the number of listed clips of a split; PipelineError unless the adapter finds a file for each."""
     rows = list(ADAPTERS["clotho"](root, split))
-    lost = [row.source_name for row in rows if row.path is None]
-    if lost:
+    if missing := [row.source_name for row in rows if row.path is None]:
         raise PipelineError(
-            f'{root / split}: {len(lost)} of {len(rows)} listed clips have no file, the first "{lost[0]}"; move the '
-            "folder away and run the command again"
+            f'{root / split}: {len(missing)} of {len(rows)} listed clips have no file, the first "{missing[0]}"; move '
+            "the folder away and run the command again"
         )
-    print(f"  {split}: a file for each of {len(rows):,} listed clips")
+    print(f"  {split}: all {len(rows):,} listed clips have a file")

@@ -1,11 +1,11 @@
-"""The leak guard: nothing that a target is judged on may be trained on, not even as unlabeled audio.
+"""The leak guard: no clip of a held-out split may be trained on, not even as unlabeled audio.
 
-A clip leaks when its source (YouTube or Freesound id) or its exact audio (checksum of the resampled samples) is that of
-a clip of a held-out split. Other cuts of a recording without a common id, other encodings of the same sound and sounds
-that are merely alike are not seen.
+A clip leaks when it shares its source (YouTube or Freesound id) or its exact audio (checksum of the resampled samples)
+with a clip of a held-out split. The guard does not detect other encodings, similar sounds, or other cuts of a recording
+without a common id.
 
-Shards know nothing of the study that uses them, so leaked clips are usable in the manifest, and it is the list beside
-a run's pairs that accounts for each of them.
+Shards do not depend on the study that uses them. So the manifest marks leaked clips as usable, and a list next to a
+run's pairs records each of them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipeline.files import write_atomically
 logger = logging.getLogger(__name__)
 
 IDENTITIES = ("source_id", "sha256")
-"""Columns of a manifest by which clips are recognised."""
+"""Columns of a manifest that identify a clip's source and audio."""
 
 IDENTITIES_SCHEMA = pa.schema([(name, pa.string()) for name in ("key", "dataset", "split", *IDENTITIES)])
 """Columns of the file of a split's identities, one row per usable clip."""
@@ -52,25 +52,17 @@ LEAKED_SCHEMA = pa.schema(
         pa.field("held_out_key", pa.string(), nullable=False),  # of several, the first
     ]
 )
-"""Columns of the list of clips that a run leaves out, a row a clip."""
+"""Columns of the list of clips that a run leaves out, one row per clip."""
 
 LOOKED_AT = ("key", "dataset", "split", "source_name", *IDENTITIES)
-"""Columns of a manifest that the guard looks at."""
+"""Columns of a manifest that the guard reads."""
 
-NAMED = 5  # leaked clips that a message names
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldOut:
-    """The usable clips of the held-out splits."""
-
-    clips: pa.Table
-    """`key`, `dataset`, `split` and `IDENTITIES` of each, in the order of the splits and their keys."""
+NAMED = 5  # leaked clips named in a message
 
 
 @dataclass(frozen=True, kw_only=True)
 class AudioForm:
-    """How the audio of a split was made: equal sounds have equal checksums only where it is the same."""
+    """How the audio of a split was made; equal sounds have equal checksums only if this is the same."""
 
     sample_rate_hz: int
     format: str
@@ -78,12 +70,12 @@ class AudioForm:
 
     @classmethod
     def of(cls, summary: Mapping[str, Any]) -> Self:
-        """That of a split's manifest.json."""
+        """Return the audio form recorded in a split's manifest.json."""
         return cls(**{field.name: summary[field.name] for field in fields(cls)})
 
 
 def write_identities(manifest: Path, form: AudioForm, path: Path) -> None:
-    """Write what the usable clips of a split are recognised by; nothing else of a held-out split decides any pairs."""
+    """Write the identities of a split's usable clips, the only data of a held-out split that pairs depend on."""
     schema = IDENTITIES_SCHEMA.with_metadata({FORM_KEY: json.dumps(asdict(form))})
     with write_atomically(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         for batch in usable_batches(manifest, IDENTITIES_SCHEMA.names):
@@ -91,30 +83,32 @@ def write_identities(manifest: Path, form: AudioForm, path: Path) -> None:
 
 
 def read_audio_form(path: Path) -> AudioForm:
-    """How the audio of a split was made, of its file of identities."""
+    """Return the audio form of a split from its file of identities."""
     found = read_table(path, IDENTITIES_SCHEMA, "index_shards").schema.metadata
     return AudioForm(**json.loads(found[FORM_KEY]))
 
 
-def read_held_out(paths: Sequence[Path]) -> HeldOut:
-    """The usable clips of these splits and what they are recognised by, of files of `write_identities`."""
+def read_held_out(paths: Sequence[Path]) -> pa.Table:
+    """Return the usable clips of held-out splits (`IDENTITIES_SCHEMA`), from files of `write_identities`."""
     tables = [read_table(path, IDENTITIES_SCHEMA, "index_shards").replace_schema_metadata(None) for path in paths]
-    return HeldOut(clips=pa.concat_tables([IDENTITIES_SCHEMA.empty_table(), *tables]).combine_chunks())
+    return pa.concat_tables([IDENTITIES_SCHEMA.empty_table(), *tables]).combine_chunks()
 
 
-def leaks_of(batch: pa.RecordBatch, held_out: HeldOut, role: str) -> tuple[pa.Array, pa.Table]:
-    """For each row of a manifest (`LOOKED_AT` of it) whether it leaks, and those that do as rows of `LEAKED_SCHEMA`.
+def leaks_of(batch: pa.RecordBatch, held_out: pa.Table, role: str) -> tuple[pa.Array, pa.Table]:
+    """Return a mask of the leaking rows of a manifest batch, and these rows as a table of `LEAKED_SCHEMA`.
 
-    role: what the split is used as. A clip that has both its source and its audio from held-out clips is listed with
-    its source, and one that overlaps several with the first of them.
+    Args:
+        batch: at least the columns `LOOKED_AT`.
+        held_out: the clips of `read_held_out`.
+        role: how the run uses the split, labeled or unlabeled.
+
+    A clip that shares both source and audio is listed with its source, and with the first held-out clip it overlaps.
     """
-    by_source, by_audio = (
-        pc.index_in(batch[name], value_set=held_out.clips[name], skip_nulls=True) for name in IDENTITIES
-    )
+    by_source, by_audio = (pc.index_in(batch[name], value_set=held_out[name], skip_nulls=True) for name in IDENTITIES)
     overlapped = pc.coalesce(by_source, by_audio)
     mask = overlapped.is_valid()
     leaked, has_source = batch.filter(mask), by_source.filter(mask).is_valid()
-    overlapped = held_out.clips.take(overlapped.drop_null())
+    overlapped = held_out.take(overlapped.drop_null())
     columns = {
         "role": pa.array([role] * len(has_source), pa.string()),
         **{name: leaked[name] for name in ("dataset", "split", "key", "source_name")},
@@ -128,9 +122,9 @@ def leaks_of(batch: pa.RecordBatch, held_out: HeldOut, role: str) -> tuple[pa.Ar
 
 
 def check_leaked(path: Path, leaked: pa.Table, clips: int, policy: str) -> None:
-    """Raise `PipelineError` for the leaked ones, at least one, of a manifest's usable clips, or warn of them.
+    """Raise `PipelineError` or, under the policy `drop`, log a warning about a manifest's leaked clips.
 
-    Where every clip leaks, that is an error under either policy.
+    leaked: at least one of the manifest's `clips` usable clips. If all of them leak, either policy raises.
     """
     named = [
         f"{row['key']} (has {row['shared']} {row['value']} of {row['held_out_dataset']}/{row['held_out_split']}, "
@@ -140,20 +134,20 @@ def check_leaked(path: Path, leaked: pa.Table, clips: int, policy: str) -> None:
     more = ", ..." if len(leaked) > NAMED else ""
     found = f"{path}: {len(leaked)} of {clips} clips are also in a validation or test split: {', '.join(named)}{more}"
     if len(leaked) == clips:
-        raise PipelineError(f"{found}; no other is left, check datasets.*.splits")
+        raise PipelineError(f"{found}; none is left, check datasets.*.splits")
     if policy == "fail":
         raise PipelineError(
-            f"{found}; take them out of the dataset, or set leaks to drop, which leaves them out and lists them all "
-            "beside the pairs"
+            f"{found}; take them out of the dataset, or set leaks to drop, which skips them and lists them next to "
+            "the pairs"
         )
     logger.warning("%s; they are left out", found)
 
 
 def leaked_path(pairs: Path) -> Path:
-    """Where the list of the clips that a run leaves out lies: beside its pairs."""
+    """Return the path of the list of clips that a run leaves out, next to its pairs."""
     return pairs.with_suffix(".leaked.parquet")
 
 
 def read_leaked(path: Path) -> pa.Table:
-    """The list of clips that pair_clips left out."""
+    """Return the list of clips that pair_clips left out."""
     return read_table(path, LEAKED_SCHEMA, "pair_clips")

@@ -1,8 +1,8 @@
-"""Find clips that share a stretch of sound, although it was re-encoded or cut, by spectral fingerprints.
+"""Find clips that share a stretch of sound by spectral fingerprints, even if it was re-encoded or cut.
 
 After Haitsma and Kalker, "A highly robust audio fingerprinting system" (ISMIR 2002): 33 bands from 300 to 2,000 Hz,
-frames of 0.37 s every 11.6 ms, one bit per pair of neighbouring bands. The bit says whether the difference of their
-energies grew since the previous frame. Two stretches count as the same if few bits differ.
+frames of 0.37 s every 11.6 ms, one bit per pair of neighbouring bands. The bit is set if the energy of the
+lower band minus that of the upper grew since the previous frame. Two stretches are the same if few bits differ.
 
 Shapes: S = samples, F = frames, K = bands.
 """
@@ -27,13 +27,13 @@ MOST_DIFFERING = 0.35
 COMMON = 64
 """Fingerprints of more held-out frames than this are skipped: they come from silence and steady tones."""
 TRIED = 8
-"""Alignments compared per clip: those that most frames agree on."""
+"""Alignments compared per clip, those with the most matching frames."""
 
 _EDGES = np.searchsorted(np.fft.rfftfreq(FRAME, 1 / RATE_HZ), 300 * (2_000 / 300) ** (np.arange(BANDS + 1) / BANDS))
 
 
 def fingerprint_of(samples_S: NDArray[np.int16], sample_rate_hz: int) -> NDArray[np.uint32]:
-    """Return 32 bits per frame; none for a sound that is shorter than two frames."""
+    """Return 32 bits per frame; empty for a sound shorter than two frames."""
     slow_S = soxr.resample(samples_S.astype(np.float32), sample_rate_hz, RATE_HZ, quality="HQ")
     frames = (len(slow_S) - FRAME) // HOP + 1
     if frames < 2:
@@ -41,7 +41,7 @@ def fingerprint_of(samples_S: NDArray[np.int16], sample_rate_hz: int) -> NDArray
     windows_FS = np.lib.stride_tricks.sliding_window_view(slow_S, FRAME)[::HOP]
     window_S = np.hanning(FRAME).astype(np.float32)
     energy_FK = np.empty((frames, BANDS), np.float32)
-    for first in range(0, frames, 512):  # hours of sound in some megabytes
+    for first in range(0, frames, 512):  # bounds the memory for hours of sound
         spectrum = np.fft.rfft(windows_FS[first : first + 512] * window_S)
         power = spectrum.real**2 + spectrum.imag**2
         energy_FK[first : first + 512] = np.add.reduceat(power, _EDGES[:-1], axis=1)[:, :BANDS]
@@ -78,7 +78,7 @@ class FingerprintIndex:
         counts = np.where(end - first <= COMMON, end - first, 0)
         if not counts.any():
             return
-        # Places of all indexed frames that equal a frame of this clip: the runs first[i], first[i] + 1, ... joined.
+        # Positions of all indexed frames that equal a frame of this clip: the runs first[i], first[i] + 1, ... joined.
         run = np.repeat(np.arange(len(frames)), counts)
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         places = self._order[first[run] + within].astype(np.int64)
@@ -92,7 +92,7 @@ class FingerprintIndex:
         yield from best.values()
 
     def _compare(self, frames: NDArray[np.uint32], clip: int, alignment: int) -> Match | None:
-        """Compare an indexed clip with a clip that begins at place `alignment` of the index; None if too different."""
+        """Compare an indexed clip with a clip that begins at position `alignment` of the index; None if they differ."""
         first = max(int(self._starts[clip]), alignment)
         end = min(int(self._starts[clip + 1]), alignment + len(frames))
         if end - first < LEAST_FRAMES:

@@ -1,4 +1,4 @@
-"""Embeddings of clips and of captions by a model, from shards or from samples at hand."""
+"""Embed clips and captions with a model, from shards, files or samples in memory."""
 
 # W = windows of a batch, S = samples of a window, D = joint width, M = texts, N = clips
 
@@ -26,19 +26,20 @@ from pipeline.models.clap import ClapModel
 from pipeline.models.devices import send
 
 SUBTYPES = {"int16": "PCM_16", "int32": "PCM_32", "float32": "FLOAT", "float64": "DOUBLE"}
-"""How samples in memory of each type are written as WAV."""
+"""WAV subtypes for the types of samples in memory."""
 
 Sound = Path | tuple[Any, int]
 """An audio file, or samples (samples,) or (samples, channels) and their rate in Hz."""
 
 
 def embed_audio(model: ClapModel, shards: ShardReader, windows: str, batch_size: int) -> NDArray[np.float32]:
-    """Embeddings (N, D) of a split's clips, in the reader's order; see `embed_windows`.
+    """Return the embeddings (N, D) of a split's clips, in the reader's order; see `embed_windows`.
 
-    Raises PipelineError for a split without clips, or at another rate than the model's.
+    Raises:
+        PipelineError: The split has no clips, or its rate is not the model's.
     """
     if not len(shards):
-        raise PipelineError(f"{shards.folder}: the split holds no clip to embed; see the reasons in manifest.parquet")
+        raise PipelineError(f"{shards.folder}: the split has no clip to embed; see the reasons in manifest.parquet")
     if shards.sample_rate_hz != model.sample_rate_hz:
         raise PipelineError(
             f"{shards.folder}: shards are at {shards.sample_rate_hz} Hz, the model takes {model.sample_rate_hz} Hz; "
@@ -62,12 +63,14 @@ def embed_sounds(
     channels: str,
     unusable: dict[int, UnusableAudio] | None = None,
 ) -> NDArray[np.float32]:
-    """Embeddings (N, D) of sounds in any format and at any rate, each as it would be from shards.
+    """Return the embeddings (N, D) of sounds in any format and at any rate, equal to those from shards.
 
-    channels: what is kept of a sound's, as of the shards that the embeddings are compared with, or `model.channels`.
-    unusable: takes the row and the reason of each sound that cannot be used; its row of the result is NaN.
+    Args:
+        channels: which channels are kept: as in the shards to compare with, or `model.channels`.
+        unusable: receives the row and the reason of each unusable sound, whose embedding is then NaN.
 
-    Raises PipelineError that names a file which is missing and, without `unusable`, a sound that cannot be used.
+    Raises:
+        PipelineError: A file is missing or, without `unusable`, a sound cannot be used.
     """
 
     def clips() -> Iterator[list[NDArray[np.int16]]]:
@@ -85,7 +88,7 @@ def embed_sounds(
 
 
 def sound_windows(model: ClapModel, sound: Sound, row: int, windows: str, channels: str) -> list[NDArray[np.int16]]:
-    """The windows of a sound at the model's rate, as 16-bit samples; see `embed_sounds`."""
+    """Return the windows of a sound at the model's rate, as 16-bit samples; see `embed_sounds`."""
     if isinstance(sound, Path) and not sound.is_file():
         raise PipelineError(f"{sound}: {'is not a file' if sound.exists() else 'not found'}; give an audio file")
     source = sound if isinstance(sound, Path) else wav_of(*sound, name_of(sound, row))
@@ -99,10 +102,10 @@ def sound_windows(model: ClapModel, sound: Sound, row: int, windows: str, channe
 
 
 def wav_of(samples: Any, rate: int, name: str) -> bytes:
-    """Samples in memory as a WAV file, so that they take the way of a file.
+    """Return samples in memory as the bytes of a WAV file, so that they are read like a file.
 
-    Raises PipelineError for an array of another shape than (samples,) or (samples, channels), or of another type than
-    16 or 32-bit integers and floats.
+    Raises:
+        PipelineError: The array has another shape than (samples,) or (samples, channels), or a type not in `SUBTYPES`.
     """
     samples_SC = np.asarray(samples)
     if samples_SC.ndim not in (1, 2) or (samples_SC.ndim == 2 and samples_SC.shape[1] > samples_SC.shape[0]):
@@ -117,7 +120,7 @@ def wav_of(samples: Any, rate: int, name: str) -> bytes:
 
 
 def name_of(sound: Sound, row: int) -> str:
-    """A sound for messages: its file, or its place in the list."""
+    """Return the name of a sound for messages: its file, or its index in the list."""
     return str(sound) if isinstance(sound, Path) else f"sound {row}"
 
 
@@ -125,10 +128,10 @@ def name_of(sound: Sound, row: int) -> str:
 def embed_windows(
     model: ClapModel, clips: Iterable[Sequence[NDArray[np.int16]]], count: int, batch_size: int
 ) -> NDArray[np.float32]:
-    """Embeddings (N, D) of `count` clips, each given as its windows of `model.window_frames` 16-bit samples.
+    """Return the embeddings (N, D) of `count` clips, each given as windows of `model.window_frames` 16-bit samples.
 
-    A clip's embedding is the mean of its windows' embeddings at unit length, so that every window has one vote
-    however long its vector: the cosine that ranks the clips ignores that length too.
+    A clip's embedding is the mean of its windows' embeddings at unit length, so that every window counts the same. The
+    cosine that ranks the clips ignores that length too.
     """
     device = model.logit_scale.device
     total_ND = torch.zeros(count, model.embedding_dim, device=device)
@@ -146,10 +149,10 @@ def embed_windows(
 
 @torch.inference_mode()
 def embed_texts(model: ClapModel, captions: Sequence[str], batch_size: int) -> NDArray[np.float32]:
-    """Embeddings (M, D) of captions, in their order, as the encoder gives them.
+    """Return the embeddings (M, D) of captions in their order, not normalised.
 
-    Batches are of captions of like length, which are padded least. A caption that occurs more than once is encoded
-    once, so that its copies tie exactly and count as tied.
+    Batches hold captions of similar length, to keep padding small. A repeated caption is encoded once, so that its
+    copies tie exactly.
     """
     distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))
     encoded = [
@@ -157,29 +160,29 @@ def embed_texts(model: ClapModel, captions: Sequence[str], batch_size: int) -> N
         for first in tqdm(range(0, len(distinct), batch_size), desc="texts", unit="batch", disable=None)
     ]
     place = {caption: row for row, caption in enumerate(distinct)}
-    # Copied once, at the end: a GPU would wait for every copy before the next batch is made ready.
+    # Copied once at the end: after each batch, the copy would keep the GPU waiting for the next.
     return torch.cat(encoded).cpu().numpy()[[place[caption] for caption in captions]]
 
 
 def encode_windows(model: ClapModel, samples_WS: Tensor) -> Tensor:
-    """Embeddings (W, D), float32, of one batch of 16-bit windows; returns without waiting for a GPU."""
+    """Return the embeddings (W, D), float32, of one batch of 16-bit windows, without waiting for a GPU."""
     device = model.logit_scale.device
     with _autocast(device):
         return model.encode_audio(send(samples_WS, device).float() / FULL_SCALE).float()
 
 
 def encode_captions(model: ClapModel, captions: Sequence[str]) -> Tensor:
-    """Embeddings (M, D), float32, of one batch of captions; returns without waiting for a GPU."""
+    """Return the embeddings (M, D), float32, of one batch of captions, without waiting for a GPU."""
     with _autocast(model.logit_scale.device):
         return model.encode_text(captions).float()
 
 
 def _autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 on a GPU; as loaded on a CPU, whose figures are then the same on every run."""
+    """Return autocast to bfloat16 on a GPU; a CPU computes as loaded, so its figures are the same on every run."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
 def captions_of(shards: ShardReader) -> tuple[list[str], NDArray[np.int64]]:
-    """All captions of a split, by clip and then by caption, and the row of each one's clip."""
+    """Return all captions of a split, ordered by clip, and the row of each caption's clip."""
     texts = [(caption, row) for row, key in enumerate(shards.keys) for caption in shards.captions(key)]
     return [caption for caption, _ in texts], np.array([row for _, row in texts], np.int64)

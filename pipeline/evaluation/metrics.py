@@ -1,28 +1,28 @@
 """Figures of audio-text retrieval under named protocols, exact under ties.
 
-Candidates that score the same are in no order, so every figure is its expectation over all orders of the tied ones:
-a model whose similarities are all equal scores as chance (R@k = k / N), never 100 %. The expectation is taken of the
+Candidates with equal scores have no order, so every figure is its expectation over all orders of the tied candidates.
+A model whose similarities are all equal scores as chance (R@k = k / N), never 100 %. The expectation is that of the
 figure, not of the rank: a collapsed model's expected rank is (N + 1) / 2, whose R@10 would be 0 instead of 10 / N.
 
-A relevant candidate with `ahead` strictly better candidates and `tied` equal ones, itself included, stands on each of
-the places ahead + 1 .. ahead + tied with probability 1 / tied. If `relevant_tied` of the tied ones are relevant and
-`relevant_ahead` relevant ones are ahead, their places are a draw without replacement, which gives
+A relevant candidate with `ahead` better candidates and `tied` equal ones, itself included, has each of the places
+ahead + 1 .. ahead + tied with probability 1 / tied. If `relevant_tied` of the tied candidates are relevant, and
+`relevant_ahead` of the better ones, their places are a draw without replacement, which gives
 
     P(place <= k)            = s / tied,  s = the group's places within k
     P(any relevant place <= k) = 1 - C(tied - relevant_tied, s) / C(tied, s)      for the best-scored group
     E[i / place; place <= k] = sum over p = ahead + 1 .. ahead + s of
                                (1 + relevant_ahead + (p - 1 - ahead) (relevant_tied - 1) / (tied - 1)) / p / tied
 
-where i counts the relevant candidates down to this one. The tests compare them with an enumeration of all orders.
+where the candidate is the i-th relevant one. The tests compare these with an enumeration of all orders.
 
-Protocols, which differ in audio -> text only (text -> audio has one relevant clip a text, all M texts ask):
+The protocols differ in audio -> text only. In text -> audio every one of the M texts is a query with one relevant clip.
 
-    paper      every clip asks once, for its first caption among the first captions of all clips; mAP@10 = MRR@10
-    best-of-5  every clip asks among all M texts: R@k is whether any of its captions is within k;
+    paper      every clip is a query for its first caption among the first captions of all clips; mAP@10 = MRR@10
+    best-of-5  every clip is a query among all M texts: R@k is whether any of its captions is within k;
                mAP@10 = sum(i / place_i over places <= 10) / C          (WavCaps, GLAP, LAION-CLAP)
-    dcase      every clip asks among all M texts: R@k = captions within k / C; mAP@10 as above (DCASE 2022, 2023)
+    dcase      every clip is a query among all M texts: R@k = captions within k / C; mAP@10 as above (DCASE 2022, 2023)
 
-with C the clip's own number of captions: 5 in Clotho and AudioCaps, any number elsewhere.
+C is the clip's number of captions: 5 in Clotho and AudioCaps, any number elsewhere.
 """
 
 # M = texts, N = clips, C = captions of the clip that has most, F = figures, S = bootstrap samples
@@ -43,7 +43,7 @@ FIGURES = tuple(f"{direction}_{name}" for direction in ("t2a", "a2t") for name i
 def retrieval_metrics(
     similarity: NDArray[np.floating], audio_of_text: NDArray[np.integer], protocol: str
 ) -> dict[str, float]:
-    """The eight figures of a similarity matrix, in percent.
+    """Return the eight figures of a similarity matrix, in percent.
 
     Args:
         similarity: (M, N), higher is closer.
@@ -51,8 +51,8 @@ def retrieval_metrics(
         protocol: one of `PROTOCOLS`.
 
     Raises:
-        PipelineError: no texts or clips, a score that is no finite number, a text of an unknown clip, a clip without
-            a text, or an unknown protocol.
+        PipelineError: no texts or clips, a score that is not finite, a text of an unknown clip, a clip without a text,
+            or an unknown protocol.
 
     Example:
         Two clips with one text each; the second text is nearer to the first clip than to its own:
@@ -66,16 +66,16 @@ def retrieval_metrics(
 
 
 def figures(retrieval: Retrieval, protocol: str) -> dict[str, float]:
-    """The eight figures under a protocol, in percent."""
+    """Return the eight figures under a protocol, in percent."""
     t2a_MF, a2t_NF = _of_queries(retrieval, protocol)
     means = np.concatenate([t2a_MF.mean(axis=0), a2t_NF.mean(axis=0)])
     return dict(zip(FIGURES, (100.0 * means).tolist(), strict=True))
 
 
 def mean_over_captions(retrieval: Retrieval) -> dict[str, float]:
-    """The audio -> text figures under `paper`, averaged over which caption of each clip is used, in percent.
+    """Return the audio -> text figures under `paper`, in percent, averaged over the choices of a caption.
 
-    Choice c takes caption c of every clip; a clip with fewer captions starts over.
+    Choice c takes caption c of every clip; a clip with fewer captions repeats them.
     """
     choices_CF = np.stack(
         [_one_relevant(retrieval.a2t_CN[choice]).mean(axis=0) for choice in range(retrieval.text_of_audio_NC.shape[1])]
@@ -84,9 +84,9 @@ def mean_over_captions(retrieval: Retrieval) -> dict[str, float]:
 
 
 def contributions(retrieval: Retrieval, protocol: str) -> NDArray[np.float64]:
-    """What each clip adds to the figures (N, F): from text to audio the sum over its captions, from audio to text one.
+    """Return each clip's contribution to the figures (N, F); for text -> audio the sum over its captions.
 
-    The figures are the sums of the columns divided by the number of captions and by that of clips; see `resampled`.
+    A figure is the sum of its column, divided by the number of captions (text -> audio) or clips (audio -> text).
     """
     t2a_MF, a2t_NF = _of_queries(retrieval, protocol)
     t2a_NF = np.zeros((len(a2t_NF), t2a_MF.shape[1]))
@@ -97,11 +97,11 @@ def contributions(retrieval: Retrieval, protocol: str) -> NDArray[np.float64]:
 def resampled(
     contributions_NF: NDArray[np.float64], captions_N: NDArray[np.integer], seed: int = 0, samples: int = 1000
 ) -> NDArray[np.float64]:
-    """The figures, between 0 and 1, of bootstrap samples of the clips with all their captions (S, F).
+    """Return the figures, between 0 and 1, of bootstrap samples of the clips with all their captions (S, F).
 
-    Clips are drawn, not texts, because the captions of a clip succeed and fail together. The gallery stays whole, so
-    this is the spread over queries, not over galleries or over seeds of training. Arrays (..., N, F) give (..., S, F)
-    of the same draws; a difference of `contributions` gives the differences of the figures.
+    Clips are drawn instead of texts, because the results of a clip's captions are correlated. The gallery stays whole,
+    so this is the spread over queries, not over galleries or training seeds. Arrays (..., N, F) give (..., S, F) from
+    the same draws. A difference of `contributions` gives the differences of the figures.
     """
     n_audio = len(captions_N)
     generator = np.random.default_rng(seed)
@@ -121,17 +121,15 @@ def resampled(
 _DRAWS_PER_BLOCK = 1 << 22
 
 
-def intervals(
-    retrieval: Retrieval, protocol: str, seed: int = 0, samples: int = 1000
-) -> dict[str, tuple[float, float]]:
-    """The central 95 % of each figure, in percent, over the bootstrap samples of `resampled`."""
-    samples_SF = resampled(contributions(retrieval, protocol), retrieval.captions_N, seed, samples)
+def intervals(retrieval: Retrieval, protocol: str) -> dict[str, tuple[float, float]]:
+    """Return the central 95 % of each figure, in percent, over the bootstrap samples of `resampled`."""
+    samples_SF = resampled(contributions(retrieval, protocol), retrieval.captions_N)
     low, high = 100.0 * np.percentile(samples_SF, [2.5, 97.5], axis=0)
     return {name: (float(low[i]), float(high[i])) for i, name in enumerate(FIGURES)}
 
 
 def _of_queries(retrieval: Retrieval, protocol: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What each text (M, 4) and each clip (N, 4) adds to R@1, R@5, R@10 and mAP@10, between 0 and 1."""
+    """Return R@1, R@5, R@10 and mAP@10 of each text (M, 4) and of each clip (N, 4) as query, between 0 and 1."""
     if protocol not in PROTOCOLS:
         raise PipelineError(f"protocol {protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}")
     t2a_MF = _one_relevant(retrieval.t2a_M)
@@ -148,5 +146,5 @@ def _of_queries(retrieval: Retrieval, protocol: str) -> tuple[NDArray[np.float64
 
 
 def _one_relevant(places: TiedRanks) -> NDArray[np.float64]:
-    """(Q, 4): what a candidate adds to R@1, R@5, R@10 and mAP@10 if it is the one that counts."""
+    """Return R@1, R@5, R@10 and mAP@10 of queries with one relevant candidate (Q, 4)."""
     return np.stack([*(places.within(k) for k in CUTOFFS), places.precision()], axis=1)

@@ -1,4 +1,4 @@
-"""A saved model, ready to embed sounds and texts: what `pipeline.load` returns."""
+"""The saved model that `pipeline.load` returns, ready to embed sounds and texts."""
 
 # N = sounds, M = texts, D = joint width
 
@@ -22,9 +22,9 @@ from pipeline.models.devices import choose_device
 
 
 class AudioTextModel:
-    """A model that embeds sounds and texts in one space; `pipeline.load` makes it.
+    """A model that embeds sounds and texts in one space; `pipeline.load` returns it.
 
-    The scores of its embeddings are those of the stages `embed` and `evaluate` and of `pipeline.search`.
+    Its scores equal those of the stages `embed` and `evaluate` and of `pipeline.search`.
     """
 
     def __init__(self, folder: Path, network: ClapModel) -> None:
@@ -40,24 +40,24 @@ class AudioTextModel:
 
     @property
     def sample_rate_hz(self) -> int:
-        """The rate at which the model takes audio; sounds at other rates are resampled to it."""
+        """The model's sample rate; sounds at other rates are resampled."""
         return self.network.sample_rate_hz
 
     @property
     def embedding_dim(self) -> int:
-        """The number of values of an embedding, D."""
+        """The number of values per embedding, D."""
         return self.network.embedding_dim
 
     def embed_audio(
         self, sounds: Sequence[str | Path | tuple[Any, int]], *, windows: str = "mean", batch_size: int = BATCH_SIZE
     ) -> NDArray[np.float32]:
-        """Embeddings of sounds, (N, D), each of length 1.
+        """Return the embeddings of sounds, (N, D), each of length 1.
 
         Args:
             sounds: audio files of any format, rate and length, or pairs (samples, rate in Hz). Samples are an array
                 (samples,) or (samples, channels) of integers, or of floats between -1 and 1.
-            windows: `mean` averages windows that cover the whole sound; `first` and `center` take one of them.
-            batch_size: windows that are embedded at once.
+            windows: `mean` averages windows that cover the whole sound; `first` and `center` take one window.
+            batch_size: windows per batch.
 
         Raises:
             PipelineError: no sounds, a missing file, or a sound that cannot be decoded, is silent or is cut off.
@@ -78,14 +78,14 @@ class AudioTextModel:
         return unit_rows(vectors_ND)
 
     def embed_text(self, texts: Sequence[str], *, batch_size: int = BATCH_SIZE) -> NDArray[np.float32]:
-        """Embeddings of texts, (M, D), each of length 1.
+        """Return the embeddings of texts, (M, D), each of length 1.
 
         Raises:
             PipelineError: no texts, or a blank one.
 
         Example:
             >>> audio, text = model.embed_audio(["dog.wav"]), model.embed_text(["a dog barks"])  # doctest: +SKIP
-            >>> text @ audio.T  # the cosine of each text and each sound, (M, N)  # doctest: +SKIP
+            >>> text @ audio.T  # the cosine of every text with every sound, (M, N)  # doctest: +SKIP
         """
         if isinstance(texts, str):
             raise PipelineError(f"embed_text takes a list of texts; give [{texts!r}]")
@@ -104,10 +104,10 @@ def load(folder: str | Path, *, device: str | None = None) -> AudioTextModel:
 
     Args:
         folder: for example `results/runs/clotho_composed_audioset/seed0`.
-        device: `cpu` or `cuda`; by default a GPU where there is one.
+        device: `cpu` or `cuda`; by default a GPU if there is one.
 
     Raises:
-        PipelineError: the folder holds no model, or a file of it is missing or damaged.
+        PipelineError: the folder holds no model, or a file is missing or damaged.
 
     Example:
         >>> import pipeline
@@ -119,19 +119,19 @@ def load(folder: str | Path, *, device: str | None = None) -> AudioTextModel:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raise PipelineError, which says what was found, unless a folder holds a saved model."""
+    """Raise PipelineError unless a folder holds a saved model; the message describes its content."""
     advice = "give the folder of a run (results/runs/RUN/seed0), of a pretrained model or of an export"
     if not folder.is_dir():
         if str(folder) in BACKBONES:
-            raise PipelineError(f"{folder}: is the name of a backbone, not a folder; {advice}")
+            raise PipelineError(f"{folder}: is a backbone's name, not a folder; {advice}")
         raise PipelineError(f"{folder}: {'is not a folder' if folder.exists() else 'not found'}; {advice}")
     if (folder / "model.json").is_file():
         return
     if (folder / "checkpoints").is_dir():
-        raise PipelineError(f"{folder}: its training has not ended; run the same training again to its end")
+        raise PipelineError(f"{folder}: the training has not finished; run the same training again to finish it")
     if (folder / "manifest.json").is_file():
         raise PipelineError(f"{folder}: holds the shards of a split, not a model; {advice}")
     inside = sorted(path.parent.name for path in folder.glob("*/model.json"))
     if inside:
-        raise PipelineError(f"{folder}: holds no model.json; give one of the folders in it: {', '.join(inside[:5])}")
-    raise PipelineError(f"{folder}: holds no model.json, so it is not a saved model; {advice}")
+        raise PipelineError(f"{folder}: holds no model.json; give one of its subfolders: {', '.join(inside[:5])}")
+    raise PipelineError(f"{folder}: is not a saved model, because it holds no model.json; {advice}")

@@ -1,4 +1,4 @@
-"""How a training of the sweep ended: the file `outcome.txt` that the stage `train` writes with `--outcome`."""
+"""The file `outcome.txt`, in which the stage `train` records how a training of the sweep ended (`--outcome`)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ FINISHED = "finished"
 
 
 def read_divergence(path: Path) -> str | None:
-    """The sentence that says how a training diverged; None for one that finished.
+    """Return the sentence that describes how a training diverged; None if it finished.
 
     Raises:
-        PipelineError: the file is missing, empty or no text.
+        PipelineError: the file is missing, empty or not text.
     """
     try:
         outcome = path.read_text(encoding="utf-8").strip()

@@ -1,7 +1,7 @@
 """Search in the clips or captions of a split, by text or by sound.
 
-The embeddings of a split are computed once per model and kept in INDEX/MANIFEST-MODEL/, named by the checksums of the
-split's manifest and of the model's files: another model or split makes its own.
+The embeddings of a split are computed once per model and kept in INDEX/MANIFEST-MODEL/. These are the checksums of the
+split's manifest and of the model's files, so every model and split has its own index.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipeline.files import sha256_of, write_atomically
 logger = logging.getLogger(__name__)
 
 WINDOWS = "mean"
-"""How the windows of long clips are taken, in the index and of the sound that is searched with."""
+"""How windows are taken from long clips, in the index and in the query."""
 MODEL_FILES = ("model.safetensors", "tokenizer.json", "model.json")
 
 
@@ -40,7 +40,7 @@ class SearchResult:
     """A clip, or a caption of a clip, that `search` found."""
 
     rank: int
-    """From 1, the nearest."""
+    """1 is the nearest."""
     score: float
     """The cosine of query and clip, or of query and caption."""
     key: str
@@ -49,10 +49,10 @@ class SearchResult:
     captions: list[str]
     """All captions of the clip."""
     caption: str | None = None
-    """The caption that was found, where captions are searched."""
+    """The caption found, if captions are searched."""
 
     def as_json(self) -> dict[str, Any]:
-        """The values for JSON: the caption that was found, or else all captions of the clip."""
+        """Return the values for JSON: with the caption found, or else all captions of the clip."""
         left_out = "caption" if self.caption is None else "captions"
         return {name: value for name, value in asdict(self).items() if name != left_out}
 
@@ -71,11 +71,11 @@ def search(
     Args:
         query: a text (`str`), or an audio file (`Path`).
         model: a model, or the folder of a saved one.
-        split: folder of a split's shards; its clips need no captions unless these are searched.
-        captions: whether captions are searched instead of clips.
-        top: results at most.
-        index: folder that keeps the embeddings of the split for the next search; by default the folder `index` of the
-            model, or the user's cache folder where the model is an export or its folder cannot be written to.
+        split: folder of a split's shards.
+        captions: whether to search captions instead of clips.
+        top: maximum number of results.
+        index: folder that keeps the embeddings of the split for the next search. The default is the folder `index` of
+            the model, or the user's cache folder if the model is an export or its folder is read-only.
 
     Raises:
         PipelineError: no such model, split or file, a split without clips or captions, shards at another rate than the
@@ -88,41 +88,38 @@ def search(
         >>> found[0].key, found[0].score, found[0].captions  # doctest: +SKIP
     """
     if isinstance(query, str) and not query.strip():
-        raise PipelineError("the text to search with is blank")
+        raise PipelineError("the query text is blank; give a text or an audio file")
     if not isinstance(model, AudioTextModel):
         model = load(model)
     shards = open_shards(Path(split))
     folders = index_folders(model.folder, index)
     name = f"{shards.manifest_sha256[:16]}-{checksum_of(model.folder)[:16]}"
-    texts, clip_of_text = captions_of(shards) if captions else ([], np.zeros(0, np.int64))
+    texts, clip_of_row = captions_of(shards) if captions else ([], np.arange(len(shards)))
     if captions and not texts:
-        raise PipelineError(
-            f"{split}: the split has no captions to search in; leave --captions out to search its clips"
-        )
+        raise PipelineError(f"{split}: the split has no captions; leave --captions out to search its clips")
 
-    # the query's vector, first, because it can be refused in a moment
+    # The query's vector comes first, because an unusable query then fails at once.
     if isinstance(query, str):
         query_1D = embed_texts(model.network, [query], BATCH_SIZE)
     else:
         query_1D = embed_sounds(model.network, [query], WINDOWS, BATCH_SIZE, shards.channels)
     check_vectors(query_1D, lambda row: repr(str(query)))
 
-    # the split's vectors, from the index or new
-    if captions:
-        paths = [folder / name / "text.npy" for folder in folders]
-        vectors = indexed(
-            paths, len(texts), lambda: embed_texts(model.network, texts, BATCH_SIZE), lambda row: repr(texts[row])
-        )
-    else:
-        paths = [folder / name / "audio.npy" for folder in folders]
-        vectors = indexed(
-            paths, len(shards), lambda: embed_split(model, shards), lambda row: f"clip {shards.keys[row]}"
-        )
+    # The split's vectors, from the index or computed now.
+    def embed() -> NDArray[np.float32]:
+        if captions:
+            return embed_texts(model.network, texts, BATCH_SIZE)
+        whole = open_shards(shards.folder, verify=True)  # no index of a damaged tar
+        return embed_audio(model.network, whole, WINDOWS, BATCH_SIZE)
 
-    # its neighbours
+    paths = [folder / name / ("text.npy" if captions else "audio.npy") for folder in folders]
+    vectors = indexed(
+        paths, len(clip_of_row), embed, lambda row: repr(texts[row]) if captions else f"clip {shards.keys[row]}"
+    )
+
+    # The nearest neighbours.
     rows, scores = nearest(vectors, unit_rows(query_1D)[0], top)
-    clips = clip_of_text[rows] if captions else rows
-    keys = [shards.keys[clip] for clip in clips]
+    keys = [shards.keys[clip] for clip in clip_of_row[rows]]
     names = source_names(shards, keys)
     return [
         SearchResult(
@@ -137,25 +134,22 @@ def search(
     ]
 
 
-def embed_split(model: AudioTextModel, shards: ShardReader) -> NDArray[np.float32]:
-    """Embeddings of a split whose tars pass their checksums."""
-    return embed_audio(model.network, open_shards(shards.folder, verify=True), WINDOWS, BATCH_SIZE)
-
-
 def checksum_of(folder: Path) -> str:
-    """The hex SHA-256 of what decides a saved model's embeddings."""
+    """Return the hex SHA-256 of the files that determine a saved model's embeddings."""
     digests = [sha256_of(folder / name) for name in MODEL_FILES]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def index_folders(model_folder: Path, asked: str | Path | None) -> list[Path]:
-    """The folders that may keep an index, the preferred one first.
+def index_folders(model_folder: Path, requested: str | Path | None) -> list[Path]:
+    """Return the folders that may keep an index, the preferred one first.
 
-    An export has a model card, README.md, and stays as it was made. Raises PipelineError for a folder that was asked
-    for and cannot be written to.
+    An export, recognised by its model card README.md, stays unchanged.
+
+    Raises:
+        PipelineError: The requested folder is read-only.
     """
-    if asked is not None:
-        folder = Path(asked).expanduser()
+    if requested is not None:
+        folder = Path(requested).expanduser()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
@@ -173,8 +167,10 @@ def index_folders(model_folder: Path, asked: str | Path | None) -> list[Path]:
 def indexed(
     paths: list[Path], count: int, embed: Callable[[], NDArray[np.float32]], name_of: Callable[[int], str]
 ) -> NDArray[np.float32]:
-    """Unit vectors (count, D), memory-mapped from the first of `paths` that exists, else made and kept in the first
-    that can be written; where none can, the next search makes them again."""
+    """Return unit vectors (count, D), memory-mapped from the first of `paths` that exists.
+
+    Otherwise compute them and keep them in the first of `paths` that can be written. If none can, log a warning.
+    """
     for path in paths:
         if path.exists():
             return read_index(path, count)
@@ -190,27 +186,27 @@ def indexed(
             reasons.append(f"{path}: {getattr(error, 'strerror', None) or error}")
         else:
             logger.info("%s: %d embeddings, kept for the next search", path, count)
-            return read_index(path, count)  # the mapped file can leave memory, the array cannot
-    logger.warning("the index cannot be kept (%s); --index DIR names another folder", "; ".join(reasons))
+            return read_index(path, count)  # unlike the array, a mapped file can leave memory
+    logger.warning("the index cannot be kept (%s); give another folder with --index", "; ".join(reasons))
     return unit_ND
 
 
 def read_index(path: Path, count: int) -> NDArray[np.float32]:
-    """The vectors of an index, memory-mapped; PipelineError where they are damaged or of another number."""
+    """Return the vectors of an index, memory-mapped; PipelineError if they are damaged or their number is wrong."""
     try:
         index_ND = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise PipelineError(f"{path}: the index is damaged ({error}); delete it, the next search makes it") from error
+        raise PipelineError(f"{path}: the index is damaged ({error}); delete it and search again") from error
     if index_ND.ndim != 2 or len(index_ND) != count or index_ND.dtype != np.float32:
         raise PipelineError(
-            f"{path}: the index holds {index_ND.dtype} of shape {index_ND.shape}, {count} rows of float32 were "
-            "expected; delete it, the next search makes it"
+            f"{path}: the index holds {index_ND.dtype} of shape {index_ND.shape}, expected {count} rows of float32; "
+            "delete it and search again"
         )
     return index_ND
 
 
 def source_names(shards: ShardReader, keys: list[str]) -> dict[str, str]:
-    """The path of each clip in its raw dataset, from the manifest."""
+    """Return each clip's path in its raw dataset, from the manifest."""
     path = shards.folder / "manifest.parquet"
     try:
         rows = pq.read_table(path, columns=["key", "source_name"], filters=[("key", "in", keys)])
@@ -220,7 +216,7 @@ def source_names(shards: ShardReader, keys: list[str]) -> dict[str, str]:
 
 
 def render(results: list[SearchResult]) -> str:
-    """The results for a terminal: rank, score, key and file, and the captions below."""
+    """Return the results as text: rank, score, key and file, and the captions below."""
     lines = []
     for found in results:
         lines.append(f"{found.rank:4d}  {found.score:6.3f}  {found.key}  {printable(found.source_name)}")

@@ -1,7 +1,6 @@
-"""One pass over a tile of scores, compiled by numba: the scores above and near to that of each text's own clip.
+"""Count the scores of a tile above and near each text's own clip's score, in one pass compiled by numba.
 
-In numpy it would be a pass and an array a comparison: two for the rows, and for the columns two a caption of the clip
-and two more among the texts of that caption alone.
+numpy would need one pass and one array per comparison: two for the rows, and for the columns four per caption.
 """
 
 # m, n = texts and clips of a tile, C = captions of the clip that has most
@@ -15,26 +14,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BLOCK = 128
-"""Scores that are looked at together: where none of them comes up to anything, as of a trained model, that is all."""
+"""Scores that are checked together; with a trained model, most blocks hold no score that counts and are skipped."""
 
 
 class Tally(NamedTuple):
     """Counts of a tile (int32) and places in it (row * n + column, ascending)."""
 
     ahead_m: NDArray[np.int32]
-    """Scores of a row above that of the text's own clip, by more than the margin."""
+    """Scores of a row that exceed the own clip's score by more than the margin."""
     tied_m: NDArray[np.int32]
     """Scores of a row that differ from it by no more than the margin."""
     ahead_Cn: NDArray[np.int32]
     """Scores of a column above that of caption c of the clip."""
     tied_Cn: NDArray[np.int32]
-    """Scores of a column like it."""
+    """Scores of a column that differ from it by no more than the margin."""
     ahead_of_choice_Cn: NDArray[np.int32]
-    """Scores of a column above it, of texts that are caption c of a clip."""
+    """As `ahead_Cn`, but only of texts that are caption c of a clip."""
     tied_of_choice_Cn: NDArray[np.int32]
-    """Scores of a column like it, of texts that are caption c of a clip."""
+    """As `tied_Cn`, but only of texts that are caption c of a clip."""
     near: NDArray[np.int32]
-    """Places of the scores that are counted in any `tied`; with a margin of 0, which decides all, none is listed."""
+    """Places of the scores that are counted in any `tied`; empty with a margin of 0, where none is undecided."""
     for_text: NDArray[np.int32]
     """Places of the scores above their row's `floor_m`."""
     for_clip: NDArray[np.int32]
@@ -50,22 +49,22 @@ def _is_like(score, own, margin):  # type: ignore[no-untyped-def]
 def tally(  # type: ignore[no-untyped-def]
     scores_mn, own_m, own_Cn, is_choice_mC, floor_m, floor_n, margin
 ) -> Tally:
-    """Compare every score of a tile (m, n) with what it counts for.
+    """Return the counts of a tile of scores (m, n).
 
     Args:
-        scores_mn: float32 or float64, contiguous, finite; so are all that follow, in the same type.
+        scores_mn: float32 or float64, contiguous, finite; the other scores have the same type.
         own_m: the score of each text's own clip.
         own_Cn: the score of caption c of each clip with it.
         is_choice_mC: whether a text is caption c of its clip.
-        floor_m, floor_n: what a score must exceed to be listed for its row, and for its column.
-        margin: how far scores may be off; those that come as near to an own score are undecided.
+        floor_m, floor_n: the score that one must exceed to be listed for its row, and for its column.
+        margin: how far scores may be off; those within the margin of an own score are undecided.
     """
     n_texts, n_clips = scores_mn.shape
     n_choices = len(own_Cn)
     ahead_m, tied_m = np.zeros(n_texts, np.int32), np.zeros(n_texts, np.int32)
     ahead_Cn, tied_Cn = np.zeros(own_Cn.shape, np.int32), np.zeros(own_Cn.shape, np.int32)
     ahead_of_choice_Cn, tied_of_choice_Cn = np.zeros(own_Cn.shape, np.int32), np.zeros(own_Cn.shape, np.int32)
-    # Memory that is not written to costs nothing: as long as all scores, and mostly empty.
+    # Room for every score; pages that are never written take no memory.
     near, for_text, for_clip = (
         np.empty(scores_mn.size, np.int32), np.empty(scores_mn.size, np.int32), np.empty(scores_mn.size, np.int32)
     )  # fmt: skip
@@ -88,7 +87,7 @@ def tally(  # type: ignore[no-untyped-def]
         for start in range(0, n_clips, _BLOCK):
             stop = min(start + _BLOCK, n_clips)
             scores, leasts = scores_mn[row, start:stop], least_n[start:stop]
-            # Short loops without a branch, which become vector instructions; the flags of a short block's rest are 0.
+            # Short loops without branches become vector instructions; flags beyond the end of a short block are 0.
             flags[:, stop - start :] = 0
             for i in range(len(scores)):
                 is_near[i] = (scores[i] >= least) | (scores[i] >= leasts[i])
@@ -131,7 +130,7 @@ def tally(  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _list(flags, words, first, places, count):  # type: ignore[no-untyped-def]
-    """Append the places of the flags of a block, eight looked at at once; how many there are then."""
+    """Append the places of a block's set flags, testing eight at a time, and return the new count."""
     for word in range(len(words)):
         if words[word]:
             for i in range(8 * word, 8 * word + 8):
@@ -143,7 +142,7 @@ def _list(flags, words, first, places, count):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def decide(counts, exact, scores_mn, own_m, own_Cn, is_choice_mC, margin) -> None:  # type: ignore[no-untyped-def]
-    """Count the scores of `counts.near` by what they are exactly, and put those in their places in the tile."""
+    """Correct the counts of the scores in `counts.near` by their exact values, and write these into the tile."""
     for number in range(len(counts.near)):
         row, column = divmod(counts.near[number], scores_mn.shape[1])
         rough, score = scores_mn[row, column], exact[number]

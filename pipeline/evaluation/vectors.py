@@ -1,4 +1,4 @@
-"""Embeddings as directions: whether they have one, and which are nearest to a query."""
+"""Check and normalise embeddings, and find those nearest to a query."""
 
 # N = vectors, D = joint width
 
@@ -13,7 +13,7 @@ from pipeline.errors import PipelineError
 
 
 def check_vectors(vectors_ND: NDArray[np.floating], name_of: Callable[[int], str]) -> None:
-    """Raise PipelineError that names the first embedding which is not finite, or zero and so without a direction."""
+    """Raise PipelineError if an embedding is not finite or zero; the message names the first by `name_of(row)`."""
     finite_N = np.isfinite(vectors_ND).all(axis=1)
     if not finite_N.all():
         raise PipelineError(
@@ -29,21 +29,21 @@ def check_vectors(vectors_ND: NDArray[np.floating], name_of: Callable[[int], str
 
 
 def unit_rows(vectors_ND: NDArray[np.floating]) -> NDArray[np.float32]:
-    """The vectors at length 1; they must have passed `check_vectors`."""
+    """Return the vectors at length 1; they must have passed `check_vectors`."""
     return (vectors_ND / np.linalg.norm(vectors_ND.astype(np.float64), axis=1, keepdims=True)).astype(np.float32)
 
 
 def nearest(
     unit_ND: NDArray[np.float32], query_D: NDArray[np.float32], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The rows nearest to a query by the cosine, best first and ties in the order of the rows, and their cosines.
+    """Return the rows nearest to a query by the cosine, best first, ties in the order of the rows, and their cosines.
 
-    One product and one partition: exact, and bound by reading the vectors once, from the page cache when they are
-    memory-mapped. `bench/search.py` measures it.
+    The search is exact: one product and one partition. Its time is that of reading the vectors once, measured by
+    `bench/search.py`.
     """
     scores_N = unit_ND @ query_D
     count = min(count, len(scores_N))
     least = np.partition(scores_N, -count)[-count]
-    rows = np.flatnonzero(scores_N >= least)  # more than `count` where the last place is tied
+    rows = np.flatnonzero(scores_N >= least)  # more than `count` if the last place is tied
     order = np.lexsort((rows, -scores_N[rows]))[:count]
     return rows[order], scores_N[rows[order]]

@@ -1,13 +1,13 @@
-"""Whether a run differs from finetune on the same clips: a paired bootstrap of every figure's difference.
+"""Paired bootstrap of the difference between a run and finetune on the same clips, for every figure.
 
-Both runs answer the same queries, so a bootstrap sample is one draw of clips, with all their captions, for both (the
-paired bootstrap of Koehn, EMNLP 2004, and for retrieval Sakai, SIGIR 2006). A figure is the mean over a run's seeds
-before the difference is taken. Interval and p-value are of the percentile method (Efron and Tibshirani, An Introduction
-to the Bootstrap, chapters 13 and 15): an interval that excludes 0 has p < 0.05. Both cover
-the choice of test clips for the trained models; the standard deviation over seeds shows the variation across seeds.
+Both runs answer the same queries. So a bootstrap sample draws clips, with all their captions, once for both (the paired
+bootstrap of Koehn, EMNLP 2004, and for retrieval Sakai, SIGIR 2006). A figure is averaged over a run's seeds before the
+difference is taken. Interval and p-value use the percentile method (Efron and Tibshirani, An Introduction to the
+Bootstrap, chapters 13 and 15): if the interval excludes 0, p < 0.05. Both cover the choice of test clips for the
+trained models; the standard deviation over seeds shows the variation across seeds.
 
-Each row of a table is a separate test, so p is also given after Holm's step-down correction (Scandinavian
-Journal of Statistics 6, 1979) over the rows, figure by figure.
+Each row of a table is a separate test. So p is also given after Holm's step-down correction over the rows, for each
+figure (Scandinavian Journal of Statistics 6, 1979).
 """
 
 # R = compared runs, N = clips, F = figures, S = bootstrap samples
@@ -50,7 +50,7 @@ CONTRIBUTIONS = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What every clip adds to the figures of an evaluation under one protocol."""
+    """The contribution of every clip to the figures of an evaluation under one protocol."""
 
     path: Path
     run: str
@@ -74,7 +74,7 @@ class Comparison:
     p: float
     """Two-sided."""
     p_holm: float
-    """The same, corrected over all runs that were compared."""
+    """`p` corrected over all compared runs."""
 
     @property
     def is_significant(self) -> bool:
@@ -82,11 +82,11 @@ class Comparison:
         return self.p_holm < SIGNIFICANT_BELOW
 
 
-# --- what evaluate writes --------------------------------------------------------------------------------------------
+# --- contributions.parquet -------------------------------------------------------------------------------------------
 
 
 def contributions_table(retrieval: Retrieval, keys: Sequence[str], identity: Mapping[str, object]) -> pa.Table:
-    """One row per protocol and clip: its key, its number of captions, and what it adds to each figure.
+    """Return one row per protocol and clip: key, number of captions, and contribution to each figure.
 
     `identity` (run, seed and the values of `TEST_SET`) goes into the footer.
     """
@@ -104,12 +104,16 @@ def contributions_table(retrieval: Retrieval, keys: Sequence[str], identity: Map
 
 
 def no_contributions(identity: Mapping[str, object]) -> pa.Table:
-    """The table of a run that was not evaluated: no rows, and the footer."""
+    """Return the table of a run that was not evaluated: no rows, only the footer."""
     return CONTRIBUTIONS.empty_table().replace_schema_metadata({FOOTER: json.dumps(identity, sort_keys=True)})
 
 
 def read_contributions(path: Path, protocol: str) -> Evaluation:
-    """An evaluation from its contributions.parquet; PipelineError if it is missing, damaged or without the protocol."""
+    """Return the evaluation in a contributions.parquet.
+
+    Raises:
+        PipelineError: The file is missing or damaged, or has no row of the protocol.
+    """
     columns = ["protocol", "key", "captions", *FIGURES]
     try:
         table = pq.read_table(path)
@@ -128,7 +132,9 @@ def read_contributions(path: Path, protocol: str) -> Evaluation:
     contributions_NF = np.stack([rows[name].to_numpy() for name in FIGURES], axis=1)
     if not np.isfinite(contributions_NF).all():
         clip, figure = np.argwhere(~np.isfinite(contributions_NF))[0]
-        raise PipelineError(f"{path}: {FIGURES[figure]} of clip {rows['key'][clip]} is no finite number")
+        raise PipelineError(
+            f"{path}: {FIGURES[figure]} of clip {rows['key'][clip]} is no finite number; make it again with evaluate"
+        )
     return Evaluation(
         path=path,
         run=footer["run"],
@@ -144,7 +150,7 @@ def read_contributions(path: Path, protocol: str) -> Evaluation:
 
 
 def check_same_clips(found: Evaluation, other: Evaluation) -> None:
-    """Raise PipelineError unless two evaluations are of the same clips and captions, embedded in the same way."""
+    """Raise PipelineError unless two evaluations have the same clips and captions, embedded in the same way."""
     differences = [
         f"{name} {found.test_set[name]} and {other.test_set[name]}"
         for name in TEST_SET
@@ -155,7 +161,7 @@ def check_same_clips(found: Evaluation, other: Evaluation) -> None:
     if not differences:
         clips = zip(found.key, found.captions_N, other.key, other.captions_N, strict=True)
         differences = [
-            f"clip {key} with {captions} captions and, in its place, {key_of_other} with {captions_of_other}"
+            f"clip {key} with {captions} captions and, at the same index, {key_of_other} with {captions_of_other}"
             for key, captions, key_of_other, captions_of_other in clips
             if (key, captions) != (key_of_other, captions_of_other)
         ][:1]
@@ -167,10 +173,10 @@ def check_same_clips(found: Evaluation, other: Evaluation) -> None:
 
 
 def mean_over_seeds(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """The contributions of a run, averaged over its seeds; path and seed are the first's.
+    """Return the contributions of a run, averaged over its seeds, with the path and seed of the first.
 
     Raises:
-        PipelineError: the evaluations are of several runs or test sets, or two are of one seed.
+        PipelineError: The evaluations are of several runs or test sets, or two have the same seed.
     """
     first = evaluations[0]
     by_seed: dict[int, Path] = {}
@@ -190,10 +196,10 @@ def mean_over_seeds(evaluations: Sequence[Evaluation]) -> Evaluation:
 def compare(
     runs: Sequence[Evaluation], baseline: Evaluation, *, seed: int = 0, samples: int = SAMPLES
 ) -> list[dict[str, Comparison]]:
-    """Each run against the baseline, by figure; every run and figure uses the same draws of clips.
+    """Compare each run with the baseline, by figure; every run and figure uses the same draws of clips.
 
-    p is twice the smaller share of samples on either side of 0, including the observed one: a run that equals the
-    baseline clip by clip has p = 1. `p_holm` is corrected over these runs; `corrected` does it over more.
+    p is twice the smaller share of samples on either side of 0, including the observed one. So a run that equals the
+    baseline in every clip has p = 1. `p_holm` is corrected over these runs; `corrected` does it over more.
     """
     for run in runs:
         check_same_clips(run, baseline)
@@ -204,7 +210,7 @@ def compare(
     total_RF = difference_RNF.sum(axis=1)
     queries_F = np.repeat([captions_N.sum(), len(captions_N)], len(FIGURES) // 2)
     samples_RSF = resampled(difference_RNF, captions_N, seed, samples)
-    # Sums of fractions that cancel leave 1e-17 instead of 0, which would count for one side.
+    # Rounding errors of 1e-17 instead of 0 would count for one side.
     samples_RSF = samples_RSF.round(12)
     low_RF, high_RF = np.percentile(samples_RSF, [2.5, 97.5], axis=1)
     below_RF, above_RF = (samples_RSF <= 0).sum(axis=1), (samples_RSF >= 0).sum(axis=1)
@@ -227,7 +233,7 @@ def compare(
 
 
 def corrected(comparisons: Sequence[Mapping[str, Comparison]]) -> list[dict[str, Comparison]]:
-    """The comparisons with `p_holm` corrected over all of them, figure by figure."""
+    """Return the comparisons with `p_holm` corrected over all of them, for each figure."""
     p_holm = {name: holm([row[name].p for row in comparisons]) for name in FIGURES}
     return [
         {name: Comparison(**{**vars(row[name]), "p_holm": p_holm[name][r]}) for name in FIGURES}
@@ -236,7 +242,7 @@ def corrected(comparisons: Sequence[Mapping[str, Comparison]]) -> list[dict[str,
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values: the i-th smallest of m (from 0) times m - i, never below a smaller one's, at most 1."""
+    """Return Holm's adjusted p-values: the i-th smallest of m (from 0) times m - i, non-decreasing, at most 1."""
     adjusted = [0.0] * len(p_values)
     highest = 0.0
     for i, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):

@@ -1,7 +1,7 @@
-"""R@1 against the amount of training data: the points of a curve, their intervals, and what differs between its lines.
+"""R@1 against the amount of training data: the points of a curve, their intervals, and differences between its lines.
 
-A point is a run: its amount comes from its pairs files, its figures from its contributions, both means over its seeds.
-Intervals and p-values are of the paired bootstrap of `pipeline.results.comparisons`.
+A point is a run. Its amount comes from its pairs files, its figures from its contributions; both are means over its
+seeds. Intervals and p-values come from the paired bootstrap of `pipeline.results.comparisons`.
 """
 
 # F = figures, K = seeds of a run, S = bootstrap samples
@@ -49,27 +49,27 @@ class Point:
 
     line: str
     amount: float
-    """On the axis; the mean over the seeds."""
+    """Value on the axis, the mean over the seeds."""
     evaluation: Evaluation
     """Averaged over the seeds."""
     figures_KF: np.ndarray
-    """Of each seed, in percent."""
+    """Figures of each seed, in percent."""
 
 
 def read_point(line: str, pairs: Sequence[Path], contributions: Sequence[Path], axis: str, protocol: str) -> Point:
-    """The point of a run from its pairs files and contributions, one of each per seed."""
+    """Return the point of a run from its pairs files and contributions, one of each per seed."""
     of_seeds = [read_contributions(path, protocol) for path in contributions]
     amounts = {amount_of(read_facts(path), axis, path) for path in pairs}
     return Point(
         line=line,
-        amount=float(np.mean(list(amounts))),  # the hours of a share differ a little from seed to seed
+        amount=float(np.mean(list(amounts))),  # the hours of a share differ slightly between seeds
         evaluation=mean_over_seeds(of_seeds),
         figures_KF=np.array([_figures(one.contributions_NF, one.captions_N) for one in of_seeds]),
     )
 
 
 def amount_of(facts: Mapping[str, Any], axis: str, path: Path) -> float:
-    """The amount of training data on an axis, from the footer of the pairs file `path`."""
+    """Return the amount of training data on an axis, from the footer of the pairs file `path`."""
     name = "unlabeled_s" if axis == "unlabeled_hours" else axis
     if name not in facts:
         raise PipelineError(f"{path}: its footer has no {name}; make it again with pair_clips")
@@ -84,24 +84,25 @@ def draw_points(
     seed: int = 0,
     samples: int = SAMPLES,
 ) -> pd.DataFrame:
-    """One row per point and figure, in the order given.
+    """Return one row per point and figure, in the order given.
 
     Args:
-        runs: for each its line, and its pairs files and contributions, one of each per seed.
+        runs: line, pairs files and contributions of each run, one of each file per seed.
         axis: a key of `AXES`.
-        protocol: whose figures are taken.
-        seed: of the draws of the bootstrap.
-        samples: number of them.
+        protocol: the protocol of the figures.
+        seed: of the bootstrap.
+        samples: number of bootstrap samples.
 
     Returns:
-        line, run, the axis, figure, value and its 95 % interval (low, high) in percent, sd over the seeds (NaN for
-        one), seeds; and difference, difference_low, difference_high, p, p_holm and significant against the first
-        line's point at the same amount, or its only point, corrected over all points of the curve; NaN and "" where
-        there is none.
+        The columns line, run, the axis, figure, value with its 95 % interval (low, high) in percent, sd over the seeds
+        (NaN for one) and seeds. The columns difference, difference_low, difference_high, p, p_holm and significant
+        compare with the first line's point at the same amount, or with its only point. They are corrected over all
+        points of the curve, and NaN or "" if there is no such point.
 
     Raises:
-        PipelineError: seeds, files or test sets that do not belong together, or two points of a line at one amount.
+        PipelineError: Seeds, files or test sets do not match, or two points of a line have the same amount.
     """
+    # Points that belong on one curve.
     points: list[Point] = []
     for line, pairs, contributions in runs:
         point = read_point(line, pairs, contributions, axis, protocol)
@@ -115,6 +116,7 @@ def draw_points(
                 )
         points.append(point)
 
+    # Figures with intervals, and differences from the first line.
     compared = _against_first_line(points, seed, samples)
     rows = []
     for index, point in enumerate(points):
@@ -135,7 +137,7 @@ def draw_points(
 
 
 def _against_first_line(points: Sequence[Point], seed: int, samples: int) -> dict[int, dict[str, Comparison]]:
-    """The comparisons of the points of other lines, by their index, corrected over all of them."""
+    """Return the comparisons of the other lines' points by their index, corrected over all of them."""
     first_line = [point for point in points if point.line == points[0].line]
     baselines = {point.amount: point.evaluation for point in first_line}
     only = first_line[0].evaluation if len(first_line) == 1 else None
@@ -153,14 +155,14 @@ def _difference(found: Comparison) -> dict[str, Any]:
 
 
 def _figures(contributions_NF: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
-    """The figures (F,) in percent."""
+    """Return the figures (F,) in percent."""
     half = len(FIGURES) // 2
     queries_F = np.repeat([captions_N.sum(), len(captions_N)], half)
     return 100 * contributions_NF.sum(axis=0) / queries_F
 
 
 def to_csv(table: pd.DataFrame) -> str:
-    """The points as CSV: percentages to two decimals, p to four."""
+    """Return the points as CSV, percentages with two decimals and p with four."""
     written = table.copy()
     for name in ("value", "low", "high", "sd", "difference", "difference_low", "difference_high"):
         written[name] = written[name].map(lambda value: "" if np.isnan(value) else f"{value + 0.0:.2f}")
@@ -172,10 +174,10 @@ def to_csv(table: pd.DataFrame) -> str:
 
 
 def read_points(path: Path) -> tuple[pd.DataFrame, str]:
-    """The points that `to_csv` wrote, as `draw_points` returned them but for the digits, and their axis.
+    """Return the rounded points that `to_csv` wrote, and their axis.
 
     Raises:
-        PipelineError: the file is missing or was not written by draw_curves.
+        PipelineError: The file is missing or was not written by draw_curves.
     """
     try:
         table = pd.read_csv(path, dtype={name: str for name in ("line", "run", "significant")})
@@ -184,6 +186,6 @@ def read_points(path: Path) -> tuple[pd.DataFrame, str]:
     axis = next((name for name in AXES if name in table.columns), None)
     if axis is None or not {*_POINT, "significant"} <= set(table.columns):
         found = ", ".join(map(str, table.columns))
-        raise PipelineError(f"{path}: its columns are {found}; a file of draw_curves was expected")
+        raise PipelineError(f"{path}: has the columns {found}; give a file of draw_curves")
     table["significant"] = table["significant"].fillna("")
     return table, axis

@@ -1,4 +1,4 @@
-"""Plots as SVG in the text colour of their surroundings, so that they read well on light and dark."""
+"""Plots as SVG in the text colour of the surrounding page, readable on light and dark."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from pipeline.results.comparisons import Comparison
 
 INK = "#010203"
-"""Placeholder of the surroundings' text colour, replaced in the SVG: matplotlib knows no `currentColor`."""
+"""Placeholder of the page's text colour, replaced in the SVG, because matplotlib does not support `currentColor`."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#999999", "#b15928")
-"""Okabe and Ito's palette for the colour-blind, without its black and yellow, and two more."""
+"""Okabe and Ito's palette for the colour-blind without black and yellow, and two more colours."""
 _STYLE: Any = {
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -39,7 +39,7 @@ _STYLE: Any = {
     "svg.hashsalt": "pipeline",  # the same plot gives the same bytes
 }
 MOST_POINTS = 400
-"""Of a line of `training_curves`; in a longer log each is the mean of neighbouring steps."""
+"""Points per line of `training_curves`; in a longer log each point is the mean of neighbouring steps."""
 _OWN_THEME = (
     "svg { color: #1b1f24; background: #fff } "
     "@media (prefers-color-scheme: dark) { svg { color: #e6e9ed; background: #14171b } }"
@@ -47,12 +47,12 @@ _OWN_THEME = (
 
 
 def colours_of(runs: Iterable[str]) -> dict[str, str]:
-    """A colour per run, the same in every plot; colours recur when there are more runs than colours."""
+    """Return one colour per run, the same in every plot; colours repeat if there are more runs than colours."""
     return dict(zip(dict.fromkeys(runs), itertools.cycle(COLOURS), strict=False))
 
 
 def recall_curves(recalls: Mapping[str, pd.DataFrame], colours: Mapping[str, str]) -> str:
-    """Recall against k, one panel per direction (title -> k x runs, in percent)."""
+    """Plot recall against k, one panel per direction (title -> k x runs, in percent)."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(9.5, 3.6), layout="constrained")
         panels = figure.subplots(1, len(recalls), sharey=True, squeeze=False)[0]
@@ -69,9 +69,9 @@ def recall_curves(recalls: Mapping[str, pd.DataFrame], colours: Mapping[str, str
 
 
 def differences(compared: Mapping[str, Mapping[str, Comparison]], figures: Mapping[str, str]) -> str:
-    """Differences from finetune with their 95 % intervals (row -> figure -> comparison), one panel per figure.
+    """Plot differences from finetune with their 95 % intervals (row -> figure -> comparison), one panel per figure.
 
-    A filled point differs significantly after the correction for all rows.
+    A filled point is significant after the correction for all rows.
     """
     places = range(len(compared), 0, -1)
     with matplotlib.rc_context(_STYLE):
@@ -90,7 +90,7 @@ def differences(compared: Mapping[str, Mapping[str, Comparison]], figures: Mappi
 
 
 def learning_curves(losses: Mapping[str, pd.DataFrame], colours: Mapping[str, str]) -> str:
-    """Every term of the loss by epoch, one panel per term (run -> epochs x terms)."""
+    """Plot every term of the loss by epoch, one panel per term (run -> epochs x terms)."""
     terms = list(dict.fromkeys(term for table in losses.values() for term in table))
     with matplotlib.rc_context(_STYLE):
         columns = min(3, len(terms))
@@ -110,9 +110,9 @@ def learning_curves(losses: Mapping[str, pd.DataFrame], colours: Mapping[str, st
 
 
 def data_curves(points: pd.DataFrame, axis: str, axes: Mapping[str, str], figures: Mapping[str, str]) -> str:
-    """R@1 against the amount of training data: one panel per figure (-> title), one line per method.
+    """Plot R@1 against the amount of training data: one panel per figure (-> title), one line per method.
 
-    `points` are those of `pipeline.results.curves.draw_points`; bars are their 95 % intervals. A line of one point is
+    `points` come from `pipeline.results.curves.draw_points`; bars are their 95 % intervals. A line with one point is
     drawn across the panel, dashed. A filled point differs significantly from the first line.
     """
     amounts = sorted(set(points[axis]))
@@ -145,9 +145,9 @@ def data_curves(points: pd.DataFrame, axis: str, axes: Mapping[str, str], figure
 
 
 def training_curves(log: pa.Table, title: str) -> str:
-    """One training over its steps: terms of the loss, learning rates, logit scale.
+    """Plot a training over its steps: terms of the loss, learning rates, logit scale.
 
-    `log` is the table of training.parquet; it is empty for a training that diverged in its first step.
+    `log` is the table of training.parquet; it is empty if the training diverged in its first step.
     """
     rates = [name for name in log.column_names if name.endswith("learning_rate")]
     losses = [name for name in log.column_names if name not in ("step", "epoch", "logit_scale", *rates)]
@@ -168,7 +168,7 @@ def training_curves(log: pa.Table, title: str) -> str:
 
 
 def as_file(svg: str) -> str:
-    """The plot as a file: with its own colours, light or dark like the reader's system."""
+    """Return the plot as a file that follows the light or dark theme of the reader's system."""
     return svg.replace(">", f"><style>{_OWN_THEME}</style>", 1)
 
 
@@ -177,4 +177,4 @@ def _svg(figure: Figure) -> str:
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    return re.sub(r' id="[a-z0-9.]+_\d+"', "", svg)  # the same in every plot, and a page holds several
+    return re.sub(r' id="[a-z0-9.]+_\d+"', "", svg)  # ids repeat in every plot, and a page holds several

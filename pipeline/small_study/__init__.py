@@ -1,1 +1,1 @@
-"""The study that ships with the project: soundscapes mixed from real recordings, and the small model's pretraining."""
+"""The study that ships with the project: soundscapes mixed from real recordings, an example and not the product."""

@@ -11,7 +11,7 @@ from pipeline.small_study.recordings import Recording
 from pipeline.small_study.styles import Style
 
 BACKGROUND_GAP_DB = 4.0
-"""An event that is softer than all others by this much may be described as being in the background."""
+"""An event that is softer than all others by this much may be described as in the background."""
 
 
 def write_captions(
@@ -22,15 +22,15 @@ def write_captions(
     is_sequence: bool,
     generator: np.random.Generator,
 ) -> tuple[str, ...]:
-    """Return as many different captions as the split has per clip, from different templates as far as there are any.
+    """Return as many different captions as the split has per clip, from different templates if possible.
 
-    `chosen` are the recordings of the events, in order, and `gains_db` their gains.
+    `chosen` are the recordings of the events in order, and `gains_db` their gains.
     """
     wanted = style.splits[split].captions
     if wanted == 0:
         return ()
     situation = "sequence" if is_sequence else ("alone", "two", "three")[len(chosen) - 1]
-    # Which recording may stand in which slot of which phrase.
+    # Which recording may fill which slot of which phrase.
     by_gain = sorted(range(len(chosen)), key=lambda place: -gains_db[place])
     orders: list[tuple[int, ...]] = [tuple(range(len(chosen)))]
     if not is_sequence:

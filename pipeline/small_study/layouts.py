@@ -1,4 +1,4 @@
-"""The file names and lists of the small study's datasets, as the publishers of their namesakes write them."""
+"""File names and lists of the small study's datasets, in the layouts of the published datasets."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pipeline.small_study.styles import STYLES
 
 PROVENANCE = "soundscapes.csv"
 
-# As wild as Clotho's own names: HTML entities, stray spaces, dots, signs, two names with one slug ("Train 1"), one name
-# in two splits ("Rain .wav").
+# As irregular as Clotho's own names: HTML entities, stray spaces, dots, signs, two names with one slug ("Train 1"), and
+# one name in two splits ("Rain .wav").
 CLOTHO_NAMES = {
     "development": (
         "Frogs&#39; pond.wav", "Rain .wav", "Train 1.wav", "train-1.wav", "12.05.06 harbour v1.2.wav", "mix#6F9A9E.wav",
@@ -27,8 +27,8 @@ CLOTHO_NAMES = {
 }  # fmt: skip
 PLACES = ("yard", "harbour", "kitchen", "square", "hall", "meadow", "station", "garden", "workshop", "lane")
 
-# A YouTube id writes 64 bits in 11 characters, so its last character is one of AEIMQUYcgkosw048. Ids with other endings
-# belong to no video, and these two endings keep the two datasets apart.
+# A YouTube id encodes 64 bits in 11 characters, so its last character is one of AEIMQUYcgkosw048. Ids with other
+# endings belong to no video, and these two endings keep the two datasets apart.
 LAST_CHARACTER = {"audiocaps": "z", "audioset": "x"}
 FIRST_AUDIOCAP_ID = 9_000_001  # the published ids end near 110,000
 FIRST_SOUND_ID = 9_000_000_001  # Freesound's have six digits
@@ -54,7 +54,7 @@ def _clotho_name(soundscape: Soundscape, seed: int) -> Path:
 
 
 def _video_id(soundscape: Soundscape, seed: int) -> str:
-    """Return 11 characters that look like a YouTube id but are none; every 29th begins with "-" and holds "_"."""
+    """Return 11 characters that look like a YouTube id but are not; every 29th begins with "-" and contains "_"."""
     source = f"{seed}/{soundscape.dataset}/{soundscape.split}/{soundscape.index}"
     text = base64.urlsafe_b64encode(hashlib.blake2b(source.encode(), digest_size=9).digest()).decode()[:10]
     if soundscape.index % 29 == 3:
@@ -63,7 +63,7 @@ def _video_id(soundscape: Soundscape, seed: int) -> str:
 
 
 def _start_s(soundscape: Soundscape) -> int:
-    """Return the start of the clip in its video; AudioCaps and AudioSet mostly cut at multiples of 10 s."""
+    """Return the start of the clip in its video; as in AudioCaps and AudioSet, a multiple of 10 s."""
     return soundscape.index * 7 % 30 * 10
 
 
@@ -121,7 +121,7 @@ def _list_audiocaps(folder: Path, clips: Clips, recordings: Mapping[str, Recordi
     row_id = FIRST_AUDIOCAP_ID
     for split, settings in STYLES["audiocaps"].splits.items():
         rows: list[list[object]] = [["audiocap_id", "youtube_id", "start_time", "caption"]]
-        for number in range(settings.captions):  # as published, the five rows of a clip are not neighbours
+        for number in range(settings.captions):  # as in AudioCaps, the five rows of a clip are not neighbours
             for soundscape, _ in clips:
                 if soundscape.split == split:
                     caption = soundscape.captions[number]
@@ -155,7 +155,7 @@ def _list_general(folder: Path, clips: Clips, recordings: Mapping[str, Recording
 
 
 def write_provenance(folder: Path, clips: Clips) -> None:
-    """Write one row per event: the clip, the recording that it comes from, and how it was mixed."""
+    """Write one row per event: its clip, its recording, and its mixing parameters."""
     rows: list[list[object]] = [
         [
             "file", "split", "recording", "start_s", "length_s", "speed", "gain_db", "pan", "onsets_s", "until_s",
@@ -176,7 +176,7 @@ def write_provenance(folder: Path, clips: Clips) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a publisher names audio files and writes lists."""
+    """A publisher's names of audio files and lists."""
 
     name: Callable[[Soundscape, int], Path]
     """The path of a clip below the dataset's root, from the soundscape and the seed."""

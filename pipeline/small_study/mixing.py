@@ -21,7 +21,7 @@ def render(soundscape: Soundscape, recordings: Mapping[str, Recording]) -> np.nd
     """Return the samples of a soundscape: int16, shape (frames, channels), peak at most `PEAK`."""
     frames = round(soundscape.duration_s * soundscape.rate_hz)
 
-    # Background noise, another piece of it for each channel.
+    # Background noise, a different section for each channel.
     generator = np.random.default_rng(soundscape.noise_seed)
     noise = _noise(STYLES[soundscape.dataset].noise_exponent)
     gain = np.float32(10 ** (soundscape.noise_dbfs / 20))

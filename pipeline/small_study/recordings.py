@@ -19,7 +19,7 @@ RECORDING_COLUMNS = (
 )  # fmt: skip
 FAMILIES = ("animals", "people", "vehicles", "water", "home", "machines", "signals", "music")
 
-FRAME_S = 0.02  # in which levels are measured
+FRAME_S = 0.02  # frame in which levels are measured
 LONGEST_GAP = 25  # frames of quiet within one stretch
 
 
@@ -77,7 +77,7 @@ def _read_list(table: Path) -> list[dict[str, str]]:
         if names.count(row["file_name"]) > 1:
             raise PipelineError(f"{table} line {number}: {row['file_name']!r} is listed twice; remove one of the rows")
     if len(rows) < 3:
-        raise PipelineError(f"{table}: {len(rows)} recordings listed, at least 3 are needed to mix from")
+        raise PipelineError(f"{table}: {len(rows)} recordings listed, at least 3 are needed; add some")
     return rows
 
 
@@ -109,7 +109,7 @@ def _load_recording(folder: Path, row: Mapping[str, str]) -> Recording:
 
 
 def _runs(is_on: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Start and end of each run of true values; runs with a gap of up to LONGEST_GAP between them count as one."""
+    """Return start and end of each run of true values; runs up to LONGEST_GAP apart count as one."""
     places = np.flatnonzero(is_on)
     breaks = np.flatnonzero(np.diff(places) > LONGEST_GAP + 1)
     starts = places[np.concatenate(([0], breaks + 1))]
@@ -118,7 +118,7 @@ def _runs(is_on: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def withheld_from_general(recordings: Sequence[Recording]) -> frozenset[str]:
-    """Return a third of each family's recordings, which pretraining never uses: finetuning has them to learn."""
+    """Return a third of each family's recordings, which pretraining leaves for finetuning."""
     withheld = set()
     for family in {recording.family for recording in recordings}:
         names = [recording.file_name for recording in recordings if recording.family == family]

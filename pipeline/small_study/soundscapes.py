@@ -1,4 +1,4 @@
-"""Soundscapes: which recordings sound when, at which level and speed, drawn at random for each clip of a split."""
+"""Soundscapes: recordings, times, levels and speeds, drawn at random for each clip of a split."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pipeline.small_study.captions import write_captions
 from pipeline.small_study.recordings import Recording, withheld_from_general
 from pipeline.small_study.styles import STYLES, TRAINING, Style, part_of_set
 
-WINDOW_S = 2.56  # of the small model: short clips keep their events where every window of this length meets them
+WINDOW_S = 2.56  # window of the small model; in short clips every window of this length contains every event
 SPEEDS_OF_TRAINING = np.arange(88, 115) / 100
-SPEEDS_HELD_OUT = np.arange(88, 114) / 100 + 0.005  # halfway between: a lone sound never recurs at the same speed
+SPEEDS_HELD_OUT = np.arange(88, 114) / 100 + 0.005  # halfway between, so that no sound recurs at the same speed
 GAIN_RANGE_DB = 6.0
 SHORT_EVENT_S = 0.9  # shorter sounds may come up to three times
 
@@ -26,9 +26,9 @@ class Event:
 
     recording: str
     start_s: float
-    """Where the excerpt begins in the recording."""
+    """Start of the excerpt in the recording."""
     length_s: float
-    """In the recording; the excerpt plays for `length_s / speed`."""
+    """Length in the recording; the excerpt plays for `length_s / speed`."""
     speed: float
     gain_db: float
     pan: float
@@ -49,10 +49,10 @@ class Soundscape:
     channels: int
     duration_s: float
     is_sequence: bool
-    """True if the second event begins where the first has ended."""
+    """True if the second event begins when the first has ended."""
     noise_dbfs: float
     noise_seed: int
-    """Chooses the piece of noise of each channel."""
+    """Seed that chooses the section of noise for each channel."""
     events: tuple[Event, ...]
     captions: tuple[str, ...]
 
@@ -68,7 +68,7 @@ def draw_split(dataset: str, split: str, recordings: Sequence[Recording], *, see
     No two clips of a held-out split have the same set of recordings, because their captions could be the same.
 
     Raises:
-        PipelineError: The recordings do not make enough different sets.
+        PipelineError: There are not enough different sets of recordings.
     """
     style = STYLES[dataset]
     part = style.splits[split].part
@@ -160,7 +160,7 @@ def _draw_onsets(
         until_s = turn_s[1]
         repeats, gap_s = 3, (0.1, 0.3)
     else:
-        # A window at either end of the clip meets the event: it begins early enough for the first window, and is
+        # The first and the last window of the clip contain the event: it begins early enough for the first, and is
         # still audible in the last.
         earliest_s = max(0.0, duration_s - WINDOW_S - max(0.0, plays_s - 1.0))
         latest_s = min(duration_s, WINDOW_S) - min(plays_s, 1.5)
@@ -176,7 +176,7 @@ def _draw_onsets(
 
 
 def _draw_excerpt(recording: Recording, wanted_s: float, generator: np.random.Generator) -> tuple[float, float]:
-    """Return start and length of an excerpt: an audible stretch, or a part of it that begins where it is loud."""
+    """Return start and length of an excerpt: an audible stretch, or a part of it with a loud beginning."""
     begin_s, end_s = recording.stretches_s[int(generator.integers(len(recording.stretches_s)))]
     starts_s = [begin_s] + [
         start_s for start_s in recording.loud_s if begin_s < start_s < end_s - max(1.0, wanted_s / 2)

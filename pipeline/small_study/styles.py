@@ -1,8 +1,8 @@
 """The four datasets of the small study: the style of their clips, their splits, and which mixtures each may hold.
 
-All draw on the same recordings. Each has the style of its namesake: `clotho` is long and steady, `audiocaps` short and
-eventful, `audioset` broader than both, `general` mostly single sounds. A held-out split tests combinations of
-recordings that occur nowhere else in the study (`part_of_set`).
+All use the same recordings, each in the style of the dataset it is named after: `clotho` is long and steady,
+`audiocaps` short and eventful, `audioset` broader than both, `general` mostly single sounds. A held-out split tests
+combinations of recordings that occur nowhere else in the study (`part_of_set`).
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Style:
     """Properties that all clips of a dataset share."""
 
     family_weights: Mapping[str, float]
-    """How often recordings of a family are drawn, relative to families that are not named."""
+    """Relative frequency of a family's recordings; 1 for families not listed."""
     rates_hz: tuple[int, ...]
     stereo_share: float
     duration_s: tuple[float, float]
     short_share: float
-    """Share of clips that are shorter than a window, 1.5 s at the least."""
+    """Share of clips that are shorter than a window, at least 1.5 s."""
     events_recur: bool
     """True if events repeat until the clip ends, as in a field recording."""
     sequence_share: float
@@ -52,7 +52,7 @@ class Style:
     """Caption templates by situation; c0 is the clause of the first event, n0 its noun phrase."""
     splits: Mapping[str, Split]
     all_recordings: bool = True
-    """False leaves out the recordings of `withheld_from_general`."""
+    """False excludes the recordings of `withheld_from_general`."""
 
 
 CLOTHO_PHRASES = {
@@ -89,9 +89,9 @@ AUDIOCAPS_PHRASES = {
 }  # fmt: skip
 GENERAL_PHRASES = {"alone": ("{c0}", "{n0}"), "two": ("{c0} and {c1}", "{n0} and {n1}")}
 
-# Few captioned clips and more unlabeled audio, as the study needs them. The test splits have about the size of the real
-# ones (Clotho 1,045 clips, AudioCaps 975), so that intervals are as narrow as there. The real training splits are
-# larger: Clotho's 20 times, AudioCaps' 156 times, AudioSet's 20 times.
+# The study needs few captioned clips and more unlabeled audio. The test splits have about the size of the published ones
+# (Clotho 1,045 clips, AudioCaps 975), so the intervals are as narrow. The published training splits are larger: Clotho's
+# 20 times, AudioCaps' 156 times, AudioSet's 20 times.
 STYLES: dict[str, Style] = {
     "clotho": Style(
         family_weights={"water": 2.0, "home": 1.8, "animals": 1.3, "people": 0.7, "music": 0.6, "vehicles": 0.7},
@@ -142,7 +142,7 @@ STYLES: dict[str, Style] = {
     ),
     "general": Style(
         family_weights={},
-        rates_hz=(16_000,),  # the small model's rate: nothing else reads this set
+        rates_hz=(16_000,),  # the rate of the small model, the only user of this dataset
         stereo_share=0.0,
         duration_s=(2.4, 2.6),
         short_share=0.0,

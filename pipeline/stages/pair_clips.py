@@ -10,9 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.data.leaks import LEAKED_SCHEMA, AudioForm, read_audio_form, read_held_out
-from pipeline.data.pairs import pair_epoch, read_clips, slots_an_epoch, with_keys, write_pairs
+from pipeline.data.pairs import pair_epoch, read_clips, slots_per_epoch, subset, with_keys, write_pairs
 from pipeline.data.shards.format import read_summary
-from pipeline.data.subsets import subset
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_parquet
 from pipeline.models.backbones import BACKBONES
@@ -130,7 +129,7 @@ def main(argv: list[str]) -> None:
         all_unlabeled, also_left_out = read_clips(args.unlabeled, held_out, leaks=args.leaks, role="unlabeled")
         unlabeled = subset(all_unlabeled, args.unlabeled, args.unlabeled_fraction, args.seed)
         left_out += also_left_out
-    slots, all_slots = (slots_an_epoch(clips, settings.captions_per_clip) for clips in (labeled, all_labeled))
+    slots, all_slots = (slots_per_epoch(clips, settings.captions_per_clip) for clips in (labeled, all_labeled))
     of = "clips" if settings.captions_per_clip == "one" else "captions"
     check_batch(slots, of, args.batch_size, args.labeled, args.labeled_fraction)
     epochs = passes(args.epochs, slots, all_slots, args.batch_size)

@@ -1,4 +1,4 @@
-"""The arithmetic of the data benchmark's report; what it measures is not asserted anywhere."""
+"""The arithmetic of the data benchmark's report; no test asserts its measurements."""
 
 from bench.data import hours_lines, ratio, total
 

@@ -1,4 +1,4 @@
-"""The benchmark's straightforward step is the same training step, only written the slow way."""
+"""The benchmark's straightforward step computes the same losses as the pipeline's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from bench.train import (
     LONGEST_OF_256,
-    TOKENS_A_CAPTION,
+    TOKENS_PER_CAPTION,
     Contestant,
     SeparatePasses,
     gpt2_tokenizer,
@@ -21,7 +21,7 @@ from pipeline.training.micro_batches import micro_batches
 from pipeline.training.settings import TrainingSettings
 
 
-def test_the_straightforward_step_has_the_losses_of_the_pipelines(tiny_study):
+def test_both_steps_have_the_same_losses(tiny_study):
     model = load_model(tiny_study.pretrained)
     torch.manual_seed(0)
     model.add_a2t(dropout=0.0)
@@ -45,9 +45,7 @@ def objectives(tiny_study):
 
 
 @pytest.mark.parametrize(("is_own", "clips"), [(True, 8), (False, 2)])
-def test_where_memory_ends_the_pipeline_keeps_its_batch_and_the_straightforward_step_does_not(
-    tiny_study, objectives, monkeypatch, is_own, clips
-):
+def test_without_enough_memory_only_the_pipeline_keeps_its_batch(tiny_study, objectives, monkeypatch, is_own, clips):
     batches = PairedBatches(tiny_study.pairs("composed"), tiny_study.shards)
     objective = objectives[0] if is_own else objectives[1]
     model, encode_audio = objective.model, objective.model.encode_audio
@@ -56,7 +54,7 @@ def test_where_memory_ends_the_pipeline_keeps_its_batch_and_the_straightforward_
     whole.warm_up(batches[0], 8)
 
     def encode_few(samples_BS):
-        if len(samples_BS) > (6 if is_own else 2):  # windows: the pipeline encodes three a clip at once
+        if len(samples_BS) > (6 if is_own else 2):  # windows: the pipeline encodes three per clip together
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return encode_audio(samples_BS)
 
@@ -67,13 +65,13 @@ def test_where_memory_ends_the_pipeline_keeps_its_batch_and_the_straightforward_
     facts = parted.facts(peak=None)
     assert (whole.slots, facts["clips"], facts["micro_batch"]) == (8, clips, 2)
     # The second encoding is not counted, and captions of two clips are padded to less.
-    assert 0.8 < facts["gflop_a_clip"] / (whole.flops / whole.clips / 1e9) <= 1.01
+    assert 0.8 < facts["gflop_per_clip"] / (whole.flops / whole.clips / 1e9) <= 1.01
 
 
-def test_made_up_captions_are_as_long_as_those_of_audiocaps():
+def test_made_up_captions_have_the_lengths_of_audiocaps():
     tokenizer = gpt2_tokenizer()
     captions = made_up_captions(tokenizer, 2048, np.random.default_rng(0))
     lengths = np.array([len(tokenizer.encode(f"{caption} <|endoftext|>").ids) for caption in captions])
-    found = np.quantile(lengths, TOKENS_A_CAPTION[0][2:7])
-    assert np.abs(found - TOKENS_A_CAPTION[1][2:7]).max() <= 1
+    found = np.quantile(lengths, TOKENS_PER_CAPTION[0][2:7])
+    assert np.abs(found - TOKENS_PER_CAPTION[1][2:7]).max() <= 1
     assert lengths.reshape(8, 256).max(axis=1).mean() == pytest.approx(LONGEST_OF_256, rel=0.15)

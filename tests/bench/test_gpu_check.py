@@ -1,4 +1,4 @@
-"""What the GPU check reports of parts that work and of parts that fail; what it measures is not asserted anywhere."""
+"""The GPU check's report of working and failed parts; no test asserts its measurements."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from bench.gpu_check import PARTS, PartFailed, command, main, report_lines
 
 
-def test_a_failed_command_is_told_by_its_last_line(tmp_path):
+def test_a_failed_command_is_reported_with_its_last_line(tmp_path):
     words = ["-c", "print('one'); print('two'); raise SystemExit(3)"]
     with pytest.raises(PartFailed, match=r"exit status 3; see part\.log: two"):
         command(words, tmp_path / "part.log", 60)

@@ -13,9 +13,8 @@ import soundfile
 
 from pipeline.__main__ import main
 from pipeline.errors import PipelineError
-from pipeline.evaluation.classification import confusion, prompts_of, wilson_interval
+from pipeline.evaluation.classification import classify, confusion, prompts_of, wilson_interval
 from pipeline.evaluation.embedding import embed_sounds, embed_texts
-from pipeline.evaluation.zero_shot import classify
 from pipeline.models import load_model, save_model
 
 RECORDINGS = Path(__file__).parents[2] / "data" / "recordings"
@@ -135,7 +134,7 @@ def test_refusals_of_classify_name_the_cause(tiny_study, folders, esc50, tmp_pat
     refused(tmp_path / "nowhere", "nowhere: not found; give the folder of the clips")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "no audio files below")
-    refused(folders / "water", r"lies in no class folder \(4 such files\)")
+    refused(folders / "water", r"is in no class folder \(4 such files\)")
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "water").symlink_to(folders / "water")
     refused(tmp_path / "one", r"1 class \(water\); classification needs at least two")

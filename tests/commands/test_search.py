@@ -186,9 +186,9 @@ def test_refusals_of_search_name_the_cause(tiny_study, run_folder, tmp_path):
         search("x", tmp_path / "nowhere", labeled)
     with pytest.raises(PipelineError, match=r"nowhere/manifest\.json: not found"):
         search("x", run_folder, tmp_path / "nowhere")
-    with pytest.raises(PipelineError, match="has no captions to search in"):
+    with pytest.raises(PipelineError, match="has no captions; leave --captions out"):
         search("x", run_folder, unlabeled, captions=True)
-    with pytest.raises(PipelineError, match="text to search with is blank"):
+    with pytest.raises(PipelineError, match="query text is blank"):
         search(" ", run_folder, labeled)
     with pytest.raises(PipelineError, match=r"nothing\.wav: not found; give an audio file"):
         search(tmp_path / "nothing.wav", run_folder, labeled)
@@ -201,7 +201,7 @@ def test_damaged_index_is_named(tiny_study, run_folder):
     search("x", run_folder, split(tiny_study))
     (index,) = run_folder.glob("index/*/audio.npy")
     np.save(index, np.load(index)[:5])
-    with pytest.raises(PipelineError, match=r"audio\.npy: the index holds .* \(5, 128\), 24 rows"):
+    with pytest.raises(PipelineError, match=r"audio\.npy: the index holds .* \(5, 128\), expected 24 rows"):
         search("x", run_folder, split(tiny_study))
     index.write_bytes(index.read_bytes()[:40])
     with pytest.raises(PipelineError, match=r"audio\.npy: the index is damaged"):

@@ -18,7 +18,6 @@ from pipeline.data.catalogs import OK
 from pipeline.data.leaks import (
     LOOKED_AT,
     AudioForm,
-    HeldOut,
     leaked_path,
     leaks_of,
     read_held_out,
@@ -36,11 +35,11 @@ from pipeline.data.pairs import (
     read_clips,
     read_epoch,
     read_facts,
+    subset,
     with_keys,
     write_pairs,
 )
 from pipeline.data.shards.format import read_summary, rows_table
-from pipeline.data.subsets import subset
 from pipeline.errors import PipelineError
 from pipeline.evaluation.windows import window_starts as evaluation_starts
 from pipeline.files import sha256_of, write_parquet
@@ -254,11 +253,11 @@ def test_of_several_held_out_clips_the_first_is_named_and_a_source_before_audio(
         (("source_id", None), ("sha256", "a")): ("sha256", "a", "audio"),
         (("source_id", "another"), ("sha256", "c")): ("sha256", "c", "other"),
     }.items():
-        mask, leaked = leaks_of(batch("clip", **dict(columns)), HeldOut(clips=held_out), "unlabeled")
+        mask, leaked = leaks_of(batch("clip", **dict(columns)), held_out, "unlabeled")
         (row,) = leaked.to_pylist()
         assert mask.to_pylist() == [True] and (row["role"], row["key"]) == ("unlabeled", "clip")
         assert (row["shared"], row["value"], row["held_out_key"]) == expected
-    mask, leaked = leaks_of(batch("clip", source_id="another", sha256="d"), HeldOut(clips=held_out), "unlabeled")
+    mask, leaked = leaks_of(batch("clip", source_id="another", sha256="d"), held_out, "unlabeled")
     assert mask.to_pylist() == [False] and len(leaked) == 0
 
 
@@ -278,7 +277,7 @@ def test_a_leak_fails_with_both_clips_and_what_they_share_when_asked_to(tiny_stu
 def test_a_split_of_leaks_alone_is_refused_under_either_policy(tiny_study, tmp_path):
     manifest = tiny_study.manifest("labeled")
     for policy in ("drop", "fail"):
-        with pytest.raises(PipelineError, match=r"24 of 24 clips .*, \.\.\.; no other is left, check datasets"):
+        with pytest.raises(PipelineError, match=r"24 of 24 clips .*, \.\.\.; none is left, check datasets"):
             pair_with(manifest, tmp_path, policy, manifest)
 
 
@@ -382,7 +381,7 @@ def test_keys_are_those_of_the_rows_however_many_epochs_are_looked_up_together(t
     """Of two splits with unusable rows, and a clip left out of each as leaked."""
     manifests = [split_of(tmp_path / name, count) for name, count in (("one", 20), ("two", 900))]
     usable = [f"l_{row:06d}" for count in (20, 900) for row in range(count) if row % 5 != 4]
-    held_out = HeldOut(clips=rows_table([{"key": "h", "dataset": "d", "split": "t", "sha256": "7"}]))
+    held_out = rows_table([{"key": "h", "dataset": "d", "split": "t", "sha256": "7"}])
     drawn, left_out = read_clips(manifests, held_out, leaks="drop", role="unlabeled")
     assert [table["key"].to_pylist() for _, table in left_out] == [["l_000007"], ["l_000007"]]
     assert drawn.rows.tolist() == [row for row, key in enumerate(usable) if key != "l_000007"]

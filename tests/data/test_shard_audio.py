@@ -366,7 +366,7 @@ def test_a_catalog_that_changed_since_the_plan_is_refused(tmp_path: Path) -> Non
     plan = plan_path(catalog).read_bytes()
     make_catalog(write_folder(tmp_path, captions=1), catalog)
     plan_path(catalog).write_bytes(plan)
-    with pytest.raises(PipelineError, match=r"catalog\.parquet: the rows of shard 00000 are not those of the plan"):
+    with pytest.raises(PipelineError, match=r"catalog\.parquet: the rows of shard 00000 differ from the plan"):
         shard_audio.main(arguments)
 
 
@@ -596,7 +596,7 @@ def damaged(catalog: Path, tmp_path: Path) -> Iterator[Path]:
 
 def test_verification_has_a_damaged_tar_made_again(catalog: Path, damaged: Path) -> None:
     folder, before = damaged.parent, places(damaged.parent)
-    with pytest.raises(PipelineError, match=r"SHA-256 .* expected; give the same Snakemake command again"):
+    with pytest.raises(PipelineError, match=r"SHA-256 .* expected; run the same Snakemake command again"):
         open_shards(folder, verify=True)
     assert not damaged.with_suffix(".parquet").exists()
     assert [path.name for path in (folder / "parts").glob("*.repairs")] == ["0-of-2.repairs"]
@@ -614,7 +614,7 @@ def test_a_damaged_tar_in_a_folder_that_may_only_be_read_gives_a_message(damaged
     if user == 0:
         os.seteuid(65_534)  # nobody: root may write everywhere
     try:
-        with pytest.raises(PipelineError, match=r"expected; delete it, and give the same .* --forcerun shard_audio"):
+        with pytest.raises(PipelineError, match=r"expected; delete it, and run the same .* --forcerun shard_audio"):
             open_shards(folder, verify=True)
     finally:
         os.seteuid(user)

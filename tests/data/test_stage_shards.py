@@ -189,7 +189,7 @@ def test_tars_that_changed_at_their_address_are_found_before_the_first_step(
     whole = tar.read_bytes()
     tar.write_bytes(whole[:-512])
     with pytest.raises(
-        PipelineError, match=rf"{tar.name}: {len(whole) - 512} bytes, {len(whole)} expected; it was cut"
+        PipelineError, match=rf"{tar.name}: {len(whole) - 512} bytes, {len(whole)} expected; the file was cut"
     ):
         PairedBatches(pairs, tmp_path)
     tar.unlink()
@@ -256,7 +256,7 @@ def test_a_summary_at_an_address_that_contradicts_its_manifest_is_named_by_the_a
 @pytest.mark.parametrize("server", [False], indirect=True)
 def test_a_server_without_byte_ranges_serves_copies_only(server, published: Path, tmp_path: Path) -> None:
     address, _ = server
-    with pytest.raises(PipelineError, match=r"\.tar: the server answers no byte ranges .*tars: copy"):
+    with pytest.raises(PipelineError, match=r"\.tar: the server does not support byte ranges .*tars: copy"):
         stage(f"{address}/labeled/train", tmp_path / "remote", "--tars", "remote")
     stage(f"{address}/labeled/train", tmp_path / "copy")
     assert np.array_equal(windows(tmp_path / "copy"), windows(published / "labeled/train"))
@@ -275,7 +275,7 @@ def test_other_filesystems_serve_alike(published: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_had_is_named(server, published: Path, tmp_path: Path) -> None:
     address, _ = server
     for wrong, words in {
-        f"{address}/nowhere": "nowhere/manifest.json: not found; the address of one split's shards is asked for",
+        f"{address}/nowhere": "nowhere/manifest.json: not found; give the address of one split's shards",
         "http://127.0.0.1:1/x": "x/manifest.json: cannot be read",
         "s3://bucket/split": "s3://bucket/split/manifest.json: Install s3fs to access S3",
         "nfs4://x": "Protocol not known: nfs4",

@@ -38,7 +38,7 @@ def model(tiny_study):
 
 @pytest.fixture(scope="module")
 def raw_audio(tiny_study) -> dict[str, np.ndarray]:
-    """The samples of each clip as they stand in the raw files, in [-1, 1]."""
+    """The samples of each clip in the raw files, in [-1, 1]."""
     rows = pd.read_parquet(tiny_study.manifest("labeled"))
     folder = tiny_study.folder / "raw" / "labeled" / "train"
     return {row.key: soundfile.read(folder / Path(row.source_name).name)[0] for row in rows.itertuples()}
@@ -71,7 +71,7 @@ def test_clips_are_embedded_from_the_raw_samples_at_their_windows(tmp_path, tiny
     np.testing.assert_allclose(found["audio"], np.array(expected), atol=1e-5)
 
 
-def test_ways_of_windows_differ_for_long_clips_only(tmp_path, tiny_study, raw_audio):
+def test_window_modes_differ_for_long_clips_only(tmp_path, tiny_study, raw_audio):
     mean, first = (
         run_stage(tiny_study, tmp_path / f"{name}.npz", "--windows", name)["audio"] for name in ("mean", "first")
     )
@@ -91,7 +91,7 @@ def test_texts_are_in_the_order_of_clips_and_captions(tmp_path, tiny_study, mode
     np.testing.assert_allclose(found["text"], expected, atol=1e-5)
 
 
-def test_equal_captions_have_equal_embeddings_to_the_bit(tmp_path, tiny_study):
+def test_equal_captions_have_bit_identical_embeddings(tmp_path, tiny_study):
     found = run_stage(tiny_study, tmp_path / "e.npz", "--batch-size", "3")
     rows = pd.Series(found["caption"]).groupby(found["caption"]).indices
     assert len(rows) < len(found["caption"])
@@ -121,7 +121,7 @@ def test_flac_shards_give_the_embeddings_of_wav_shards(tmp_path, tiny_study):
 
 
 def test_files_give_the_embeddings_of_shards(tmp_path, tiny_study, model):
-    """The same decoding, windows and repetition of short clips, whatever the way to the model."""
+    """Decoding, windows and repetition of short clips are the same for both."""
     found = run_stage(tiny_study, tmp_path / "e.npz", "--batch-size", "5")
     rows = pd.read_parquet(tiny_study.manifest("labeled"))
     folder = tiny_study.folder / "raw" / "labeled" / "train"
@@ -149,7 +149,7 @@ def test_a_model_trained_with_padding_pads_short_clips_of_shards_and_files(tmp_p
     assert (np.abs(found - repeated).max(axis=1) > 1e-4).tolist() == is_short.tolist()
 
 
-def test_files_give_the_first_channel_where_it_is_asked(tmp_path, tiny_study, model):
+def test_files_give_the_first_channel_on_request(tmp_path, tiny_study, model):
     left, right = (
         soundfile.read(tiny_study.folder / "raw" / "labeled" / "train" / f"clip {number}.wav", dtype="int16")[0]
         for number in (1, 2)
@@ -164,7 +164,7 @@ def test_files_give_the_first_channel_where_it_is_asked(tmp_path, tiny_study, mo
 
 
 def make_shards(tiny_study, folder: Path, *more: str) -> None:
-    """The labeled split once more, in one shard, with other settings."""
+    """The labeled split again, in one shard, with other settings."""
     plan = str(folder / "plan.parquet")
     catalog = tiny_study.folder / "catalogs" / "labeled" / "train.parquet"
     write_plan(read_assignment(catalog, 64), Path(plan))
@@ -193,7 +193,7 @@ def test_split_without_clips_is_named(tiny_study, model, tmp_path):
     folder = tiny_study.shards / "labeled" / "train"
     summary = json.loads((folder / "manifest.json").read_text())
     write_parquet(read_manifest(folder / "manifest.parquet").slice(0, 0), tmp_path / "manifest.parquet")
-    with pytest.raises(PipelineError, match="holds no clip to embed"):
+    with pytest.raises(PipelineError, match="has no clip to embed"):
         embed_audio(model, ShardReader(tmp_path, summary), "mean", 8)
 
 

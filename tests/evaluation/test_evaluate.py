@@ -47,7 +47,7 @@ def run_stage(folder: Path, arrays: dict[str, np.ndarray], *more: str) -> tuple[
     return metrics, ranks
 
 
-def test_metrics_say_what_was_evaluated_and_how(tmp_path, arrays, caplog):
+def test_metrics_record_the_evaluation(tmp_path, arrays, caplog):
     with caplog.at_level(logging.WARNING):
         path, _ = run_stage(tmp_path, arrays, "--n-audio-expected", "31")
     metrics = json.loads(path.read_text())
@@ -89,7 +89,7 @@ def test_figures_can_be_computed_from_the_ranks(tmp_path, arrays):
         assert protocols["best-of-5"][f"a2t_R{k}"] == pytest.approx(100 * (clips["rank"] <= k).mean())
 
 
-def test_a_row_of_ranks_names_query_and_first_answers(tmp_path, arrays):
+def test_a_row_of_ranks_has_the_query_and_its_first_answers(tmp_path, arrays):
     _, path = run_stage(tmp_path, arrays)
     ranks = pd.read_parquet(path)
     text = ranks[(ranks["direction"] == "t2a") & (ranks["query"] == 42)].iloc[0]
@@ -201,7 +201,7 @@ def test_stage_needs_no_torch():
 
 
 def run_candidate(folder: Path, outcome: str) -> Path:
-    """The stage on a candidate of the sweep whose embeddings are what `embed` writes for a training that diverged."""
+    """Run the stage on a candidate of the sweep that diverged."""
     np.savez(folder / "embeddings.npz")
     (folder / "outcome.txt").write_text(outcome)
     evaluate.main(
@@ -212,7 +212,7 @@ def run_candidate(folder: Path, outcome: str) -> Path:
     return folder / "metrics.json"
 
 
-def test_metrics_of_a_training_that_diverged_say_how(tmp_path):
+def test_metrics_of_a_diverged_training_record_the_reason(tmp_path):
     path = run_candidate(tmp_path, "step 3: the loss is nan\n")
     assert json.loads(path.read_text()) == {
         "diverged": "step 3: the loss is nan",
@@ -223,7 +223,7 @@ def test_metrics_of_a_training_that_diverged_say_how(tmp_path):
     }
 
 
-def test_tables_of_a_training_that_diverged_are_empty_with_the_columns_of_others(tmp_path, arrays):
+def test_tables_of_a_diverged_training_are_empty_with_the_usual_columns(tmp_path, arrays):
     run_candidate(tmp_path, "step 3: the loss is nan\n")
     (tmp_path / "other").mkdir()
     run_stage(tmp_path / "other", arrays)
@@ -232,7 +232,7 @@ def test_tables_of_a_training_that_diverged_are_empty_with_the_columns_of_others
         assert (empty.num_rows, empty.schema) == (0, full.schema)
 
 
-def test_outcome_of_a_training_that_finished_changes_nothing(tmp_path, arrays):
+def test_outcome_of_a_finished_training_changes_nothing(tmp_path, arrays):
     without = [path.read_bytes() for path in run_stage(tmp_path, arrays)]
     (tmp_path / "outcome.txt").write_text("finished\n")
     assert without == [

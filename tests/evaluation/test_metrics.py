@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import itertools
 import math
-import time
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,7 @@ PAPER = Path(__file__).parents[2] / "data" / "paper_table1.csv"
 
 
 def orders_of(scores: list[float]) -> list[list[int]]:
-    """Every ranking of the candidates that puts higher scores first; ties in all their orders."""
+    """Every ranking by descending score, with ties in all orders."""
     groups = [
         [candidate for candidate, other in enumerate(scores) if other == score] for score in sorted(set(scores))[::-1]
     ]
@@ -99,7 +98,7 @@ def plain_metrics(similarity: np.ndarray, audio_of_text: list[int], protocol: st
 
 @st.composite
 def matrices(draw, max_audio: int, max_texts: int, levels: int):
-    """Similarities with many ties, and clips that each have one caption or more, in any order of texts."""
+    """Similarities with many ties, and clips with one or more captions, in any order of texts."""
     n_audio = draw(st.integers(1, max_audio))
     extra = draw(st.lists(st.integers(0, n_audio - 1), max_size=max_texts - n_audio))
     audio_of_text = draw(st.permutations([*range(n_audio), *extra]))
@@ -183,8 +182,8 @@ def test_figures_by_hand_without_ties():
     assert [paper[name] for name in FIGURES[:4]] == [best[name] for name in FIGURES[:4]]
 
 
-def test_place_11_counts_for_nothing():
-    """Ten clips beat that of text 0; every other text finds its own first."""
+def test_place_11_does_not_count():
+    """Ten clips score higher than that of text 0; every other text finds its own first."""
     n = 11
     similarity = np.eye(n)
     similarity[0] = np.arange(n)  # text 0: its clip 0 scores lowest of 11
@@ -221,7 +220,7 @@ def test_collapsed_model_scores_as_chance(protocol):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_collapsed_embeddings_score_as_chance(protocol):
-    """Equal directions of different lengths tie exactly, wherever they stand in a block of the product."""
+    """Equal directions of different lengths tie exactly at any position in a tile."""
     generator = np.random.default_rng(0)
     n, captions = 101, 3
     direction = generator.standard_normal(96).astype(np.float32)
@@ -256,7 +255,7 @@ def test_any_tile_size_gives_the_figures_of_the_whole_matrix():
 
 @pytest.mark.parametrize("alike", [1, 20, 200], ids=["all differ", "some alike", "all alike"])
 def test_products_in_float32_give_the_places_of_products_in_float64(alike):
-    """Vectors that differ by less than a float32 product tells apart, copies of them at other lengths, and others."""
+    """Vectors that differ by less than float32 products resolve, copies of them at other lengths, and others."""
     generator = np.random.default_rng(6)
     n, captions, width = 200, 2, 64
     kinds = generator.standard_normal((n // alike, width))
@@ -283,7 +282,7 @@ def test_products_in_float32_give_the_places_of_products_in_float64(alike):
 @pytest.mark.parametrize("noise", [0.5, 20])
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_counts_are_those_of_plain_comparisons_for_good_and_bad_models(noise, kind):
-    """Of a good model most blocks of scores come up to nothing and are passed over, of a bad one none is."""
+    """With a good model most blocks of scores are skipped, with a bad one none."""
     generator = np.random.default_rng(5)
     owners = np.repeat(np.arange(150), 3)
     similarity = (noise * generator.standard_normal((450, 150)) + 5 * np.eye(150)[owners]).round(1).astype(kind)
@@ -299,7 +298,7 @@ def test_counts_are_those_of_plain_comparisons_for_good_and_bad_models(noise, ki
         assert retrieval.a2t_CN.tied[text % 3, owners[text]] == np.sum(firsts == own[text])
 
 
-def test_captions_of_a_clip_may_stand_apart_and_differ_in_number():
+def test_captions_of_a_clip_may_be_scattered_and_differ_in_number():
     """Text 0 is the first caption of clip 1, and texts 1, 2, 3 are those of clip 0."""
     retrieval = rank_matrix(np.array([[0.0, 1], [1, 0], [2, 3], [0, 4]]), np.array([1, 0, 0, 0]))
     assert retrieval.text_of_audio_NC.tolist() == [[1, 2, 3], [0, 0, 0]]
@@ -334,8 +333,8 @@ def test_top_10_is_best_first_and_ties_keep_the_order_of_the_gallery():
 
 
 @pytest.mark.parametrize("levels", [30, 3000])
-def test_first_places_are_those_of_exact_scores_though_tiles_are_off_by_their_margin(levels):
-    """Tiles that are exact, or off by up to 0.01, in any turn; errors as large as these BLAS never makes."""
+def test_first_places_are_exact_for_tiles_that_are_off_by_their_margin(levels):
+    """Tiles are exact or off by up to 0.01, in any order; errors of BLAS are much smaller."""
     generator = np.random.default_rng(7)
     scores_QG = generator.integers(0, levels, (400, 60)) / levels
     top = Top(place=np.full((400, DEPTH), 60), score=np.full((400, DEPTH), -np.inf))
@@ -354,7 +353,7 @@ def test_first_places_are_those_of_exact_scores_though_tiles_are_off_by_their_ma
     assert top.place.tolist() == np.argsort(-scores_QG, axis=1, kind="stable")[:, :DEPTH].tolist()
 
 
-def test_intervals_hold_the_figure_and_narrow_with_more_clips():
+def test_intervals_contain_the_figure_and_narrow_with_more_clips():
     generator = np.random.default_rng(3)
     widths = []
     for n in (50, 800):
@@ -373,18 +372,10 @@ def test_intervals_hold_the_figure_and_narrow_with_more_clips():
     assert widths[1] < widths[0]
 
 
-def test_clotho_size_takes_well_under_a_second():
-    """5,225 texts and 1,045 clips under all protocols: 0.3 s on one core when this was written."""
-    owners = np.repeat(np.arange(1045), 5)
+def test_random_scores_of_clothos_size_are_near_chance():
     similarity = np.random.default_rng(4).standard_normal((5225, 1045), dtype=np.float32)
-    seconds = []
-    for _ in range(3):
-        started = time.process_time()
-        retrieval = rank_matrix(similarity, owners)
-        metrics = [figures(retrieval, protocol) for protocol in PROTOCOLS]
-        seconds.append(time.process_time() - started)
-    assert min(seconds) < 1
-    assert metrics[0]["t2a_R10"] == pytest.approx(100 * 10 / 1045, abs=0.5)
+    found = retrieval_metrics(similarity, np.repeat(np.arange(1045), 5), "paper")
+    assert found["t2a_R10"] == pytest.approx(100 * 10 / 1045, abs=0.5)
 
 
 def test_published_figures_are_multiples_of_one_over_the_query_counts():
@@ -417,8 +408,8 @@ def test_published_figures_are_multiples_of_one_over_the_query_counts():
         (np.zeros((2, 3)), [0, 1], "clip 2 has no text"),
         (np.zeros((0, 3)), [], "0 texts and 3 clips"),
         (np.zeros((3, 0)), [0, 0, 0], "3 texts and 0 clips"),
-        (np.zeros((3, 2)), [0, 1], "expected as 3 indices"),
-        (np.zeros(3), [0, 1, 2], "texts x clips was expected"),
+        (np.zeros((3, 2)), [0, 1], "expected 3 indices of clips for 3 texts"),
+        (np.zeros(3), [0, 1, 2], "expected texts x clips"),
     ],
 )
 def test_unusable_input_is_named(similarity, owners, message):

@@ -48,7 +48,7 @@ def one_figure(values: list[float]) -> np.ndarray:
 
 
 def test_two_clips_by_hand():
-    """Clip 0 is won and clip 1 level: of two draws, both are clip 1 with chance 1/4, one with 1/2, none with 1/4.
+    """The run wins clip 0 and ties on clip 1. Of two draws, clip 1 is drawn twice with probability 1/4, once with 1/2.
 
     So the difference is 0, 1/2 or 1 with these chances: its interval is [0, 1], and half of p is P(0) = 1/4.
     """
@@ -59,7 +59,7 @@ def test_two_clips_by_hand():
 
 
 def test_captions_of_a_clip_stay_together():
-    """Clip 0 has one caption, won; clip 1 has three, level: 1 of 4 captions, and of two draws 2/2, 1/4 or 0/6."""
+    """The run wins clip 0, one caption, and ties on clip 1, three captions: 1/4, and in two draws 2/2, 1/4 or 0/6."""
     captions = [1, 3]
     baseline = evaluation(one_figure([0, 0]), captions)
     (found,) = compare([evaluation(one_figure([1, 0]), captions)], baseline, samples=4000)
@@ -77,7 +77,7 @@ def test_run_that_equals_the_baseline_has_p_1():
         assert not comparison.is_significant
 
 
-def test_exchange_of_run_and_baseline_changes_the_sign_alone():
+def test_exchange_of_run_and_baseline_changes_only_the_sign():
     generator = np.random.default_rng(1)
     one, other = (evaluation(generator.random((40, len(FIGURES)))) for _ in range(2))
     (forth,), (back,) = compare([one], other), compare([other], one)
@@ -88,7 +88,7 @@ def test_exchange_of_run_and_baseline_changes_the_sign_alone():
 
 
 def hits(generator: np.random.Generator, clips: int, baseline: float, gain: float) -> tuple[np.ndarray, np.ndarray]:
-    """Correlated hits and misses of a baseline and a run that hits `gain` more often, one query a clip and figure."""
+    """Correlated hits and misses of a baseline and a run that hits `gain` more often, one query per clip and figure."""
     level = generator.random((clips, len(FIGURES)))
     noise = generator.random((2, clips, len(FIGURES))) - 0.5
     wanted = baseline, baseline + gain
@@ -107,14 +107,14 @@ def simulated(gain: float, repetitions: int = 60, clips: int = 150) -> list[dict
     return found
 
 
-def test_intervals_hold_the_true_difference_95_times_of_100():
-    """8 figures x 60 test sets: 480 intervals, of which 456 +- 5 should hold it, and +- 18 allows for small tests."""
+def test_95_percent_of_intervals_contain_the_true_difference():
+    """8 figures x 60 test sets: 480 intervals, of which 456 +- 5 should contain it; the test allows +- 18."""
     held = [row[name].low <= 8.0 <= row[name].high for row in simulated(0.08) for name in FIGURES]
     assert len(held) == 480
     assert 0.91 <= np.mean(held) <= 0.985
 
 
-def test_without_a_difference_5_of_100_are_called_significant():
+def test_without_a_difference_5_percent_are_significant():
     p = np.array([row[name].p for row in simulated(0.0) for name in FIGURES])
     assert 0.015 <= np.mean(p < 0.05) <= 0.09
     assert 0.4 <= np.mean(p < 0.5) <= 0.6
@@ -146,7 +146,7 @@ def test_seeds_are_averaged_before_the_difference():
 
 
 def retrieval_of(noise: float, clips: int = CLIPS, seed: int = 0) -> Retrieval:
-    """Retrieval among random clips by captions that stand off by `noise`, with some clips equal, so that ranks tie."""
+    """Retrieval among random clips by captions that differ by `noise`, with some equal clips, so that ranks tie."""
     audio = np.random.default_rng(1).standard_normal((CLIPS, WIDTH)).astype(np.float32)[:clips]
     audio[1::7] = audio[0]
     owners = np.repeat(np.arange(clips), CAPTIONS)[: clips * CAPTIONS - 2]
@@ -245,7 +245,7 @@ MISTAKES = {
     "other windows": (lambda p: write(p, retrieval_of(1), windows="first"), "windows first and mean"),
     "other clips": (
         lambda p: write(p, retrieval_of(1), keys=[f"clip_{clip}" for clip in [*range(59), 99]]),
-        "clip clip_99 with 1 captions and, in its place, clip_59 with 1",
+        "clip clip_99 with 1 captions and, at the same index, clip_59 with 1",
     ),
     "another target": (lambda p: write(p, retrieval_of(1), target="audiocaps"), "is of the target audiocaps"),
     "no clips": (lambda p: p.write_bytes(b"PAR1"), "cannot be read as Parquet"),
@@ -277,7 +277,7 @@ def test_seeds_that_do_not_belong_together_are_named(tmp_path):
         run_stage(tmp_path, ("clotho|finetune|A+T|-", [first]), ("clotho|finetune|A+T|A", [first]))
 
 
-def test_contribution_that_is_no_number_is_named(tmp_path):
+def test_contribution_that_is_not_finite_is_named(tmp_path):
     retrieval = retrieval_of(1)
     table = contributions_table(retrieval, [f"clip_{clip}" for clip in range(CLIPS)], {})
     values = table["t2a_R5"].to_numpy().copy()

@@ -1,4 +1,4 @@
-"""Exported runs: they load where they are put, say what they are, and nothing half made is passed on."""
+"""Exported runs load in any folder and describe themselves; an incomplete run is refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.stages import embed, evaluate, train
 
 @pytest.fixture(scope="module")
 def run(tiny_study, tmp_path_factory):
-    """results/runs/birds/seed0, trained, with an evaluation beside it."""
+    """results/runs/birds/seed0, trained and evaluated."""
     results = tmp_path_factory.mktemp("export") / "results"
     run, evaluation = results / "runs" / "birds" / "seed0", results / "evaluations" / "birds" / "seed0" / "labeled"
     words = ["--pretrained", tiny_study.pretrained, "--pairs", tiny_study.pairs("composed"), "--shards"]
@@ -51,7 +51,7 @@ def test_an_exported_folder_loads_to_the_same_model(run, tmp_path, capsys):
     assert torch.equal(before.encode_text(["a dog barks"]), after.encode_text(["a dog barks"]))
 
 
-def test_the_card_tells_data_method_settings_and_figures(run, tmp_path):
+def test_the_card_has_data_method_settings_and_figures(run, tmp_path):
     export_run(run, tmp_path / "birds")
     card = (tmp_path / "birds" / "README.md").read_text()
     _, _, body = card.split("---\n", 2)
@@ -82,7 +82,7 @@ def test_the_lines_of_the_card_run_on_a_file_of_any_rate_and_length(run, tmp_pat
     assert len(code.splitlines()) == 6
 
 
-def test_the_card_says_how_a_model_of_other_settings_hears(run, tmp_path):
+def test_the_card_describes_the_input_of_a_model_with_other_settings(run, tmp_path):
     other = Path(shutil.copytree(run, tmp_path / "run"))
     for name, entries in (
         ("model.json", {"short_clips": "pad", "channels": "first"}),
@@ -103,7 +103,7 @@ def card_of(run, tmp_path):
 
 
 def generate(results, *datasets):
-    """Make the clips of datasets those that the small study mixes."""
+    """Make the clips of datasets come from the small study."""
     for dataset in datasets:
         catalog = results / "catalogs" / dataset / "train.parquet"
         table = pq.read_table(catalog)
@@ -132,7 +132,7 @@ def test_the_card_of_a_users_run_asks_for_licences_and_names_none(run, tmp_path)
     assert "The licences of these datasets are not recorded: labeled/train, unlabeled/train." in body
 
 
-def test_the_card_of_a_users_run_says_that_mini_knows_only_the_small_study(run, tmp_path):
+def test_the_card_of_a_users_run_states_that_mini_knows_only_the_small_study(run, tmp_path):
     _, body = card_of(run, tmp_path)
     assert "before this training it knew nothing but that study's sounds" in body
 
@@ -160,7 +160,7 @@ def test_a_card_lists_what_mini_was_pretrained_on(run, tmp_path, results):
     assert "trained from random weights on labeled/train, and knows no other sounds" in body
 
 
-def test_a_run_that_stands_alone_is_exported_without_figures(run, tmp_path):
+def test_a_run_without_evaluations_is_exported_without_figures(run, tmp_path):
     shutil.copytree(run, tmp_path / "alone")
     export_run(tmp_path / "alone", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
@@ -181,13 +181,13 @@ def test_the_same_run_gives_the_same_bytes(run, tmp_path):
     ("change", "message"),
     [
         (lambda run: shutil.rmtree(run), "seed0: not found; give the folder of a trained run"),
-        (lambda run: [path.unlink() for path in run.glob("training*")], "not a run, it holds no log of a training"),
-        (lambda run: (run / "checkpoints").mkdir(), "its training is not finished"),
-        (lambda run: (run / "model.json").unlink(), "it lacks model.json; train it again"),
+        (lambda run: [path.unlink() for path in run.glob("training*")], "not a run, it holds no training log"),
+        (lambda run: (run / "checkpoints").mkdir(), "the training is not finished"),
+        (lambda run: (run / "model.json").unlink(), "it lacks model.json; run the training again"),
         (lambda run: (run / "model.safetensors").write_bytes(b"x"), "model.safetensors: damaged weights"),
     ],
 )
-def test_what_is_no_whole_run_is_refused_by_name(run, tmp_path, change, message):
+def test_an_incomplete_run_is_refused_with_the_reason(run, tmp_path, change, message):
     copy = tmp_path / "results" / "runs" / "birds" / "seed0"
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("tensorboard"))
     change(copy)
@@ -196,7 +196,7 @@ def test_what_is_no_whole_run_is_refused_by_name(run, tmp_path, change, message)
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
 
-def test_a_target_that_holds_something_is_left_alone(run, tmp_path):
+def test_a_target_that_is_not_empty_stays_unchanged(run, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(PipelineError, match="out: exists already and is not an empty folder"):

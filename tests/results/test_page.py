@@ -151,7 +151,7 @@ def test_page_shows_curves_where_the_study_draws_them(page, results, tiny_study,
     assert "#amount" not in (page / "index.html").read_text()
 
     path.write_text("a,b\n1,2\n")
-    with pytest.raises(PipelineError, match=r"labeled_pairs.csv: its columns are a, b; a file of draw_curves"):
+    with pytest.raises(PipelineError, match=r"labeled_pairs.csv: has the columns a, b; give a file of draw_curves"):
         curve_plot(path)
 
 

@@ -1,4 +1,4 @@
-"""The soundscapes of the small study: layouts, bytes, levels, captions, and mixtures that training never holds."""
+"""The soundscapes of the small study: layouts, bytes, levels, captions, and held-out mixtures."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_every_clip_of_a_dataset_sounds_different(raw: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- layouts
 
 
-def test_clotho_has_its_columns_and_wild_names(raw: Path) -> None:
+def test_clotho_has_its_columns_and_irregular_names(raw: Path) -> None:
     names = {}
     sound_ids: list[str] = []
     for split in ("development", "validation", "evaluation"):
@@ -191,7 +191,7 @@ def test_provenance_has_one_row_per_event(raw: Path, recordings: dict[str, Recor
 # ---------------------------------------------------------------------------------------------------- sound
 
 
-def test_rates_channels_and_durations_vary_as_promised(raw: Path) -> None:
+def test_rates_channels_and_durations_vary_as_in_the_style(raw: Path) -> None:
     infos = {dataset: [sf.info(path) for path in audio_of(raw / dataset)] for dataset in STYLES}
     kinds = {dataset: {(info.samplerate, info.channels) for info in found} for dataset, found in infos.items()}
     assert kinds["clotho"] == {(44100, 1), (44100, 2)}
@@ -240,7 +240,7 @@ def test_event_has_its_level_speed_and_place() -> None:
     assert np.argmax(spectrum) * 16_000 / 9_600 == pytest.approx(440 * speed, abs=2)
 
 
-def test_windows_at_both_ends_meet_every_event(drawn: Drawn) -> None:
+def test_windows_at_both_ends_contain_every_event(drawn: Drawn) -> None:
     for soundscape in itertools.chain.from_iterable(drawn.values()):
         if soundscape.is_sequence:
             continue
@@ -269,7 +269,7 @@ def test_held_out_mixtures_occur_nowhere_else(recordings: dict[str, Recording], 
         assert not one & other
 
 
-def test_lone_held_out_sounds_have_other_speeds(drawn: Drawn) -> None:
+def test_single_held_out_sounds_have_other_speeds(drawn: Drawn) -> None:
     speeds: dict[bool, set[float]] = {True: set(), False: set()}
     for (dataset, split), clips in drawn.items():
         is_training = STYLES[dataset].splits[split].part == TRAINING
@@ -287,7 +287,7 @@ def test_no_two_held_out_clips_share_a_set(drawn: Drawn) -> None:
             assert len({caption for one in clips for caption in one.captions}) == 5 * len(clips)
 
 
-def test_part_of_a_set_depends_on_its_names_alone() -> None:
+def test_part_of_a_set_depends_only_on_its_names() -> None:
     assert (
         part_of_set(["a.ogg", "b.ogg"]) == part_of_set(["b.ogg", "a.ogg"]) == part_of_set(frozenset({"a.ogg", "b.ogg"}))
     )
@@ -326,11 +326,11 @@ def test_captions_describe_every_event_once(recordings: dict[str, Recording], dr
         for caption in soundscape.captions:
             left = caption.lower()
             for name in sorted(soundscape.recordings, key=lambda name: -len(recordings[name].clause)):
-                told = [
+                found = [
                     text for text in (recordings[name].clause, recordings[name].noun_phrase) if text.lower() in left
                 ]
-                assert told, (caption, name)
-                left = left.replace(told[0].lower(), "", 1)
+                assert found, (caption, name)
+                left = left.replace(found[0].lower(), "", 1)
             others = [one.clause for one in recordings.values() if one.file_name not in soundscape.recordings]
             assert not any(clause.lower() in left for clause in others), caption
 
@@ -360,16 +360,16 @@ def test_captions_give_an_order_only_to_sequences(recordings: dict[str, Recordin
 
 
 def test_only_the_softest_event_is_in_the_background(recordings: dict[str, Recording], drawn: Drawn) -> None:
-    told = 0
+    in_background = 0
     for soundscape in itertools.chain.from_iterable(drawn.values()):
         by_gain = sorted(soundscape.events, key=lambda event: event.gain_db)
         for caption in soundscape.captions:
             if caption.rstrip(".").endswith(" in the background"):
-                told += 1
+                in_background += 1
                 quiet = recordings[by_gain[0].recording].noun_phrase
                 assert caption.rstrip(".").endswith(f"{quiet} in the background")
                 assert by_gain[1].gain_db - by_gain[0].gain_db >= BACKGROUND_GAP_DB - 1e-6
-    assert told > 100
+    assert in_background > 100
 
 
 # ---------------------------------------------------------------------------------------------------- recordings
@@ -401,7 +401,7 @@ def test_recordings_are_audible(recordings: dict[str, Recording]) -> None:
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    """Ten of the recordings in a folder that a test may spoil."""
+    """Ten of the recordings in a folder that a test may change."""
     folder = tmp_path / "recordings"
     (folder / "audio").mkdir(parents=True)
     rows = rows_of(RECORDINGS / "recordings.csv")[:11]

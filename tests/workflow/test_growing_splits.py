@@ -93,7 +93,7 @@ def test_a_tar_that_is_deleted_or_cut_is_made_again_by_the_command_that_failed(s
     kept = {path: path.stat().st_mtime_ns for path in others}
     for damage in (deleted.unlink, lambda: cut.write_bytes(before[cut][:1000])):
         damage()
-        with pytest.raises(PipelineError, match="give the same Snakemake command again"):
+        with pytest.raises(PipelineError, match="run the same Snakemake command again"):
             open_shards(folder)
         make(study)
     assert "Nothing to be done" in make(study, "-n")

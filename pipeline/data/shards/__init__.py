@@ -1,1 +1,1 @@
-"""WebDataset shards of a split: their format, writer, reader, streaming, and which clips stand in which tar."""
+"""WebDataset shards of a split: their format, writer, reader, streaming, and which clips are in which tar."""

@@ -1,4 +1,4 @@
-"""The files of a split: tars, the row file beside each, manifest.parquet and manifest.json, and how to check them."""
+"""The files of a split and their checks: tars, one row file per tar, manifest.parquet and manifest.json."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ SUMMARY_FACTS = {
 }
 """Entries of a split's manifest.json."""
 
-BATCH_ROWS = 1 << 16  # of a manifest, read at a time
+BATCH_ROWS = 1 << 16  # of a manifest, read together
 
-_BUFFER_BYTES = 1 << 20  # a column of a row group is read in pieces of this size
+_BUFFER_BYTES = 1 << 20  # each column of a row group is read in pieces of this size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardFacts:
-    """What a row file's footer tells about the tar beside it."""
+    """The footer of a row file: how its tar was made."""
 
     shard: str
     format: str
@@ -69,32 +69,32 @@ class ShardFacts:
     bytes: int
     sha256: str
     rows_digest: str
-    """Of the catalog's rows that it was made from (`pipeline.data.shards.partition.digest_of`)."""
+    """Digest of the catalog's rows that it was made from (`pipeline.data.shards.partition.digest_of`)."""
     channels: str = "mean"
-    """What was kept of its files' channels (`pipeline.data.audio.CHANNELS`); earlier versions kept the mean."""
+    """Which channels were kept (`pipeline.data.audio.CHANNELS`); earlier versions kept the mean."""
     min_duration_s: float | None = None
     """Shorter clips were dropped; None in row files of earlier versions, which did not record it."""
     version: int = 1
-    """Of the stage shard_audio."""
+    """Version of the stage shard_audio."""
     sources: str | None = None
-    """Digest of the sizes and times of the files it was made from; None in row files of earlier versions."""
+    """Digest of the sizes and times of the source files; None in row files of earlier versions."""
 
 
 FACTS_KEY = b"shard"
 
 REPAIRS = ".repairs"
-"""Suffix of the file next to the record of a part that holds the time of the last repair that was asked for."""
+"""Suffix of the file, next to a part's record, with the time of the last repair request."""
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """A split's manifest.json, with all that index_shards writes there."""
+    """Return a split's manifest.json; PipelineError if it is missing, damaged or incomplete."""
     if not path.exists():
         raise PipelineError(f"{path}: not found; make it with python -m pipeline.stages.index_shards")
     summary = read_json(path)
     if missing := _missing_facts(summary):
         raise PipelineError(f"{path}: has no {', '.join(missing[:3])}; make it again with index_shards")
     _check_entries(summary, path)
-    return {"channels": "mean", **summary}  # which earlier versions kept, and did not say
+    return {"channels": "mean", **summary}  # earlier versions kept the mean and did not record it
 
 
 def _check_entries(summary: Mapping[str, Any], path: Path | str) -> None:
@@ -109,7 +109,7 @@ def _check_entries(summary: Mapping[str, Any], path: Path | str) -> None:
 
 
 def _missing_facts(summary: Mapping[str, Any]) -> list[str]:
-    """What a split's manifest.json lacks of what index_shards writes there."""
+    """Return the entries that a split's manifest.json lacks."""
     missing = sorted(SUMMARY_FACTS - summary.keys())
     shards = summary.get("shards")
     for shard in shards if isinstance(shards, list) else [{}]:
@@ -118,16 +118,16 @@ def _missing_facts(summary: Mapping[str, Any]) -> list[str]:
 
 
 def read_published_summary(address: str) -> dict[str, Any]:
-    """The manifest.json at an address; PipelineError if it is none or names files that are not beside it."""
+    """Return the manifest.json at an address; PipelineError if it is no manifest or names files in other folders."""
     path = f"{address}/manifest.json"
     try:
         summary = json.loads(read_file(path))
     except PipelineError as error:
-        raise PipelineError(f"{error}; the address of one split's shards is asked for, .../DATASET/SPLIT") from error
+        raise PipelineError(f"{error}; give the address of one split's shards, .../DATASET/SPLIT") from error
     except ValueError as error:
         raise PipelineError(f"{path}: is not JSON ({error}); give the address of one split's shards") from error
     if missing := _missing_facts(summary if isinstance(summary, dict) else {}):
-        raise PipelineError(f"{path}: has no {', '.join(missing[:3])}; it is not what index_shards writes")
+        raise PipelineError(f"{path}: has no {', '.join(missing[:3])}; give the address of one split's shards")
     _check_entries(summary, path)
     return summary
 
@@ -137,7 +137,7 @@ def _opened_manifest(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
             if file.schema_arrow.names != MANIFEST_SCHEMA.names:
-                raise PipelineError(f"{path}: is not a manifest of this pipeline; make it again with index_shards")
+                raise PipelineError(f"{path}: has other columns than a manifest; make it again with index_shards")
             yield file
     except FileNotFoundError:
         raise PipelineError(f"{path}: not found; make it with python -m pipeline.stages.index_shards") from None
@@ -146,31 +146,31 @@ def _opened_manifest(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def count_rows(path: Path) -> int:
-    """The rows of a manifest, unusable clips included."""
+    """Return the number of rows of a manifest, including unusable clips."""
     with _opened_manifest(path) as file:
         return file.metadata.num_rows
 
 
 def manifest_batches(path: Path, columns: Iterable[str]) -> Iterator[pa.RecordBatch]:
-    """Some columns of a manifest, a batch of rows at a time, unusable clips included."""
+    """Yield some columns of a manifest in batches of rows, including unusable clips."""
     with _opened_manifest(path) as file:
-        # use_threads: each thread would keep memory of its own
+        # no threads: each would hold its own buffers
         yield from file.iter_batches(BATCH_ROWS, columns=list(columns), use_threads=False)
 
 
 def usable_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Some columns of the usable rows of a manifest, a batch of rows at a time."""
+    """Yield some columns of the usable rows of a manifest in batches of rows."""
     for batch in manifest_batches(path, dict.fromkeys([*columns, "status"])):
         yield batch.filter(pc.equal(batch["status"], OK))
 
 
 def read_manifest(path: Path) -> pa.Table:
-    """A split's manifest as written by index_shards, unusable clips included."""
+    """Return a split's manifest as written by index_shards, including unusable clips."""
     return read_table(path, MANIFEST_SCHEMA, "index_shards")
 
 
 def check_tar(path: Path, size: int, sha256: str | None) -> None:
-    """Raise `PipelineError` unless the tar is there, has that size and, where given, that checksum."""
+    """Raise `PipelineError` unless the tar exists and has that size and, if given, that checksum."""
     try:
         found = path.stat().st_size
     except FileNotFoundError:
@@ -182,7 +182,7 @@ def check_tar(path: Path, size: int, sha256: str | None) -> None:
 
 
 def check_tars(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Raise `PipelineError` unless every tar of a split is in its folder, or at its address, and has its size."""
+    """Raise `PipelineError` unless every tar of a split exists in its folder or at its address with its size."""
     shards = summary["shards"]
     if "address" in summary:
         check_sizes({f"{summary['address']}/{shard['tar']}": shard["bytes"] for shard in shards})
@@ -192,29 +192,29 @@ def check_tars(folder: Path, summary: Mapping[str, Any]) -> None:
 
 
 def remake(tar: Path) -> str:
-    """Let the next run of the workflow make a tar again, and return what to do for it.
+    """Request that the next run of the workflow makes a tar again, and return the advice for the user.
 
-    Removes the tar's row file, and notes a repair of the part of the split that it belongs to, which is a parameter of
-    the rule: Snakemake then plans this part again. The part's other tars are kept.
+    Removes the tar's row file and records a repair of its part of the split. The repair is a parameter of the rule, so
+    Snakemake plans this part again. The part's other tars are kept.
     """
     records = sorted((tar.parent / "parts").glob("*.json"))
     if not records:
-        return "make it again with shard_audio, or with stage_shards where the shards were copied"
-    with contextlib.suppress(OSError):  # a folder that may only be read
+        return "make it again with shard_audio, or with stage_shards if the shards were copied"
+    with contextlib.suppress(OSError):  # a read-only folder
         tar.with_suffix(".parquet").unlink(missing_ok=True)
         for record in records:
             if f'"{tar.stem}"' in record.read_text(encoding="utf-8"):
                 record.with_suffix(REPAIRS).write_text(f"{time.time_ns()}\n", encoding="utf-8")
-        return "give the same Snakemake command again, which makes this tar again"
-    return "delete it, and give the same Snakemake command again with --forcerun shard_audio"
+        return "run the same Snakemake command again, which makes this tar again"
+    return "delete it, and run the same Snakemake command again with --forcerun shard_audio"
 
 
 def read_rows(path: Path) -> tuple[pa.Table, ShardFacts]:
-    """A shard's row file, and what its footer says about the tar."""
+    """Return the rows and the footer of a shard's row file."""
     table = read_table(path, MANIFEST_SCHEMA, "shard_audio")
     footer = (table.schema.metadata or {}).get(FACTS_KEY)
     if footer is None:
-        raise PipelineError(f"{path}: is not a shard's row file, its footer names no tar; make it with shard_audio")
+        raise PipelineError(f"{path}: is not a row file (its footer names no tar); make it with shard_audio")
     known = {field.name for field in fields(ShardFacts)}
     try:
         return table, ShardFacts(**{name: value for name, value in json.loads(footer).items() if name in known})
@@ -223,5 +223,5 @@ def read_rows(path: Path) -> tuple[pa.Table, ShardFacts]:
 
 
 def rows_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Rows of a manifest as a table; what a row lacks is null."""
+    """Return rows of a manifest as a table; missing values are null."""
     return pa.Table.from_pylist(list(rows), schema=MANIFEST_SCHEMA)

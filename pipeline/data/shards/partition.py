@@ -1,10 +1,10 @@
-"""Which clips of a catalog stand in which shard, such that new clips leave most shards as they are.
+"""Which clips of a catalog are in which shard, chosen so that new clips leave most shards unchanged.
 
-A shard is a run of the catalog, which is sorted by key, and ends where the keys say so rather than after every so many
-clips: a run that is too long is cut before the key whose hash is least, and so are its parts. A clip that is added or
-taken away then changes the shard it stands in, rarely its neighbours, and no other. This is content-defined chunking
-(Muthitacharoen et al., "A low-bandwidth network file system", 2001) with the recursion of a treap (Seidel and Aragon,
-1996) in place of a rolling hash. A shard is named by its first key, the first one `00000`, so that names stay as well.
+A shard is a run of rows of the catalog, which is sorted by key. The keys decide where it ends, not a count of clips: a
+run that is too long is cut before the key with the smallest hash, and its parts likewise. So an added or removed clip
+changes its own shard, rarely the neighbours, and no other. This is content-defined chunking (Muthitacharoen et al., "A
+low-bandwidth network file system", 2001) with the recursion of a treap (Seidel and Aragon, 1996) instead of a rolling
+hash. A shard is named after its first key, the first shard `00000`, so names stay as well.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from pipeline.files import write_parquet
 
 FIRST_SHARD = "00000"
 LEAST_SHARE = 4
-"""Of several shards none holds fewer than this part of `clips_per_shard`, so that they are not too many."""
+"""Of several shards, none holds fewer than `clips_per_shard / LEAST_SHARE` clips, which limits their number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assignment:
-    """What stands in one shard."""
+    """The rows of a catalog that one shard holds."""
 
     shard: str
     first_row: int
-    """Of the catalog."""
+    """Index in the catalog."""
     rows: int
     digest: str
-    """Of these rows of the catalog: equal digests, equal rows."""
+    """Digest of these rows of the catalog: equal digests, equal rows."""
 
 
 PLAN_SCHEMA = pa.schema(
@@ -49,13 +49,13 @@ PLAN_SCHEMA = pa.schema(
         pa.field("digest", pa.string(), nullable=False),
     ]
 )
-"""Columns of the plan of a split, one row per shard."""
+"""Columns of a split's plan, one row per shard."""
 
 
 def cuts(priorities: NDArray[np.uint64], most: int) -> list[int]:
-    """The first row of every shard, ascending, for the hashes of a catalog's keys.
+    """Return the first row of every shard, ascending, for the hashes of a catalog's keys.
 
-    Every shard has at most `most` rows and, where there are several, at least a `LEAST_SHARE`th of them (and one).
+    Every shard has at most `most` rows. If there are several, each has at least `most / LEAST_SHARE` rows, and one.
     """
     least = max(1, most // LEAST_SHARE)
     found, runs = [0], [(0, len(priorities))]
@@ -70,7 +70,7 @@ def cuts(priorities: NDArray[np.uint64], most: int) -> list[int]:
 
 
 def boundaries_of(keys: Iterable[str], clips_per_shard: int) -> list[int]:
-    """The first row of every shard of a catalog with these keys, ascending, and the number of rows."""
+    """Return the first row of every shard of a catalog with these keys, ascending, and then the number of rows."""
     hashes = bytearray()
     for key in keys:
         hashes += hashlib.blake2b(key.encode(), digest_size=8).digest()
@@ -79,7 +79,7 @@ def boundaries_of(keys: Iterable[str], clips_per_shard: int) -> list[int]:
 
 
 def read_assignment(catalog: Path, clips_per_shard: int) -> list[Assignment]:
-    """The shards of the catalog in a file, which is read twice, a batch of rows at a time."""
+    """Return the shards of a catalog file, which is read twice in batches of rows."""
     keys = (key for table in catalog_tables(catalog, ["key"]) for key in table["key"].to_pylist())
     boundaries = boundaries_of(keys, clips_per_shard)
     sizes = [end - first for first, end in pairwise(boundaries)]
@@ -99,19 +99,20 @@ def read_assignment(catalog: Path, clips_per_shard: int) -> list[Assignment]:
 
 
 def write_plan(shards: Sequence[Assignment], path: Path) -> None:
-    """Write the shards of a catalog, so that no job needs to read the whole catalog to find its own."""
+    """Write the shards of a catalog, so that a job finds its own without reading the whole catalog."""
     write_parquet(pa.Table.from_pylist([asdict(shard) for shard in shards], schema=PLAN_SCHEMA), path)
 
 
 def read_plan(path: Path) -> list[Assignment]:
-    """The shards of a catalog, in the order of their keys, as `write_plan` wrote them."""
+    """Return the shards that `write_plan` wrote, in the order of their keys."""
     return [Assignment(**row) for row in read_table(path, PLAN_SCHEMA, "index_audio").to_pylist()]
 
 
 def part_of(shards: Sequence[Assignment], part: str) -> Sequence[Assignment]:
-    """The shards of one of several jobs: part `2-of-4` is the third quarter.
+    """Return the shards of one job: part `2-of-4` is the third quarter.
 
-    Raises `PipelineError` for a part that does not exist.
+    Raises:
+        PipelineError: There is no such part.
     """
     number, _, jobs = part.partition("-of-")
     if not (number.isdecimal() and jobs.isdecimal() and int(number) < int(jobs)):
@@ -121,21 +122,22 @@ def part_of(shards: Sequence[Assignment], part: str) -> Sequence[Assignment]:
 
 
 def read_shard(catalog: Path, shard: Assignment) -> pa.Table:
-    """The rows of a catalog that stand in a shard, reading only their row groups.
+    """Return a shard's rows of the catalog, reading only their row groups.
 
-    Raises `PipelineError` when they are not those that the plan was made of.
+    Raises:
+        PipelineError: The rows differ from those that the plan was made from.
     """
     table = read_catalog_rows(catalog, shard.first_row, shard.rows)
     if digest_of(table) != shard.digest:
         raise PipelineError(
-            f"{catalog}: the rows of shard {shard.shard} are not those of the plan next to it; make both again with "
+            f"{catalog}: the rows of shard {shard.shard} differ from the plan next to it; make both again with "
             "index_audio"
         )
     return table
 
 
 def digest_of(table: pa.Table) -> str:
-    """A hash of the names, types and values of a table, whatever its chunks and buffers are."""
+    """Return a hash of a table's names, types and values, independent of its chunks and buffers."""
     digest = hashlib.sha256()
     for name in table.schema.names:
         array = table[name].combine_chunks()
@@ -146,7 +148,7 @@ def digest_of(table: pa.Table) -> str:
 
 
 def _values(array: pa.Array) -> Iterator[bytes]:
-    """The nulls, lengths and values of an array, as bytes that depend on nothing else."""
+    """Yield the nulls, lengths and values of an array as bytes that depend on nothing else."""
     yield array.is_valid().to_numpy(zero_copy_only=False).tobytes()
     if pa.types.is_list(array.type):
         yield pc.fill_null(pc.list_value_length(array), -1).to_numpy().tobytes()

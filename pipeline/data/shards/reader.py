@@ -1,4 +1,4 @@
-"""Reading a split by offset: any window of any clip, without decoding or copying more than it."""
+"""Read any window of any clip of a split by offset, without decoding or copying more than the window."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from pipeline.data.shards.format import check_tar, check_tars, read_summary, usa
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of
 
-OPEN_TARS = 128  # a split, of the 1,024 files that a process may open by default
+OPEN_TARS = 128  # per split; a process may open 1,024 files by default
 
 
 class _OpenTar:
-    """A file descriptor that is closed with its last reference, so that no thread loses one that it is reading from."""
+    """A file descriptor that closes with its last reference, so that no thread loses it while reading."""
 
     def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.path = path
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill the buffer with the bytes from `offset` on; PipelineError if the file has become shorter."""
+        """Fill the buffer with the bytes from `offset` on; PipelineError if the file ends before."""
         found = 0
-        while found < len(buffer):  # a network's file system may give less than is there
+        while found < len(buffer):  # a network file system may return fewer bytes than asked for
             more = os.preadv(self.descriptor, [buffer[found:]], offset + found)
             if more == 0:
                 raise PipelineError(
-                    f"{self.path}: asked for {len(buffer)} bytes at {offset}, found {found}; the file was cut after "
-                    "opening, make the shard again"
+                    f"{self.path}: asked for {len(buffer)} bytes at {offset}, found {found}; the file was cut, "
+                    "make the shard again"
                 )
             found += more
 
@@ -60,11 +60,11 @@ class _RemoteTar:
 
 
 class ShardReader:
-    """The usable clips of one split, at any window, without decoding or copying more than the window.
+    """The usable clips of one split, readable at any window.
 
-    A clip is known by its key or its row: its place among the usable clips, in the order of the keys. What is held of a
-    clip are numbers, about 30 bytes, and its captions, so that millions of clips fit and forked processes share them.
-    May be shared by threads, forked and pickled: files are opened on first use and read at absolute offsets.
+    A clip is identified by its key or its row, its index among the usable clips in the order of the keys. Memory holds
+    about 30 bytes and the captions per clip, so millions of clips fit, and forked processes share them. A reader may be
+    shared by threads, forked and pickled: files are opened on first use and read at absolute offsets.
     """
 
     def __init__(self, folder: Path, summary: Mapping[str, Any]) -> None:
@@ -82,7 +82,7 @@ class ShardReader:
         self._open = self._opener()
 
     def _read_manifest(self, tar_bytes: NDArray[np.int64]) -> None:
-        """Keep of the manifest what reading needs, a batch of rows at a time; refuse rows that the tars cannot hold."""
+        """Load the columns that reading needs, in batches of rows; PipelineError for rows that the tars cannot hold."""
         number_of = {shard: number for number, shard in enumerate(self._shards.tolist())}
         place = "pcm_offset" if self.format == "wav" else "data_offset"
         columns = ["key", "shard", "frames", "data_offset", "data_size", place, "captions"]
@@ -108,11 +108,11 @@ class ShardReader:
         self._tar_of, self._frames = _joined(tars, np.int32), _joined(frames, np.int64)
         self._offset, self._size = _joined(offsets, np.int64), _joined(sizes, np.int64)
         self._texts = pa.concat_arrays([pa.array([], pa.large_string()), *texts])
-        # Where the captions of a row begin; no clip of unlabeled audio has any, and then there is nothing to keep.
+        # Where the captions of a row begin; None for unlabeled audio, which has no captions.
         self._first_text = np.concatenate([[0], np.cumsum(_joined(counts, np.int64))]) if len(self._texts) else None
 
     def _check_places(self, batch: pa.RecordBatch, tars: NDArray[np.int32], tar_bytes: NDArray[np.int64]) -> None:
-        """Raise PipelineError for a row whose tar is unknown, or whose audio lies outside of its member or its tar."""
+        """Raise PipelineError for a row whose tar is unknown, or whose audio lies outside its member or its tar."""
         asked = ["frames", "data_offset", "data_size", *(["pcm_offset"] if self.format == "wav" else [])]
         frames, offset, size, *pcm = (batch[name].fill_null(-1).to_numpy() for name in asked)
         fits = (tars >= 0) & (frames > 0) & (offset >= 0) & (size > 0) & (offset + size <= tar_bytes[tars])
@@ -120,9 +120,9 @@ class ShardReader:
             fits &= (pcm[0] == offset + WAV_HEADER_BYTES) & (size == WAV_HEADER_BYTES + frames * BYTES_PER_FRAME)
         if len(wrong := np.flatnonzero(~fits)):
             row = batch.select(["key", "shard", *asked]).slice(wrong[0], 1).to_pylist()[0]
-            told = ", ".join(f"{name} {value}" for name, value in row.items() if name != "key")
+            values = ", ".join(f"{name} {value}" for name, value in row.items() if name != "key")
             raise PipelineError(
-                f"{self.folder / 'manifest.parquet'}: {row['key']} cannot lie where the manifest says ({told}); make "
+                f"{self.folder / 'manifest.parquet'}: {row['key']} cannot lie where the manifest says ({values}); make "
                 "the manifest again with index_shards"
             )
 
@@ -142,12 +142,12 @@ class ShardReader:
 
     @functools.cached_property
     def keys(self) -> list[str]:
-        """The key of every row, read from the manifest on first use, because it is the most of it."""
+        """The key of every row, read from the manifest on first use because keys take the most memory."""
         batches = usable_batches(self.folder / "manifest.parquet", ["key"])
         return [key for batch in batches for key in batch["key"].to_pylist()]
 
     def rows_of(self, keys: pa.Array) -> NDArray[np.int64]:
-        """The row of every key, -1 where there is no such usable clip."""
+        """Return the row of every key, -1 if there is no such usable clip."""
         if len(self) == 0:
             return np.full(len(keys), -1)
         wanted = hashes_of(keys)
@@ -158,28 +158,28 @@ class ShardReader:
         row = int(self.rows_of(pa.array([key]))[0])
         if row < 0:
             raise PipelineError(
-                f"{self.folder}: no usable clip {key}; the manifest has {len(self)} usable clips, "
-                f"so either {key} was dropped (see its reason there) or it belongs to another split"
+                f"{self.folder}: {key} is not among the {len(self)} usable clips; "
+                "it was dropped (see its reason in the manifest) or belongs to another split"
             )
         return row
 
     def frames(self, key: str) -> int:
-        """Length of a clip at `sample_rate_hz`."""
+        """Return the length of a clip in samples at `sample_rate_hz`."""
         return int(self._frames[self._row(key)])
 
     def read(self, key: str) -> NDArray[np.int16]:
-        """All samples of a clip, mono, at `sample_rate_hz`."""
+        """Return all samples of a clip, mono, at `sample_rate_hz`."""
         return self.read_clip(self._row(key))
 
     def captions(self, key: str) -> list[str]:
-        """The captions of a clip, in the publisher's order; empty for unlabeled audio."""
+        """Return the captions of a clip, in the publisher's order; empty for unlabeled audio."""
         row = self._row(key)
         if self._first_text is None:
             return []
         return self._texts[self._first_text[row] : self._first_text[row + 1]].to_pylist()
 
     def captions_at(self, rows: NDArray[np.int64], numbers: NDArray[np.integer]) -> list[str]:
-        """For each of some rows its caption of the given number; PipelineError where it has fewer."""
+        """Return one caption per row, by its number; PipelineError if a clip has fewer."""
         first = np.zeros(len(self) + 1, np.int64) if self._first_text is None else self._first_text
         places = first[rows] + numbers
         if len(missing := np.flatnonzero((numbers < 0) | (places >= first[rows + 1]))):
@@ -188,10 +188,11 @@ class ShardReader:
         return self._texts.take(pa.array(places)).to_pylist()
 
     def read_window(self, key: str, start: int, frames: int, short_clips: str = "repeat") -> NDArray[np.int16]:
-        """`frames` samples of a clip from `start` on; a clip shorter than that is repeated or padded (`fit_window`).
+        """Return `frames` samples of a clip from `start` on; a shorter clip is repeated or padded (`fit_window`).
 
-        Raises PipelineError, which names tar and clip, for a window that reaches beyond a longer clip, for a tar that
-        has become shorter or cannot be read any more, and for FLAC that cannot be decoded.
+        Raises:
+            PipelineError: The window reaches beyond a longer clip, the tar is cut or cannot be read, or its FLAC cannot
+                be decoded. The message names tar and clip.
         """
         window = np.empty(frames, "<i2")
         self.read_into(self._row(key), start, window, short_clips)
@@ -207,13 +208,13 @@ class ShardReader:
         elif start < 0 or start + frames > length:
             raise PipelineError(
                 f"{self.folder}: {self._name_of(row)} has {length} frames, asked for {start} to {start + frames}; "
-                "the pairs belong to other shards, make them again"
+                "the pairs were made from other shards, make them again"
             )
         else:
             self._read(row, start, window)
 
     def read_clip(self, row: int) -> NDArray[np.int16]:
-        """All samples of a row."""
+        """Return all samples of a row."""
         clip = np.empty(self._frames[row], "<i2")
         self._read(row, 0, clip)
         return clip
@@ -222,16 +223,16 @@ class ShardReader:
         path = f"{self._place}/{self._shards[self._tar_of[row]]}.tar"
         try:
             self._read_from(self._open(path), row, start, samples)
-        except OSError as error:  # the disk, or the network that it lies behind
+        except OSError as error:  # the disk, or the network in between
             raise PipelineError(
-                f"{path}: cannot be read any more ({error.strerror}), asked for {self._name_of(row)}; see that its "
-                "disk is there and well, and that python -m pipeline verify finds the tar whole, then give the same "
-                "command again: a training goes on from its checkpoint"
+                f"{path}: cannot be read any more ({error.strerror}), asked for {self._name_of(row)}; check the disk "
+                "and the tar (python -m pipeline verify), then run the same command again: a training continues from "
+                "its checkpoint"
             ) from error
         except soundfile.SoundFileError as error:
             raise PipelineError(
-                f"{path}: {self._name_of(row)} cannot be decoded ({error}); python -m pipeline verify names every "
-                "damaged clip, make their shards again"
+                f"{path}: {self._name_of(row)} cannot be decoded ({error}); find all damaged clips with "
+                "python -m pipeline verify, and make their shards again"
             ) from error
         except PipelineError as error:
             raise PipelineError(f"{error} (asked for {self._name_of(row)})") from error
@@ -249,14 +250,14 @@ class ShardReader:
                 raise soundfile.SoundFileError(f"{found} of {len(samples)} frames from {start} on")
 
     def _name_of(self, row: int) -> str:
-        """The key of a row, for messages: of the manifest only this key is kept."""
+        """Return the key of a row for messages, without loading all keys."""
         first = 0
         try:
             for batch in usable_batches(self.folder / "manifest.parquet", ["key"]):
                 if row < first + batch.num_rows:
                     return batch["key"][row - first].as_py()
                 first += batch.num_rows
-        except PipelineError:  # it may lie on the disk that failed
+        except PipelineError:  # the manifest may be on the disk that failed
             pass
         return f"clip {row}"
 
@@ -266,17 +267,20 @@ def _joined(parts: list[NDArray], dtype: DTypeLike) -> NDArray:
 
 
 def hashes_of(texts: pa.Array) -> NDArray[np.uint64]:
-    """A 64-bit hash of every text: of 10 million different ones, two are equal with a chance of 1 in 370,000."""
-    import pandas as pd  # a second, for which stages that do not need it need not wait
+    """Return a 64-bit hash of every text; among 10 million, two collide with a probability of 1 in 370,000."""
+    import pandas as pd  # takes a second to import, which other stages save
 
     return pd.util.hash_array(texts.to_numpy(zero_copy_only=False), categorize=False)
 
 
 def open_shards(folder: Path, *, verify: bool = False, share: slice = slice(None)) -> ShardReader:
-    """The reader of a split's folder, after a check of the sizes, or with `verify` the checksums, of its tars.
+    """Return the reader of a split's folder after checking the sizes, or with `verify` the checksums, of its tars.
 
-    share: which tars' checksums, where several processes check a part each. Tars at an address are asked for their
-    sizes alone. Raises PipelineError for a manifest or tar that is missing, cut or another than manifest.json tells of.
+    share: the tars whose checksums this process checks, if several share the work. Tars at an address are checked by
+    size only.
+
+    Raises:
+        PipelineError: The manifest or a tar is missing, cut or does not match manifest.json.
     """
     folder = Path(folder)
     summary_path, manifest_path = folder / "manifest.json", folder / "manifest.parquet"
@@ -284,9 +288,7 @@ def open_shards(folder: Path, *, verify: bool = False, share: slice = slice(None
     if not manifest_path.exists():
         raise PipelineError(f"{manifest_path}: not found; make it with python -m pipeline.stages.index_shards")
     if sha256_of(manifest_path) != summary["manifest_sha256"]:
-        raise PipelineError(
-            f"{manifest_path}: is not the manifest that {summary_path} tells of; run index_shards again"
-        )
+        raise PipelineError(f"{manifest_path}: does not match its checksum in {summary_path}; run index_shards again")
     check_tars(folder, summary)
     if verify and "address" not in summary:
         for shard in summary["shards"][share]:
@@ -297,9 +299,12 @@ def open_shards(folder: Path, *, verify: bool = False, share: slice = slice(None
 def open_split(folder: str | Path, *, verify: bool = False) -> ShardReader:
     """Return the usable clips of a split: `keys`, and by key `read`, `read_window`, `frames` and `captions`.
 
-    folder: of the split's shards. verify: whether the checksums of all tars are computed, not their sizes alone.
+    Args:
+        folder: the split's shards.
+        verify: whether to check the checksums of all tars, not only their sizes.
 
-    Raises PipelineError for a manifest or tar that is missing, cut or changed.
+    Raises:
+        PipelineError: The manifest or a tar is missing, cut or changed.
 
     Example:
         >>> import pipeline

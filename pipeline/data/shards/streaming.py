@@ -1,4 +1,4 @@
-"""The shards read from beginning to end with webdataset, for those who stream; training reads windows by offset."""
+"""Stream shards from beginning to end with webdataset; training reads windows by offset instead."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from pipeline.data.shards.format import check_tars, read_summary
 
 
 def decode_clip(sample: dict[str, Any]) -> dict[str, Any]:
-    """A webdataset sample as key, samples (int16, mono) and the facts of its JSON member (captions and so on)."""
+    """Return a webdataset sample as key, samples (int16, mono) and the values of its JSON member (captions, ...)."""
     audio = sample["wav"] if "wav" in sample else sample["flac"]
     samples, _ = soundfile.read(io.BytesIO(audio), dtype="int16")
     return {**json.loads(sample["json"]), "key": sample["__key__"], "samples": samples}
 
 
 def stream_clips(folder: str | Path) -> webdataset.WebDataset:
-    """Every clip of a split in the order of its shards, as dictionaries; an IterableDataset for a DataLoader.
+    """Return an IterableDataset of a split's clips in the order of its shards, as dictionaries.
 
-    Tars are shared out among nodes and loader workers, so the parts differ in size by up to a tar: a training that
-    needs equal parts reads by offset instead (`pipeline.training.batches`). Tars at an address are streamed from there
-    by webdataset, which calls curl for http. Raises PipelineError for a tar that is missing or of another size, which
-    webdataset would read up to where it is cut, without an error.
+    Nodes and loader workers each read some of the tars, so their parts differ in size by up to one tar. A training that
+    needs equal parts reads by offset (`pipeline.training.batches`). Tars at an address are streamed by webdataset,
+    which calls curl for http.
+
+    Raises:
+        PipelineError: A tar is missing or has another size. webdataset itself would stop at the cut without an error.
 
     Example:
         >>> import pipeline

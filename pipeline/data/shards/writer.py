@@ -1,4 +1,4 @@
-"""Writing a shard: a WebDataset tar of mono 16-bit audio, and one manifest row per clip."""
+"""Write a shard: a WebDataset tar of mono 16-bit audio, and one manifest row per clip."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ COPIED = ("key", "dataset", "split", "status", "reason", "source_id", "source_na
 
 @dataclass(frozen=True, kw_only=True)
 class AudioSettings:
-    """How the audio of shards is made."""
+    """Settings of the audio in shards."""
 
     sample_rate_hz: int
     audio_format: str
     """wav or flac."""
     channels: str
-    """What is kept of several channels (`pipeline.data.audio.CHANNELS`)."""
+    """Which channels are kept (`pipeline.data.audio.CHANNELS`)."""
     min_duration_s: float
     """Shorter clips are dropped."""
 
@@ -41,7 +41,7 @@ def write_clips(
     shard: str,
     settings: AudioSettings,
 ) -> list[dict[str, Any]]:
-    """Append the clips to a tar and return the manifest's row of each, with a reason where the audio is unusable."""
+    """Append the clips to a tar and return their manifest rows, with a reason for unusable audio."""
     rows = []
     for clip in clips:
         row = {name: clip[name] for name in COPIED} | {"shard": shard}
@@ -70,11 +70,11 @@ def write_clips(
 def add_clip(
     tar: tarfile.TarFile, clip: Mapping[str, Any], recording: Recording, settings: AudioSettings
 ) -> dict[str, Any]:
-    """Append one clip to a tar and return the columns of the manifest that say where its audio lies."""
+    """Append one clip to a tar and return its manifest columns: offsets, sizes, levels and checksum."""
     is_wav = settings.audio_format == "wav"
     audio = recording.wav if is_wav else flac_of(recording)
     frames = len(recording.samples_S)
-    description = {  # in every sample the same names and types, none null, as datasets of Hugging Face need it
+    description = {  # the same names and types in every sample, none null, for Hugging Face datasets
         "captions": clip["captions"],
         "dataset": clip["dataset"],
         "split": clip["split"],
@@ -102,8 +102,8 @@ def add_clip(
 def add_sample(tar: tarfile.TarFile, key: str, extension: str, audio: bytes, facts: Mapping[str, Any]) -> int:
     """Append `KEY.wav` or `KEY.flac`, then `KEY.json`, to a USTAR archive and return the offset of the audio in it.
 
-    The bytes are those of webdataset's TarWriter with mtime 0. It is not TarWriter, because importing webdataset
-    imports torch: 2.6 s in a job that takes two.
+    The bytes equal those of webdataset's TarWriter with mtime 0. Importing webdataset would import torch: 2.6 s in a
+    job that takes two.
     """
     offset = tar.offset + tarfile.BLOCKSIZE  # a USTAR header is one block
     for name, data in ((f"{key}.{extension}", audio), (f"{key}.json", json.dumps(facts, ensure_ascii=False).encode())):

@@ -13,10 +13,10 @@ from pipeline.results.table.rows import Line, Table, number
 
 
 def to_csv(table: Table) -> str:
-    """The table as CSV, figures to two decimals; for Table 1 its first columns are those of `data/paper_table1.csv`.
+    """Return the table as CSV, figures with two decimals; Table 1 begins with the columns of `data/paper_table1.csv`.
 
-    A column `label` follows the method where a row has one. Where a row has several seeds, standard deviations follow
-    as FIGURE_sd. Published figures, differences and gains come last. A cell without a value is empty.
+    If a row has a label, a column `label` follows the method. If a row has several seeds, standard deviations follow as
+    FIGURE_sd. Published figures, differences and gains come last. A cell without a value is empty.
     """
     has_labels = any(line.row.label for line in table.lines)
     lines = []
@@ -39,7 +39,7 @@ def to_csv(table: Table) -> str:
 
 def _published_cells(line: Line) -> dict[str, str]:
     found = line.published
-    assert found is not None, "all lines of a table have it, or none"
+    assert found is not None, "either all lines of a table have it, or none"
     cells = {f"published_{name}": _or_empty(found.figures, name) for name in FIGURES}
     cells |= {f"difference_{name}": _or_empty(found.differences, name) for name in FIGURES}
     for name in GAINS:

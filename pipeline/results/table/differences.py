@@ -1,4 +1,4 @@
-"""The CSV of a table's differences from finetune, which compare writes and tabulate and the page read."""
+"""The CSV of a table's differences from finetune: compare writes it, tabulate and the page read it."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class ComparedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparisons:
-    """What `read_comparisons` finds."""
+    """The content of a CSV of differences."""
 
     datasets: list[str]
     """The columns of training data."""
     figures: dict[Row, dict[str, Comparison]]
-    """Finetune itself, and rows of a target without it, are not among them."""
+    """Without finetune itself, and without rows of a target that has no finetune row."""
 
 
 def comparisons_csv(compared: Sequence[ComparedRow], datasets: Sequence[str], protocol: str) -> str:
-    """One line per row and figure, percentage points to two decimals, p to four."""
+    """Return one line per row and figure, percentage points with two decimals and p with four."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["target", "method", *datasets, "label", "figure", *NUMBERS, "significant"]
@@ -55,7 +55,7 @@ def comparisons_csv(compared: Sequence[ComparedRow], datasets: Sequence[str], pr
 
 
 def read_comparisons(path: Path) -> Comparisons:
-    """What `comparisons_csv` wrote; PipelineError for a missing, foreign or damaged file."""
+    """Return the comparisons that `comparisons_csv` wrote; PipelineError if the file is missing or damaged."""
     needed = ("target", "method", "label", "figure", *NUMBERS)
     try:
         with path.open(encoding="utf-8", newline="") as file:

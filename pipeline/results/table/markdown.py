@@ -13,9 +13,9 @@ from pipeline.results.table.rows import Line, Table, number
 
 
 def to_markdown(table: Table) -> str:
-    """The figures of the CSV, with their standard deviations where there are several seeds.
+    """Return the figures of the CSV, with standard deviations if there are several seeds.
 
-    An asterisk marks what differs significantly from finetune.
+    An asterisk marks a significant difference from finetune.
     """
     datasets = [title(name) for name in table.datasets]
     head = ["target", "method", *datasets, *(name.replace("_", " ") for name in FIGURES)]
@@ -45,7 +45,7 @@ def _cells(line: Line) -> list[str]:
 
 
 def _published_cells(line: Line) -> list[list[str]]:
-    """The published figures and the differences to them, in italics below a line."""
+    """Return the published figures and the differences from them, in italics below a line."""
     found, nothing = line.published, [""] * len(line.row.training)
     if found is None:
         return []

@@ -1,20 +1,20 @@
-"""How the paper writes datasets, methods and what a training set gave."""
+"""The paper's names of datasets, methods and uses of a training set."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 DATASETS = {"clotho": "Clotho", "audiocaps": "AudioCaps", "audioset": "AudioSet"}
-"""The datasets of the paper; others are written as they are named."""
+"""The paper's datasets; other datasets keep their own names."""
 CELLS = {"A+T": "A+T", "A": "Audio", "-": "-"}
-"""What a training set gave: pairs, audio only, nothing; and how it is written."""
+"""Uses of a training set (pairs, audio only, none) and their text in the table."""
 GROUPS = ("", "Proposed method", "(Scenario where all paired data is available)")
-"""Parts of a block of the table, by their headings; the first has none."""
+"""Headings of the parts of a block of the table; the first has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """How LaTeX writes a method: its label, the heading above it, and its footnote."""
+    """A method in LaTeX: its label, the heading above it, and its footnote."""
 
     label: str
     group: str
@@ -58,5 +58,5 @@ METHODS = {
 
 
 def title(dataset: str) -> str:
-    """A dataset as the paper writes it, in plain text."""
+    """Return a dataset's name in the paper, as plain text."""
     return DATASETS.get(dataset, dataset)

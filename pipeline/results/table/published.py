@@ -1,4 +1,4 @@
-"""Published figures next to a table's, the differences to them, and gains over finetune."""
+"""Published figures next to a table's, the differences from them, and gains over finetune."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from pipeline.results.table.names import title
 from pipeline.results.table.rows import Figures, Line, Published, Row, Table, number
 
 GAINS = ("t2a_R1", "a2t_R1")
-"""Figures whose relative gain over finetune is shown, as in the paper's abstract."""
+"""Figures with a relative gain over finetune, as in the paper's abstract."""
 GAINS_NOTE = "Relative gain in R@1 of composed over finetune, in percent."
 COLUMNS = ("published", "ours")
-"""Of the table of gains, in each direction."""
+"""Columns of the table of gains, per direction."""
 NONE_PUBLISHED = "not published"
 
 
 def read_published(path: Path) -> dict[Row, Figures]:
-    """Published figures by row, from a CSV in the columns of `data/paper_table1.csv`.
+    """Return published figures by row, from a CSV with the columns of `data/paper_table1.csv`.
 
-    The training data of a row are named, in any order of the columns: ("audioset=A", "clotho=A+T").
+    The training data of a row carry their names, so the order of the columns is free: ("audioset=A", "clotho=A+T").
     """
     try:
         published = pd.read_csv(path, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise PipelineError(f"{path}: cannot be read as CSV ({error}); name another file in study.published") from error
     if missing := [name for name in ("target", "method", *FIGURES) if name not in published]:
-        raise PipelineError(f"{path}: has no column {', '.join(missing)}; data/paper_table1.csv shows what is expected")
+        raise PipelineError(f"{path}: has no column {', '.join(missing)}; see data/paper_table1.csv for an example")
     datasets = [str(name) for name in published if name not in ("target", "method", *FIGURES)]
     found: dict[Row, Figures] = {}
     for number_of_line, line in enumerate(published.to_dict("records"), start=2):
@@ -43,9 +43,9 @@ def read_published(path: Path) -> dict[Row, Figures]:
         except ValueError:
             figures = {"": math.nan}
         if not all(map(math.isfinite, figures.values())):
-            raise PipelineError(f"{path} line {number_of_line}: a figure is no number")
+            raise PipelineError(f"{path} line {number_of_line}: a figure is no number; correct it")
         if row in found:
-            raise PipelineError(f"{path} line {number_of_line}: repeats the row {row}")
+            raise PipelineError(f"{path} line {number_of_line}: repeats the row {row}; remove one of them")
         found[row] = figures
     return found
 
@@ -56,9 +56,9 @@ def _with_named_training(target: Any, method: Any, training: Mapping[str, str]) 
 
 
 def add_published(table: Table, published: Mapping[Row, Figures]) -> Table:
-    """The table with the published figures of the same target, method and training data.
+    """Return the table with the published figures of the same target, method and training data.
 
-    A row with a label has no published counterpart. Differences and gains are of figures as they are printed.
+    A row with a label has no published counterpart. Differences and gains are computed from rounded figures.
     """
     baselines = {line.row.target: _printed(line) for line in table.lines if line.row.is_baseline}
     published_baselines = {row.target: figures for row, figures in published.items() if row.method == "finetune"}
@@ -69,13 +69,13 @@ def add_published(table: Table, published: Mapping[Row, Figures]) -> Table:
         counterpart = _with_named_training(row.target, row.method, training)
         theirs = {} if row.label else published.get(counterpart, {})
         gained = row.method == "composed" and not row.label
-        beside = Published(
+        counterpart_figures = Published(
             figures=theirs,
             differences={name: ours[name] - theirs[name] for name in theirs},
             gains=_gains(ours, baselines.get(row.target, {})) if gained else {},
             published_gains=_gains(theirs, published_baselines.get(row.target, {})) if gained else {},
         )
-        lines.append(replace(line, published=beside))
+        lines.append(replace(line, published=counterpart_figures))
     return replace(table, lines=lines)
 
 
@@ -84,14 +84,14 @@ def _printed(line: Line) -> Figures:
 
 
 def _gains(figures: Figures, baseline: Figures) -> Figures:
-    """By how many percent the figures are above the baseline's, where both are known."""
+    """Return the relative gains over the baseline in percent, if both figures are known."""
     return {
         name: 100 * (figures[name] / baseline[name] - 1) for name in GAINS if name in figures and baseline.get(name)
     }
 
 
 def gain_rows(table: Table) -> list[tuple[str, list[str]]]:
-    """Target and cells of the rows with a gain: training data, then published and ours per direction, "-" if none."""
+    """Return target and cells of the rows with a gain: training data, then published and ours per direction or "-"."""
     return [
         (line.row.target, [*line.row.training, *_gain_cells(line.published)])
         for line in table.lines
@@ -105,7 +105,7 @@ def _gain_cells(published: Published) -> list[str]:
 
 
 def gains_note(table: Table) -> str:
-    """What the table of gains shows, with the largest published gain of each target, in plain text."""
+    """Return the note on the table of gains, with the largest published gain per target, in plain text."""
     largest = {target: max(gains) for target, lines in table.by_target().items() if (gains := _published_gains(lines))}
     if not largest:
         return GAINS_NOTE
@@ -119,10 +119,10 @@ def _published_gains(lines: Sequence[Line]) -> list[float]:
 
 
 def format_gain(value: float) -> str:
-    """A relative gain, in percent, as every output writes it."""
+    """Return a relative gain in percent, as written in every output."""
     return f"{value:.1f}"
 
 
 def format_difference(value: float) -> str:
-    """A difference in percentage points with its sign."""
+    """Return a difference in percentage points with its sign."""
     return f"{value + 0.0:+.2f}" if abs(value) >= 0.005 else "0.00"

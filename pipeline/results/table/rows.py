@@ -1,4 +1,4 @@
-"""The rows of a table: means and deviations over seeds, and which figures differ significantly from finetune's."""
+"""The rows of a table: means and standard deviations over seeds, and significant differences from finetune."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pipeline.results.comparisons import Comparison
 from pipeline.results.table.names import CELLS, METHODS
 
 Figures = Mapping[str, float]
-"""By the names in `FIGURES`, in percent."""
+"""Figures in percent, by their names in `FIGURES`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What a row shows: the target it is evaluated on, the method, and what each training set gave."""
+    """The identity of a row: the target it is evaluated on, the method, and the use of each training set."""
 
     target: str
     method: str
@@ -33,7 +33,7 @@ class Row:
 
     @classmethod
     def parse(cls, text: str, datasets: Sequence[str]) -> Row:
-        """The row written as TARGET|METHOD, a cell for each of `datasets` and, where it has one, its label.
+        """Return the row from TARGET|METHOD, one cell per dataset and an optional label, joined by |.
 
         For example clotho|composed|A+T|A|- or clotho|composed|A+T|A|-|without the third term.
         """
@@ -41,7 +41,7 @@ class Row:
         label = fields.pop() if len(fields) > 2 + len(datasets) else ""
         if len(fields) != 2 + len(datasets):
             raise PipelineError(
-                f"row {text!r} has {len(fields)} fields; TARGET|METHOD|{'|'.join(datasets).upper()} was expected"
+                f"row {text!r} has {len(fields)} fields; expected TARGET|METHOD|{'|'.join(datasets).upper()}"
             )
         target, method, *training = fields
         if method not in METHODS:
@@ -56,13 +56,13 @@ class Row:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether gains over finetune are over this row."""
+        """Whether this is the finetune row that others are compared with."""
         return self.method == "finetune" and not self.label
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestSet:
-    """The clips and captions that a row is evaluated on, and how they were embedded."""
+    """The clips and captions that a row is evaluated on, and their embedding."""
 
     split: str
     n_text: int
@@ -72,7 +72,7 @@ class TestSet:
     windows: str
 
     def differences(self, other: TestSet) -> str:
-        """The values that differ, in words."""
+        """Return the values that differ, as text."""
         mine, theirs = asdict(self), asdict(other)
         return ", ".join(f"{name} {mine[name]} and {theirs[name]}" for name in mine if mine[name] != theirs[name])
 
@@ -82,13 +82,13 @@ TEST_SET = tuple(field.name for field in fields(TestSet))
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """The published counterpart of a line, in percent as printed; empty where something is missing."""
+    """The published counterpart of a line, in percent, rounded; empty if there is none."""
 
     figures: Figures
     differences: Figures
-    """Ours less the published."""
+    """Our figures minus the published."""
     gains: Figures
-    """Of `composed`: relative gains over finetune, for the figures in `published.GAINS`."""
+    """Relative gains of `composed` over finetune, for the figures in `published.GAINS`."""
     published_gains: Figures
 
 
@@ -98,7 +98,7 @@ class Line:
 
     row: Row
     mean: Figures
-    """Over the seeds."""
+    """Mean over the seeds."""
     sd: Figures
     """Sample standard deviation over the seeds; NaN for one seed."""
     seeds: int
@@ -111,14 +111,14 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The lines in the order given, which the writers turn into CSV, Markdown and LaTeX."""
+    """The lines in the order given, ready to be written as CSV, Markdown and LaTeX."""
 
     lines: Sequence[Line] = field(repr=False)
     datasets: Sequence[str]
     """The columns of training data."""
     protocol: str
     has_marks: bool = False
-    """Whether what is significant was looked up."""
+    """Whether significant differences are marked."""
 
     @property
     def has_deviations(self) -> bool:
@@ -131,7 +131,7 @@ class Table:
         return any(line.published for line in self.lines)
 
     def by_target(self) -> dict[str, list[Line]]:
-        """The lines of each target, in the order in which targets first occur."""
+        """Return the lines of each target, in the order in which targets first occur."""
         groups: dict[str, list[Line]] = {}
         for line in self.lines:
             groups.setdefault(line.row.target, []).append(line)
@@ -139,7 +139,7 @@ class Table:
 
 
 def add_row_arguments(parser: argparse.ArgumentParser, file: str) -> None:
-    """`--row ROW FILES...`, `--datasets` and `--protocol`: a table's rows, each with `file` of every seed."""
+    """Add `--row ROW FILES...`, `--datasets` and `--protocol`: a table's rows, each with `file` of every seed."""
     parser.add_argument(
         "--row", nargs="+", action="append", required=True, metavar=("ROW", "FILE"),
         help=f"TARGET|METHOD, a cell (A+T, A or -) per dataset and a label if it has one, then {file} of every seed; "
@@ -152,11 +152,11 @@ def add_row_arguments(parser: argparse.ArgumentParser, file: str) -> None:
 def tabulate(
     results: Sequence[tuple[Row, Mapping[Path, Mapping[str, Any]]]], datasets: Sequence[str], protocol: str
 ) -> Table:
-    """The table of `results`: each row with the contents of its metrics.json files, one per seed.
+    """Return the table of `results`: each row with the contents of its metrics.json files, one per seed.
 
     Raises:
-        PipelineError: a row that comes twice or without files, a file of another target or without the protocol,
-            seeds of a row that repeat or come from different runs, or a target evaluated on different test sets.
+        PipelineError: A row is given twice or without files, a file has another target or not the protocol, the seeds
+            of a row repeat or come from different runs, or a target is evaluated on different test sets.
     """
     lines: list[Line] = []
     test_sets: dict[str, tuple[Path, TestSet]] = {}
@@ -218,11 +218,11 @@ def _check_file(path: Path, metrics: Mapping[str, Any], row: Row, protocol: str)
     found = metrics["protocols"][protocol]
     for name in FIGURES:
         if not isinstance(found.get(name), int | float) or not math.isfinite(found[name]):
-            raise PipelineError(f"{path}: {protocol} {name} is {found.get(name)}; a number was expected")
+            raise PipelineError(f"{path}: {protocol} {name} is {found.get(name)}, expected a number; evaluate it again")
 
 
 def mark_significant(table: Table, comparisons: Mapping[Row, Mapping[str, Comparison]]) -> Table:
-    """The table with the figures marked that differ significantly from finetune's, by row."""
+    """Return the table with its significant differences from finetune marked."""
     lines = []
     for line in table.lines:
         compared = comparisons.get(line.row, {})
@@ -232,5 +232,5 @@ def mark_significant(table: Table, comparisons: Mapping[Row, Mapping[str, Compar
 
 
 def number(value: float) -> str:
-    """A figure or its standard deviation, in percent, as every output writes it."""
+    """Return a figure or its standard deviation in percent, as written in every output."""
     return f"{value:.2f}"
