@@ -208,6 +208,12 @@ def test_what_is_no_whole_run_is_refused_by_name(run, tmp_path, change, message)
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
 
+def test_what_a_killed_export_left_is_removed(run, tmp_path):
+    (tmp_path / ".out.0123abcd.tmp").mkdir()
+    export_run(run, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_target_that_holds_something_is_left_alone(run, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
