@@ -74,8 +74,12 @@ TORCHRUN += ["--seed", "0", "--threads", "1", "--steps-per-checkpoint", "3"]
 """Snakemake starts several processes per training only on GPUs, so this training is started by hand."""
 COMMANDS = {"snakemake": SNAKEMAKE, "launcher": TORCHRUN}
 
+ROLES = {"launcher", "torchrun", "loader"}
+"""Processes of a training that run no stage themselves."""
 MARK = "FAULTS_STUDY"
 """Environment variable of all processes of a study, by which those without a parent are found."""
+SECONDS_TO_MEET = 15
+"""How long a kill waits for a stage that none has met."""
 SECONDS_TO_END = 60
 """After it a process without a parent counts as left behind, and a command with a killed process as hanging."""
 EXCLUDED = {
@@ -146,23 +150,24 @@ def is_snakemakes_own(path: Path) -> bool:
 
 
 def result_digest(path: Path) -> str:
-    """The SHA-256 of a file, without the entries that differ between any two runs.
+    """The SHA-256 of a file, or what a whole one holds without the entries that differ between any two runs.
 
     These are the times in training.json and its SHA-256 in made_from.json, and in the row files of shards the digest of
     the raw files' times.
     """
-    if path.name == "training.json":
-        account = json.loads(path.read_text())
-        return json.dumps({name: value for name, value in account.items() if name not in TIMES}, sort_keys=True)
-    if path.name == "made_from.json":
-        record = json.loads(path.read_text())
-        return json.dumps({**record, "sha256": sorted(record["sha256"])}, sort_keys=True)
-    if path.suffix == ".parquet" and FACTS_KEY in (metadata := pq.read_schema(path).metadata or {}):
-        facts = json.loads(metadata[FACTS_KEY]) | {"sources": ""}
-        rows = pq.read_table(path).replace_schema_metadata({FACTS_KEY: json.dumps(facts)})
-        with io.BytesIO() as file:
-            pq.write_table(rows, file)
-            return hashlib.sha256(file.getvalue()).hexdigest()
+    with contextlib.suppress(ValueError):  # a damaged file
+        if path.name == "training.json":
+            account = json.loads(path.read_text())
+            return json.dumps({name: value for name, value in account.items() if name not in TIMES}, sort_keys=True)
+        if path.name == "made_from.json":
+            record = json.loads(path.read_text())
+            return json.dumps({**record, "sha256": sorted(record["sha256"])}, sort_keys=True)
+        if path.suffix == ".parquet" and FACTS_KEY in (metadata := pq.read_schema(path).metadata or {}):
+            facts = json.loads(metadata[FACTS_KEY]) | {"sources": ""}
+            rows = pq.read_table(path).replace_schema_metadata({FACTS_KEY: json.dumps(facts)})
+            with io.BytesIO() as file:
+                pq.write_table(rows, file)
+                return hashlib.sha256(file.getvalue()).hexdigest()
     return sha256_of(path)
 
 
@@ -173,7 +178,7 @@ def differences(expected: dict[str, str], folder: Path) -> list[str]:
     more = [f"left behind: {name}" for name in sorted(found.keys() - expected.keys())]
     other = [f"different: {name}" for name in sorted(expected.keys() & found.keys()) if expected[name] != found[name]]
     marks = [path for place in ("locks", "incomplete") for path in (folder / ".snakemake" / place).rglob("*")]
-    marks += (folder / ".snakemake").glob("shell_tmp.*")
+    marks += (folder / ".snakemake").glob("shell_tmp.*/*")
     return [*lost, *more, *other, *(f"left behind: {path.relative_to(folder)}" for path in marks if path.is_file())]
 
 
@@ -231,10 +236,6 @@ def shared_memory() -> set[str]:
     return {path.name for path in Path("/dev/shm").glob("*")} - held
 
 
-ROLES = ("launcher", "torchrun", "loader")
-"""Processes of a training that run no stage themselves."""
-
-
 # --- kills -----------------------------------------------------------------------------------------------------------
 
 
@@ -281,35 +282,44 @@ class Injection:
 
     def kill_once(self, name: str, leader: subprocess.Popen[bytes], folder: Path) -> bool:
         """Kill something at a random moment; returns False if the command ended before."""
-        jobs = self.chance.choice([0, 1, 1, 2, 3])
-        seconds = self.chance.uniform(0, 2.5 if jobs else 5)
-        seen: set[int] = set()
-        deadline = None
-        while deadline is None or time.monotonic() < deadline:
-            if leader.poll() is not None:
-                return False
-            workers = workers_below(leader.pid)
-            seen |= {worker.pid for worker in workers}
-            if deadline is None and len(seen) >= jobs:
-                deadline = time.monotonic() + seconds
-            time.sleep(0.02)
-        workers = workers_below(leader.pid)
-        kinds = [kind_of(worker) for worker in workers]
-        running = sorted({kind for kind in kinds if kind not in ("", *ROLES)}) or ["no stage"]
+        if not self.wait_for_moment(leader):
+            return False
+        workers = {worker: kind for worker in workers_below(leader.pid) if (kind := kind_of(worker))}
+        running = sorted(set(workers.values()) - ROLES) or ["no stage"]
         target = self.chance.choice(["group", name, "worker", "worker"] if workers else ["group", name])
         if target == "group":
             os.killpg(leader.pid, signal.SIGKILL)
         elif target == name:
             leader.kill()
         else:
-            roles = [kind if kind in ROLES else "stage" for kind in kinds]
-            role = self.chance.choice(sorted(set(roles)))
+            roles = {worker: kind if kind in ROLES else "stage" for worker, kind in workers.items()}
+            role = self.chance.choice(sorted(set(roles.values())))
             target = f"worker: {role}"
             with contextlib.suppress(psutil.NoSuchProcess):
-                self.chance.choice([worker for worker, own in zip(workers, roles, strict=True) if own == role]).kill()
+                self.chance.choice([worker for worker in workers if roles[worker] == role]).kill()
         self.kills.append(Kill(target=target, running=running))
         print(f"{folder.name} kill {len(self.kills):>3}: {target:<18} while {', '.join(running)}", flush=True)
         return True
+
+    def wait_for_moment(self, leader: subprocess.Popen[bytes]) -> bool:
+        """Wait until some jobs have started, or one of a stage that no kill has met, and a random time more.
+
+        Returns False if the command ended before.
+        """
+        met = ROLES.union(*(kill.running for kill in self.kills))
+        jobs = self.chance.choice([None, None, 0, 1, 2, 3])
+        seconds = self.chance.uniform(0, 5 if jobs == 0 else 2)
+        latest = time.monotonic() + SECONDS_TO_MEET
+        started: dict[int, str] = {}
+        while leader.poll() is None:
+            for worker in workers_below(leader.pid):
+                started.setdefault(worker.pid, kind_of(worker))
+            is_new = not met.issuperset(started.values()) if jobs is None else len(started) >= jobs
+            if is_new or time.monotonic() > latest:
+                time.sleep(seconds)
+                return leader.poll() is None
+            time.sleep(0.02)
+        return False
 
 
 def tail(output: Path, began: int) -> str:

@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from bench.faults import MARK, contents, differences, kind_of, processes_of
+from bench.faults import MARK, contents, differences, kind_of, processes_of, result_digest
+from pipeline.data.shards.format import FACTS_KEY
 
 
 @pytest.fixture
@@ -37,6 +40,7 @@ def test_a_study_without_a_fault_differs_in_nothing(tmp_path, unbroken):
     [
         ("results/table.csv", "target\n", "different: results/table.csv"),
         ("results/training.json", '{"steps": 7}', "different: results/training.json"),
+        ("results/training.json", '{"wall', "different: results/training.json"),
         ("results/.table.csv.0123abcd.tmp", "", "left behind: results/.table.csv.0123abcd.tmp"),
         ("tmp/torchelastic", "", "left behind: tmp/torchelastic"),
         (".snakemake/locks/0.input.lock", "", "left behind: .snakemake/locks/0.input.lock"),
@@ -48,6 +52,18 @@ def test_a_changed_or_further_file_is_a_fault(tmp_path, unbroken, name, text, fa
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     assert differences(unbroken, tmp_path / "study") == [fault]
+
+
+def test_row_files_of_shards_are_the_same_for_raw_files_of_other_times(tmp_path):
+    rows = pa.table({"key": ["a"]})
+    digests = set()
+    for sources in ("one", "two"):
+        described = rows.replace_schema_metadata({FACTS_KEY: json.dumps({"sources": sources})})
+        pq.write_table(described, tmp_path / "rows.parquet")
+        digests.add(result_digest(tmp_path / "rows.parquet"))
+    assert len(digests) == 1
+    pq.write_table(pa.table({"key": ["b"]}), tmp_path / "rows.parquet")
+    assert result_digest(tmp_path / "rows.parquet") not in digests
 
 
 def test_a_missing_file_is_a_fault(tmp_path, unbroken):
