@@ -4,7 +4,9 @@
 `--configfile mine.yaml` runs another study. A file without `datasets` is laid over the small study.
 """
 
+import os
 import sys
+from pathlib import Path
 
 from snakemake.utils import min_version
 
@@ -45,6 +47,10 @@ rule all:
 
 
 onstart:
+    try:
+        lock_for_this_process(Path(".snakemake/study.lock"), os.getcwd())
+    except PipelineError as error:
+        raise WorkflowError(str(error)) from None
     for line in study.opening_lines():
         print(line, file=sys.stderr)
 

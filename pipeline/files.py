@@ -8,6 +8,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -21,9 +22,12 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import PipelineError, write_error_message
 
+logger = logging.getLogger(__name__)
+
 _SUFFIX = ".tmp"
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE}
 """Errors of a write whose file the system does not name."""
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 @contextlib.contextmanager
@@ -114,6 +118,21 @@ def _remove_abandoned(path: Path) -> None:
 def _temporaries_in(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
         return [entry.name for entry in entries if entry.name.endswith(_SUFFIX)]
+
+
+def try_lock(file: int, path: Path) -> bool:
+    """Take the lock of an open file for this process; returns False if another process has it.
+
+    A lock of POSIX: child processes do not inherit it, NFS passes it on to other nodes, and the kernel releases it when
+    the process ends.
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            return False
+        logger.warning("%s: this file system has no locks; start no second process that writes here", path)
+    return True
 
 
 def _remove(temporary: Path) -> None:

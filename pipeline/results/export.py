@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import FIGURES
-from pipeline.files import read_json
+from pipeline.files import make_folder_atomically, read_json
 from pipeline.study import GENERATED
 from pipeline.training.settings import PairingSettings
 
@@ -80,20 +79,13 @@ def export_run(run: Path, to: Path) -> list[Path]:
 
     load_model(run)  # raises for a damaged file
     description, account = read_json(run / "model.json"), read_json(run / "training.json")
-    to.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
-    try:
+    with make_folder_atomically(to) as made:
         for name in (*MODEL_FILES, *RECORDS):
             shutil.copyfile(run / name, made / name)
         if description["backbone"].startswith(MSCLAP):
             write_msclap_checkpoint(run / "model.safetensors", made / msclap_file(description["backbone"]))
         card = model_card(run, description, account, read_figures(run))
         (made / "README.md").write_text(card, encoding="utf-8")
-        made.chmod(0o755)  # mkdtemp makes 0700
-        made.replace(to)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
     return sorted(to.iterdir())
 
 

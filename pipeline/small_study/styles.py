@@ -89,9 +89,9 @@ AUDIOCAPS_PHRASES = {
 }  # fmt: skip
 GENERAL_PHRASES = {"alone": ("{c0}", "{n0}"), "two": ("{c0} and {c1}", "{n0} and {n1}")}
 
-# The study needs few captioned clips and more unlabeled audio. The test splits have about the size of the published ones
-# (Clotho 1,045 clips, AudioCaps 975), so the intervals are as narrow. The published training splits are larger: Clotho's
-# 20 times, AudioCaps' 156 times, AudioSet's 20 times.
+# The study needs few captioned clips and more unlabeled audio. The test splits have about the size of the published
+# ones (Clotho 1,045 clips, AudioCaps 975), so the intervals are as narrow. The published training splits are larger:
+# Clotho's 20 times, AudioCaps' 156 times, AudioSet's 20 times.
 STYLES: dict[str, Style] = {
     "clotho": Style(
         family_weights={"water": 2.0, "home": 1.8, "animals": 1.3, "people": 0.7, "music": 0.6, "vehicles": 0.7},

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import PipelineError, crash_message, printable
+from pipeline.processes import end_with_parent
 
 VERSIONS = {
     "mix_soundscapes": 1,
@@ -61,8 +62,10 @@ def at_least(least: int) -> Callable[[str], int]:
 def run(main: Callable[[list[str]], None]) -> None:
     """Run a stage as a command: log to stderr, and end a foreseen error as one line and exit status 1.
 
-    Foreseen are `PipelineError` and errors of the file system and of memory; other errors keep their traceback.
+    Foreseen are `PipelineError` and errors of the file system and of memory; other errors keep their traceback. A stage
+    ends with the Snakemake that started it.
     """
+    end_with_parent()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -5,13 +5,11 @@ It trains a tokenizer on the captions, draws random weights and minimises Eq. (5
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from pipeline.data.pairs import read_facts
 from pipeline.data.shards.reader import open_shards
 from pipeline.models.devices import choose_device
-from pipeline.provenance import remember
 from pipeline.training.command import run_training
 from pipeline.training.options import RunOptions, training_parser
 from pipeline.training.outputs import Job, Origin, keep_outputs
@@ -35,8 +33,6 @@ def main(argv: list[str]) -> None:
     job = Job(pairs=args.pairs, shards=args.shards, settings=settings, seed=args.seed, origin=origin, out=args.out)
     if not keep_outputs(job):
         train_job(job, args.vocabulary_size, args.device, args.threads)
-        if os.environ.get("RANK", "0") == "0":
-            remember(job.files, job.made_from)
 
 
 def train_job(job: Job, vocabulary_size: int, device: str | None, threads: int) -> None:

@@ -6,11 +6,9 @@ run again with outputs of the same pairs, weights, settings and seed it keeps th
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from pipeline.models.devices import choose_device
-from pipeline.provenance import remember
 from pipeline.training.command import run_training
 from pipeline.training.options import RunOptions, add_run_options, run_options, training_parser
 from pipeline.training.outputs import Job, Origin, keep_outputs
@@ -40,8 +38,6 @@ def main(argv: list[str]) -> None:
     )
     if not keep_outputs(job):
         train_job(job, args.pretrained, args.device, args.threads, run_options(args))
-        if os.environ.get("RANK", "0") == "0":
-            remember(job.files, job.made_from)
 
 
 def train_job(job: Job, pretrained: Path, device: str | None, threads: int, options: RunOptions) -> None:

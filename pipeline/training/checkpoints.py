@@ -6,7 +6,6 @@ import dataclasses
 import importlib.metadata
 import logging
 import pickle
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +99,3 @@ def library_versions() -> dict[str, str]:
         "torch": str(torch.__version__),  # a plain str, which weights_only loading allows
         **{name: importlib.metadata.version(name) for name in LIBRARIES},
     }
-
-
-def remove_checkpoints(out: Path) -> None:
-    """Delete the resume point of a training whose outputs are written, and what a kill left next to it."""
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)

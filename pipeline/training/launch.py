@@ -21,8 +21,8 @@ import sys
 import psutil
 
 from pipeline.errors import PipelineError
+from pipeline.processes import PARENT
 from pipeline.stages import INTERRUPTED, run
-from pipeline.training.stopping import LAUNCHED
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ MOST_REQUEUES = 50
 def torchrun(processes: int, rendezvous: list[str], command: list[str]) -> list[str]:
     """The command line of torchrun on one node, in this environment even if PATH names another; see `run_torchrun`."""
     own = [sys.executable, "-m", "pipeline.training.launch", "--torchrun", "--signals-to-handle=SIGHUP,SIGQUIT"]
+    own.append(f"--log-dir={os.devnull}")  # or it leaves an empty folder among temporary files
     return [*own, *rendezvous, f"--nproc-per-node={processes}", *command]
 
 
@@ -69,6 +70,7 @@ def run_torchrun(arguments: list[str]) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    os.environ[PARENT] = str(os.getpid())  # of the trainings
     try:
         start(parse_args(arguments))
     except ChildFailedError as error:
@@ -143,7 +145,9 @@ def wait_through_signals(command: list[str]) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    process = subprocess.Popen(command, env={**os.environ, LAUNCHED: "1"})
+    # What srun starts has another parent.
+    ends_with_this = {} if command[0] == "srun" else {PARENT: str(os.getpid())}
+    process = subprocess.Popen(command, env={**os.environ, **ends_with_this})
     if received:
         process.send_signal(signal.SIGTERM)
     status = process.wait()

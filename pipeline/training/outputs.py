@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import logging
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipeline.errors import PipelineError
-from pipeline.files import read_json, sha256_of
+from pipeline.files import read_json, sha256_of, try_lock
 from pipeline.provenance import is_kept, restore
 from pipeline.stages import VERSIONS
 from pipeline.training.settings import TrainingSettings
@@ -35,7 +34,6 @@ CHECKPOINTS = "checkpoints"
 
 LOCK_WAIT_S = 20
 """How long a training waits for another one in its folder: one that lost its launcher saves and ends in this time."""
-UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +138,12 @@ def keep_outputs(job: Job) -> bool:
     """
     is_first = os.environ.get("RANK", "0") == "0"
     if is_kept(job.files, job.made_from):
-        return not is_first or restore(job.files, job.made_from)
-    return _outputs_are_whole(job)
+        is_whole = not is_first or restore(job.files, job.made_from)
+    else:
+        is_whole = _outputs_are_whole(job)
+    if is_whole and is_first:
+        remove_checkpoints(job.out)  # of a training that was killed at its very end
+    return is_whole
 
 
 def _outputs_are_whole(job: Job) -> bool:
@@ -158,12 +160,16 @@ def _outputs_are_whole(job: Job) -> bool:
     return True
 
 
+def remove_checkpoints(out: Path) -> None:
+    """Delete the resume point of a training whose outputs are written, and what a kill left next to it."""
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Keep other trainings out of an output folder; the kernel releases the lock when this process ends.
 
-    The lock is one of POSIX, which loader processes do not inherit and NFS passes on to other nodes. Raises
-    PipelineError if another process holds it for `LOCK_WAIT_S`.
+    Raises PipelineError if another process holds it for `LOCK_WAIT_S`; see `pipeline.files.try_lock`.
     """
     path = folder / CHECKPOINTS / "lock"
     made = [parent for parent in (folder, path.parent) if not parent.exists()]
@@ -186,7 +192,7 @@ def _open_locked(path: Path) -> int:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        if _try_lock(file, path) and path.exists() and os.path.samestat(os.fstat(file), os.stat(path)):
+        if try_lock(file, path) and path.exists() and os.path.samestat(os.fstat(file), os.stat(path)):
             return file  # else its owner has just removed it
         owner = os.pread(file, 200, 0).decode(errors="replace") or "another process"
         os.close(file)
@@ -198,13 +204,3 @@ def _open_locked(path: Path) -> int:
             logger.info("%s: waiting for %s to end", path.parent.parent, owner)
             is_logged = True
         time.sleep(0.2)
-
-
-def _try_lock(file: int, path: Path) -> bool:
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in UNSUPPORTED:
-            return False
-        logger.warning("%s: this file system has no locks; start no second training into this folder", path)
-    return True

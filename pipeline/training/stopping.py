@@ -1,4 +1,4 @@
-"""Requests to stop a training, by a signal or by the end of its launcher, and when to save by the clock."""
+"""Requests to stop a training by a signal, and when to save by the clock."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ import torch.distributed as dist
 
 from pipeline.training.distributed import Processes
 
-LAUNCHED = "TRAINING_HAS_LAUNCHER"
-"""Environment variable of trainings that a launcher started: they stop when it is gone."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
@@ -30,12 +27,11 @@ class Decision:
 class StopRequest:
     """The signal that asked this process to stop: SIGTERM, as SLURM sends before it preempts, or Ctrl-C.
 
-    A training whose launcher was killed stops as after SIGTERM: it would hold its GPU, and nobody would wait for it.
+    A training whose launcher was killed gets SIGTERM, see `pipeline.processes`.
     """
 
     def __init__(self, seconds_per_checkpoint: float) -> None:
         self._signal = 0
-        self._parent = os.getppid() if LAUNCHED in os.environ else None
         self._seconds_per_checkpoint = seconds_per_checkpoint
         self._saved = time.monotonic()
 
@@ -70,8 +66,6 @@ class StopRequest:
     @property
     def is_made(self) -> bool:
         """True if this process was asked to stop."""
-        if self._parent is not None and os.getppid() != self._parent:
-            self._signal = signal.SIGTERM
         return self._signal != 0
 
     def decide(self, processes: Processes) -> Decision:

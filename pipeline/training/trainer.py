@@ -25,8 +25,9 @@ from pipeline.errors import PipelineError
 from pipeline.files import write_atomically, write_json, write_parquet
 from pipeline.models import save_model
 from pipeline.models.clap import ClapModel
+from pipeline.provenance import remember
 from pipeline.training.batches import Batch, PairedBatches
-from pipeline.training.checkpoints import Checkpoints, remove_checkpoints
+from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.compilation import compile_audio_encoder
 from pipeline.training.composition import CompositionLoss
 from pipeline.training.distributed import Processes, gather_rows, synchronize_batch_norms
@@ -42,7 +43,7 @@ from pipeline.training.loading import load_batches
 from pipeline.training.micro_batches import backward_in_micro_batches
 from pipeline.training.monitor import Monitor
 from pipeline.training.options import RunOptions
-from pipeline.training.outputs import ACCOUNT, FINISHED, Job, checksums, lock_folder
+from pipeline.training.outputs import ACCOUNT, FINISHED, Job, checksums, lock_folder, remove_checkpoints
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.stopping import StopRequest
 
@@ -77,6 +78,7 @@ def train(model: ClapModel, job: Job, processes: Processes, options: RunOptions)
     with lock_folder(job.out) if processes.is_first else nullcontext():
         Trainer(model, job, processes, options).run()
         if processes.is_first:
+            remember(job.files, job.made_from)  # first: a kill between the two loses no step
             remove_checkpoints(job.out)
 
 

@@ -196,6 +196,12 @@ def test_an_incomplete_run_is_refused_with_the_reason(run, tmp_path, change, mes
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
 
+def test_what_a_killed_export_left_is_removed(run, tmp_path):
+    (tmp_path / ".out.0123abcd.tmp").mkdir()
+    export_run(run, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_target_that_is_not_empty_stays_unchanged(run, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")

@@ -60,6 +60,14 @@ def test_the_same_training_again_touches_its_outputs_and_imports_no_torch(traine
     assert all(path.stat().st_mtime > 1 and path.read_bytes() == content for path, content in before.items())
 
 
+def test_a_training_killed_at_its_very_end_keeps_its_outputs_and_leaves_no_checkpoint(tiny_study, trained):
+    run, _ = trained
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "last.pt").touch()
+    assert keep_outputs(job_of(tiny_study, run))
+    assert not (run / "checkpoints").exists()
+
+
 def test_another_seed_setting_pair_or_weight_is_trained(tiny_study, trained, tmp_path):
     run, _ = trained
     assert keep_outputs(job_of(tiny_study, run))

@@ -6,6 +6,7 @@ from snakemake.exceptions import WorkflowError
 
 from pipeline.errors import PipelineError
 from pipeline.models.backbones import PUBLISHED
+from pipeline.processes import PARENT, lock_for_this_process
 from pipeline.stages import VERSIONS
 from pipeline.study import Study
 
@@ -14,6 +15,11 @@ try:
 except PipelineError as error:
     raise WorkflowError(str(error)) from None
 config.update(study.config.model_dump())  # with defaults, for the captions of Snakemake's report
+
+
+# exec: a signal to a job reaches its stage, and no shell dies before a checkpoint is written.
+# PPID is Snakemake: a stage does not outlive it (pipeline/processes.py).
+shell.prefix(f"set -euo pipefail; export {PARENT}=$PPID; exec ")
 
 
 def one_of(names):

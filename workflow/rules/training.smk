@@ -42,7 +42,7 @@ rule pretrain:
         settings=study.training_flags("pretrain"),
         device=device,
     shell:
-        "exec python -m pipeline.stages.pretrain"
+        "python -m pipeline.stages.pretrain"
         " --pairs={input.pairs:q}"
         " --shards=results/shards"
         " --vocabulary-size={params.vocabulary_size}"
@@ -122,9 +122,8 @@ rule train:
         device=device,
         seed=lambda wildcards: wildcards.seed,
         outcome=[],
-    # exec: a signal to the job reaches the launcher, and no shell dies before the checkpoint is written.
     shell:
-        "exec python -m pipeline.training.launch"
+        "python -m pipeline.training.launch"
         " --nodes {resources.nodes}"
         " --processes {params.processes}"
         " -m pipeline.stages.train"
