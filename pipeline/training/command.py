@@ -15,6 +15,9 @@ from pipeline.stages import run
 
 logger = logging.getLogger(__name__)
 
+LAUNCHED = "TRAINING_HAS_LAUNCHER"
+"""Environment variable of trainings that a launcher started: they stop when it is gone."""
+
 SECONDS_TO_BE_ENDED = {"first": 2, "others": 5}
 """torchrun looks at its processes ten times a second, and ends the others when one has failed."""
 

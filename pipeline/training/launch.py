@@ -22,7 +22,7 @@ import psutil
 
 from pipeline.errors import PipelineError
 from pipeline.stages import INTERRUPTED, run
-from pipeline.training.stopping import LAUNCHED
+from pipeline.training.command import LAUNCHED
 
 logger = logging.getLogger(__name__)
 

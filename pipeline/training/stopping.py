@@ -12,10 +12,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from pipeline.training.command import LAUNCHED
 from pipeline.training.distributed import Processes
-
-LAUNCHED = "TRAINING_HAS_LAUNCHER"
-"""Environment variable of trainings that a launcher started: they stop when it is gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
