@@ -1,4 +1,4 @@
-"""The stage `train`, which waits in a step until it is asked to stop: `-m tests.training.wait_in_step 4 OPTIONS`."""
+"""The stage `train`, which waits in a step until it is asked to stop: `-m tests.training.wait_in_step 3 OPTIONS`."""
 
 import signal
 import sys
@@ -14,15 +14,8 @@ step = int(sys.argv.pop(1))
 
 def waiting(trainer, batch):
     if trainer.step == step:
-        listening = signal.getsignal(signal.SIGTERM)
-        asked = []
-
-        def note(*of_signal):
-            asked.append(of_signal)
-            listening(*of_signal)
-
-        signal.signal(signal.SIGTERM, note)
-        while not asked:
+        request = signal.getsignal(signal.SIGTERM).__self__  # pipeline.training.stopping.StopRequest
+        while not request.is_made:
             time.sleep(0.01)
     return take_step(trainer, batch)
 
