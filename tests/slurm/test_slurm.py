@@ -26,6 +26,8 @@ from bench.scheduling import JOBS, ROOT, RUN, TESTBED, make_project
 from pipeline.data.shards.partition import read_plan
 from pipeline.stages import train
 
+LONG = {"epochs": 60}
+"""The plan of a training that is stopped after its first checkpoint."""
 RUNNING: list[subprocess.Popen] = []
 
 pytestmark = pytest.mark.slurm
@@ -54,6 +56,14 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     make_project(folder, nodes=2)
     return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_study, tmp_path_factory):
+    """A training that nothing disturbs, in this process."""
+    run = tmp_path_factory.mktemp("unbroken")
+    train.main(training(tiny_study, run, **LONG))
+    return run
 
 
 def environment():
@@ -213,13 +223,13 @@ def test_two_trainings_that_share_two_nodes_have_the_losses_of_one_process(tiny_
     assert max(start for start, _ in times) < min(end for _, end in times), "the two did not run at the same time"
 
 
-def test_a_training_that_was_cancelled_ends_with_the_same_weights_when_it_is_submitted_again(tiny_study, tmp_path):
-    plan = {"epochs": 60}
-    train.main(training(tiny_study, tmp_path / "unbroken", **plan))
+def test_a_training_that_was_cancelled_ends_with_the_same_weights_when_it_is_submitted_again(
+    tiny_study, tmp_path, unbroken
+):
     run = tmp_path / "run"
 
     def start():
-        return submit(tmp_path, "train.sh", *training(tiny_study, run, **plan), "--steps-per-checkpoint", "5",
+        return submit(tmp_path, "train.sh", *training(tiny_study, run, **LONG), "--steps-per-checkpoint", "5",
                       sbatch=["--gpus=1"], variables={"PROCESSES": "1"})  # fmt: skip
 
     cancelled = start()
@@ -234,7 +244,7 @@ def test_a_training_that_was_cancelled_ends_with_the_same_weights_when_it_is_sub
     log = tmp_path / f"train-{job}.log"
     wait_for_end(job, log=log)
     assert "resuming from" in log.read_text()
-    assert_same_weights(tmp_path / "unbroken", run)
+    assert_same_weights(unbroken, run)
 
 
 def test_a_training_that_runs_out_of_time_saves_and_goes_on_in_the_same_job(tiny_study, tmp_path):
@@ -264,12 +274,10 @@ def test_a_signal_to_two_nodes_saves_and_puts_the_job_back(tiny_study, tmp_path)
     ask("scancel", job)
 
 
-def test_a_training_goes_on_where_another_node_left_it(tiny_study, tmp_path):
-    plan = {"epochs": 60}
-    train.main(training(tiny_study, tmp_path / "unbroken", **plan))
+def test_a_training_goes_on_where_another_node_left_it(tiny_study, tmp_path, unbroken):
     run = tmp_path / "run"
     job = submit(
-        tmp_path, "train.sh", *training(tiny_study, run, **plan), "--steps-per-checkpoint", "5",
+        tmp_path, "train.sh", *training(tiny_study, run, **LONG), "--steps-per-checkpoint", "5",
         sbatch=["--gpus=1"], variables={"PROCESSES": "1"},
     )  # fmt: skip
     wait_until((run / "checkpoints" / "last.pt").exists, "no checkpoint", seconds=120)
@@ -280,7 +288,7 @@ def test_a_training_goes_on_where_another_node_left_it(tiny_study, tmp_path):
         assert state_of(job) == "COMPLETED", (tmp_path / f"train-{job}.log").read_text()
         assert ask("sacct", "-X", "-n", "-P", "--format=NodeList", f"--jobs={job}") != node
         assert "resuming from" in (tmp_path / f"train-{job}.log").read_text()
-        assert_same_weights(tmp_path / "unbroken", run)
+        assert_same_weights(unbroken, run)
     finally:
         subprocess.run([TESTBED, "up"], check=True)
 
@@ -297,7 +305,7 @@ def test_everything_up_to_a_stage_and_nothing_after_it(project):
 
 def test_the_whole_study_runs_with_a_training_on_two_nodes_that_is_preempted(project):
     shards = shards_of(project)
-    (project / "longer.yaml").write_text("training: {epochs: 400}\n")  # time to find the job and to stop it
+    (project / "longer.yaml").write_text("training: {epochs: 120}\n")  # time to find the job and to stop it
     process = snakemake(project, "results/table1.tex", "--configfile", "tiny.yaml", "longer.yaml")
     log = project / "logs" / "train" / RUN / "seed0.log"
     wait_until(lambda: "loss=" in text_of(log) or process.poll() is not None, "no training", seconds=600)

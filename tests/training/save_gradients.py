@@ -1,11 +1,17 @@
-"""One step's losses and gradients in many cases, alone or as one of several processes; the first writes them."""
+"""One step's losses and gradients in many cases, on one process or on several that share the batch.
+
+As a command it starts groups of processes by a fork, so that torch is imported once for all of them.
+"""
 
 import json
+import os
+import socket
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch.multiprocessing import start_processes
 
 from pipeline.models import load_model
 from pipeline.models.clap import ClapModel
@@ -39,14 +45,32 @@ def gradients(pretrained, shards, pairs, settings, micro_batch, processes: Proce
     return {**found, **statistics, **{f"losses.{name}": value.detach() for name, value in losses.items()}}
 
 
-def main(pretrained: str, shards: str, out: str, cases: str) -> None:
-    """`cases` is JSON: by name, the pairs file, the settings and the micro-batch of each."""
+def save(pretrained: str, shards: str, out: str, cases: dict[str, tuple]) -> None:
+    """Write a file per case, which is the pairs file, the settings and the micro-batch."""
     torch.set_num_threads(1)
     with join_processes(torch.device("cpu")) as processes:
-        for name, (pairs, settings, micro_batch) in json.loads(cases).items():
+        for name, (pairs, settings, micro_batch) in cases.items():
             found = gradients(pretrained, shards, pairs, TrainingSettings(**settings), micro_batch, processes)
             if processes.is_first:
                 save_file({key: value.contiguous() for key, value in found.items()}, f"{out}/{name}")
+
+
+def join_and_save(rank: int, count: int, port: int, *inputs) -> None:
+    """Process `rank` of `count`, described as torchrun does."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    save(*inputs)
+
+
+def main(pretrained: str, shards: str, groups: str) -> None:
+    """`groups` is JSON: by number of processes, the output folder and the cases."""
+    torch.set_num_threads(1)
+    load_model(pretrained)  # imports what building a model needs, before the forks
+    for count, (out, cases) in json.loads(groups).items():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        inputs = (int(count), port, pretrained, shards, out, cases)
+        start_processes(join_and_save, inputs, nprocs=int(count), start_method="fork")
 
 
 if __name__ == "__main__":

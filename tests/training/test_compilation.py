@@ -22,6 +22,8 @@ def two_blocks(tmp_path, monkeypatch):
     whole = mini.HTSAT_Swin_Transformer
     few = {"depths": [2], "num_heads": [2]}
     monkeypatch.setattr(mini, "HTSAT_Swin_Transformer", lambda **sizes: whole(**{**sizes, **few}))
+    # Of its own: a kill leaves damaged kernels in the one that all processes of a machine share.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
     torch.manual_seed(0)
     save_model(mini.build(mini.byte_tokenizer()), tmp_path / "pretrained")
     return tmp_path / "pretrained"

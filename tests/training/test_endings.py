@@ -12,15 +12,13 @@ import time
 import psutil
 import pytest
 import torch
-from test_training import arguments, finish, launch
+from test_training import CAN_RENAME, EXECUTE, arguments, finish, launch
 
 from pipeline.training.launch import STOPPED
 
 SECONDS_TO_END = 60
 """After it a test fails: the training would stay for ever."""
 LAUNCH = ["-m", "pipeline.training.launch", "--processes"]
-RUN = ["-c", "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"]
-needs_root = pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
 
 
 def words_of(study, run, *flags, processes=1, epochs=400):
@@ -95,7 +93,7 @@ def test_a_training_whose_launcher_is_killed_saves_and_ends(tiny_study, tmp_path
     assert not alive and process.returncode != 0
 
 
-@needs_root
+@pytest.mark.skipif(not CAN_RENAME, reason="needs root and unshare")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_too_little_shared_memory_is_named(tiny_study, tmp_path, processes):
     words = words_of(tiny_study, tmp_path, "--workers=2", processes=processes)
@@ -107,17 +105,14 @@ def test_too_little_shared_memory_is_named(tiny_study, tmp_path, processes):
         'mount -t tmpfs -o size=64k none /dev/shm && exec "$0" "$@"',
         sys.executable,
     ]
-    process = launch(["-c", "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])", *command, *words])
+    process = launch([*EXECUTE, *command, *words])
     lines = finish(process, 1).splitlines()
     assert re.search(r"^train: the loader processes have too little shared memory: enlarge /dev/shm", lines[-1]), lines
 
 
-@needs_root
-def test_two_processes_train_on_a_machine_whose_own_name_does_not_resolve(tiny_study, tmp_path):
-    words = words_of(tiny_study, tmp_path, processes=2, epochs=1)
-    renamed = 'hostname node.invalid && exec "$0" "$@"'
-    finish(launch([*RUN, "unshare", "-u", "sh", "-c", renamed, sys.executable, *words]))
-    assert (tmp_path / "model.safetensors").exists()
+@pytest.mark.skipif(not CAN_RENAME, reason="needs root and unshare")
+def test_two_processes_train_on_a_machine_whose_own_name_does_not_resolve(on_two_processes):
+    assert (on_two_processes / "model.safetensors").exists()
 
 
 ONE_OF_TWO_FAILS = """

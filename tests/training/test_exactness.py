@@ -5,16 +5,14 @@ from __future__ import annotations
 import copy
 import gc
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import save_gradients
 import torch
 from safetensors.torch import load_file
+from test_training import finish, launch
 
 from pipeline.data.leaks import leaked_path
 from pipeline.errors import PipelineError
@@ -58,8 +56,7 @@ def cases(study, names, micro_batch=0):
 def alone(tiny_study, tmp_path_factory):
     """Losses and gradients of every case on one process, the batch in one piece."""
     out = tmp_path_factory.mktemp("alone")
-    asked = json.dumps(cases(tiny_study, CASES))
-    save_gradients.main(str(tiny_study.pretrained), str(tiny_study.shards), str(out), asked)
+    save_gradients.save(str(tiny_study.pretrained), str(tiny_study.shards), str(out), cases(tiny_study, CASES))
     return {name: load_file(out / name) for name in CASES}
 
 
@@ -71,19 +68,10 @@ def together(tiny_study, tmp_path_factory):
         2: cases(tiny_study, [*CASES, *PLAIN]) | {f"{name}-micro": case for name, case in micro.items()},
         4: cases(tiny_study, [*ON_FOUR, *PLAIN]),
     }
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    found = {}
-    for count, asked in asked_of.items():
-        out = tmp_path_factory.mktemp(f"together{count}")
-        inputs = [str(tiny_study.pretrained), str(tiny_study.shards), str(out), json.dumps(asked)]
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        done = subprocess.run(
-            [sys.executable, *launcher, save_gradients.__file__, *inputs],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout
-        found[count] = {name: load_file(out / name) for name in asked}
-    return found
+    folders = {count: tmp_path_factory.mktemp(f"together{count}") for count in asked_of}
+    groups = json.dumps({count: (str(folders[count]), asked) for count, asked in asked_of.items()})
+    finish(launch([save_gradients.__file__, str(tiny_study.pretrained), str(tiny_study.shards), groups]))
+    return {count: {name: load_file(folders[count] / name) for name in asked} for count, asked in asked_of.items()}
 
 
 def assert_equal(found, expected):

@@ -8,9 +8,9 @@ import signal
 import sys
 import time
 
-import pyarrow.parquet as pq
 import pytest
-from test_training import arguments, assert_same_weights, finish, launch
+import torch
+from test_training import EXACT, arguments, assert_same_weights, finish, launch, losses_of
 
 from pipeline.errors import PipelineError
 from pipeline.stages import train
@@ -19,43 +19,34 @@ from pipeline.training.launch import STOPPED
 
 
 def test_sigterm_to_the_launcher_saves_and_the_same_command_ends_with_the_same_weights(tiny_study, tmp_path):
-    pairs = tiny_study.pairs("finetune", epochs=40)
-    train.main(arguments(tiny_study, tmp_path / "unbroken", "finetune", pairs=pairs))
-    words = ["-m", "pipeline.training.launch", "--processes", "1", "-m", "pipeline.stages.train"]
-    words += arguments(tiny_study, tmp_path / "run", "finetune", "--steps-per-checkpoint", "5", pairs=pairs)
-    process = launch(words)
+    words = arguments(tiny_study, tmp_path / "run", "finetune", "--steps-per-checkpoint=3")
+    process = launch(["-m", "pipeline.training.launch", "-m", "tests.training.wait_in_step", "3", *words])
     while process.poll() is None and not (tmp_path / "run" / "checkpoints" / "last.pt").exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert "the same command goes on from there" in finish(process, STOPPED)
-    assert "resuming from" in finish(launch(words))
+    output = finish(process, STOPPED)
+    assert re.search("asked to stop: saved step [34] of 6; the same command goes on from there", output)
+    train.main(words)
+    train.main(arguments(tiny_study, tmp_path / "unbroken", "finetune"))
     assert_same_weights(tmp_path / "unbroken", tmp_path / "run")
 
 
-def test_sigterm_to_every_process_of_a_job_loaders_included_saves_at_the_next_step(tiny_study, tmp_path):
-    """As SLURM sends it."""
-    pairs = tiny_study.pairs("composed", epochs=200)
-    words = ["-m", "pipeline.training.launch", "--processes", "2", "-m", "pipeline.stages.train"]
-    words += arguments(tiny_study, tmp_path, "composed", "--steps-per-checkpoint=5", "--workers=1", pairs=pairs)
-    process = launch(words, start_new_session=True)
-    while process.poll() is None and not (tmp_path / "checkpoints" / "last.pt").exists():
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGTERM)
-    assert re.search(r"asked to stop: saved step ([6-9]|1\d) of 600", finish(process, STOPPED))
+def test_sigterm_to_every_process_of_a_job_loaders_included_saves_at_the_next_step(stopped_on_two):
+    assert re.search(r"asked to stop: saved step ([6-9]|1\d) of 1200", stopped_on_two.output)
 
 
 def test_a_failing_training_keeps_its_own_status_and_message(tiny_study, tmp_path):
     words = ["-m", "pipeline.training.launch", "-m", "pipeline.stages.train"]
-    words += arguments(tiny_study, tmp_path, "composed", pairs=tiny_study.pairs("finetune"))
-    assert "the objective `composed` needs unlabeled partners" in finish(launch(words), 1)
+    words += arguments(tiny_study, tmp_path, "composed", pairs=tmp_path / "missing.parquet")
+    assert "missing.parquet: cannot be read" in finish(launch(words), 1)
 
 
 def test_the_last_word_is_that_of_the_process_that_failed(tiny_study, tmp_path):
     words = ["-m", "pipeline.training.launch", "--processes", "2", "-m", "pipeline.stages.train"]
-    words += arguments(tiny_study, tmp_path, "composed", pairs=tiny_study.pairs("finetune"))
+    words += arguments(tiny_study, tmp_path, "composed", pairs=tmp_path / "missing.parquet")
     output = finish(launch(words), 1)
-    assert "the objective `composed` needs unlabeled partners" in output.splitlines()[-1]
-    assert output.count("needs unlabeled partners") == 1 and "Traceback" not in output
+    assert "missing.parquet: cannot be read" in output.splitlines()[-1]
+    assert output.count("cannot be read") == 1 and "Traceback" not in output
 
 
 def test_a_signal_that_ends_a_process_is_named():
@@ -63,6 +54,11 @@ def test_a_signal_that_ends_a_process_is_named():
     output = finish(launch(["-m", "pipeline.training.launch", "--processes", "2", *words]), 1)
     assert re.search(r"^launch: process [01] was ended by SIGKILL; .*goes on from", output.splitlines()[-1])
     assert "Traceback" not in output
+
+
+def test_the_launcher_starts_without_torch():
+    code = "import sys, pipeline.training.launch; assert 'torch' not in sys.modules"
+    finish(launch(["-c", code]))
 
 
 def test_several_nodes_need_slurm(monkeypatch):
@@ -77,17 +73,14 @@ def test_processes_that_cannot_be_shared_out_are_refused(capsys):
     assert "3 processes cannot be shared out among 2 nodes" in capsys.readouterr().err
 
 
-def test_two_nodes_meet_and_take_the_steps_of_one_process(tiny_study, tmp_path):
+def test_two_nodes_meet_and_take_the_steps_of_one_process(tiny_study, tmp_path, on_one_process):
     """What srun starts on each of two nodes, here both on this machine."""
-    flags = ["--a2t-dropout=0", "--learning-rate=1e-4"]
-    train.main(arguments(tiny_study, tmp_path / "one", "composed", *flags))
-    training = ["-m", "pipeline.stages.train", *arguments(tiny_study, tmp_path / "two", "composed", *flags)]
+    training = ["-m", "pipeline.stages.train", *arguments(tiny_study, tmp_path, "composed", *EXACT)]
     srun = launcher.several_nodes(2, 1, str(os.getpid()), "localhost", training)
     on_a_node = srun[srun.index(sys.executable) + 1 :]
     for node in [launch(on_a_node), launch(on_a_node)]:
         finish(node)
-    one, two = (pq.read_table(tmp_path / name / "training.parquet")["loss"].to_pylist() for name in ("one", "two"))
-    assert two == pytest.approx(one, rel=1e-5)
+    torch.testing.assert_close(losses_of(tmp_path), losses_of(on_one_process), rtol=1e-5, atol=0)
 
 
 def test_trainings_of_two_slurm_jobs_meet_at_different_ports_below_the_systems_own():

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_training import arguments, finish, launch, stopped_in_step
+from test_training import arguments, stopped_in_step
 
 from pipeline.files import sha256_of
 from pipeline.models import load_model
@@ -31,14 +31,6 @@ from pipeline.training.trainer import SAVED_AND_STOPPED, Trainer
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-@pytest.fixture(scope="module")
-def trained(tiny_study, tmp_path_factory):
-    """A composed training of six steps."""
-    run = tmp_path_factory.mktemp("monitored")
-    train.main(arguments(tiny_study, run, "composed"))
-    return run
-
-
 def scalars(run):
     """Steps and values of everything in a run's event files, as TensorBoard shows them."""
     events = EventAccumulator(str(run / "tensorboard"))
@@ -50,8 +42,8 @@ def account(run):
     return json.loads((run / "training.json").read_text())
 
 
-def test_tensorboard_shows_every_step_of_the_log(trained):
-    shown, log = scalars(trained), pq.read_table(trained / "training.parquet")
+def test_tensorboard_shows_every_step_of_the_log(composed):
+    shown, log = scalars(composed), pq.read_table(composed / "training.parquet")
     for tag in ("loss/loss", "loss/composed", "schedule/a2t_learning_rate", "schedule/logit_scale"):
         steps, values = zip(*shown[tag], strict=True)
         assert list(steps) == log["step"].to_pylist(), tag
@@ -59,10 +51,10 @@ def test_tensorboard_shows_every_step_of_the_log(trained):
     assert all(value > 0 for _, value in shown["machine/clips_per_s"])
 
 
-def test_training_json_says_what_it_was_made_from_on_what_and_how_fast(tiny_study, trained):
-    found = account(trained)
+def test_training_json_says_what_it_was_made_from_on_what_and_how_fast(tiny_study, composed):
+    found = account(composed)
     assert found["versions"]["torch"] == torch.__version__
-    assert found["settings"] == json.loads(pq.read_schema(trained / "training.parquet").metadata[b"settings"])
+    assert found["settings"] == json.loads(pq.read_schema(composed / "training.parquet").metadata[b"settings"])
     assert found["made_from"]["starting_weights_sha256"] == sha256_of(tiny_study.pretrained / "model.safetensors")
     assert found["made_from"]["pairs_sha256"] == sha256_of(tiny_study.pairs("composed"))
     assert (found["steps"], found["steps_taken"], len(found["parts"])) == (6, 6, 1)
@@ -71,11 +63,11 @@ def test_training_json_says_what_it_was_made_from_on_what_and_how_fast(tiny_stud
     assert found["gpu_s"] == 0 and found["model_flops_utilization"] is None and found["hardware"]["gpus"] == []
 
 
-def test_operations_of_a_step_are_those_of_all_processes(tiny_study, trained, tmp_path):
+def test_operations_of_a_step_are_those_of_all_processes(tiny_study, composed, on_two_processes):
     """Each encodes its share, padded to the longest caption of it, and compares the whole batch."""
 
     def operations(*batches):
-        model = load_model(trained)
+        model = load_model(composed)
         model.set_training_mode()
         objective = CompositionLoss(model, TrainingSettings(objective="composed"))
         with flop_counter() as counter:
@@ -86,18 +78,16 @@ def test_operations_of_a_step_are_those_of_all_processes(tiny_study, trained, tm
     def compared(slots):
         return 3 * 3 * 2 * slots * slots * 128  # three terms, a product forward and two backward, 128 dimensions
 
-    words = ["-m", "pipeline.training.launch", "--processes=2", "-m", "pipeline.stages.train"]
-    finish(launch([*words, *arguments(tiny_study, tmp_path, "composed")]))
-    found, pairs = account(tmp_path), tiny_study.pairs("composed")
-    assert account(trained)["flops_a_step"] == operations(PairedBatches(pairs, tiny_study.shards)[0])
+    found, pairs = account(on_two_processes), tiny_study.pairs("composed")
+    assert account(composed)["flops_a_step"] == operations(PairedBatches(pairs, tiny_study.shards)[0])
     shares = [PairedBatches(pairs, tiny_study.shards, rank, 2)[0] for rank in range(2)]
     assert found["flops_a_step"] == operations(*shares) + 2 * (compared(8) - compared(4))
     assert found["flops_per_s"] == pytest.approx(6 * found["flops_a_step"] / found["wall_s"])
     assert found["clips_per_s"] == pytest.approx(6 * 8 / found["wall_s"]) and found["hardware"]["processes"] == 2
 
 
-def test_what_micro_batches_encode_twice_is_the_hardwares_and_counts_once_as_the_models(tiny_study, trained, tmp_path):
-    model = load_model(trained)
+def test_what_micro_batches_encode_twice_is_the_hardwares_and_counts_once_as_the_models(tiny_study, composed, tmp_path):
+    model = load_model(composed)
     model.set_training_mode()
     objective = CompositionLoss(model, TrainingSettings(objective="composed"))
     batch = PairedBatches(tiny_study.pairs("composed"), tiny_study.shards)[0]
@@ -108,7 +98,7 @@ def test_what_micro_batches_encode_twice_is_the_hardwares_and_counts_once_as_the
         for part in micro_batches(batch, 3):
             objective.embed(part)
     train.main(arguments(tiny_study, tmp_path, "composed", "--micro-batch=3"))
-    found, whole = account(tmp_path), account(trained)
+    found, whole = account(tmp_path), account(composed)
     assert found["flops_a_step"] == once.get_total_flops()
     assert (
         found["hardware_flops_a_step"] - found["flops_a_step"] == again.get_total_flops() > 0.2 * found["flops_a_step"]
@@ -135,7 +125,9 @@ def test_utilization_is_of_the_peak_of_all_gpus():
     assert utilization(1e12, []) is None and utilization(1e12, ["NVIDIA GeForce RTX 3060"]) is None
 
 
-def test_a_stopped_training_accounts_for_both_parts_and_shows_no_step_twice(tiny_study, trained, tmp_path, monkeypatch):
+def test_a_stopped_training_accounts_for_both_parts_and_shows_no_step_twice(
+    tiny_study, composed, tmp_path, monkeypatch
+):
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as stopped:
         patched.setattr(Trainer, "take_step", stopped_in_step(3))
         train.main(arguments(tiny_study, tmp_path, "composed"))
@@ -146,7 +138,7 @@ def test_a_stopped_training_accounts_for_both_parts_and_shows_no_step_twice(tiny
     assert [first["first_step"], first["last_step"], second["first_step"], second["last_step"]] == [0, 3, 4, 5]
     assert found["wall_s"] == pytest.approx(first["wall_s"] + second["wall_s"]) and first["wall_s"] > 0
     for name in ("flops_a_step", "hardware_flops_a_step"):
-        assert found[name] == account(trained)[name]
+        assert found[name] == account(composed)[name]
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
     assert [step for step, _ in scalars(tmp_path)["loss/loss"]] == list(range(6))
 
@@ -177,14 +169,14 @@ def test_a_new_training_shows_nothing_of_the_one_before(tiny_study, tmp_path):
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
 
 
-def test_learning_curves_are_the_same_bytes_for_the_same_training(tiny_study, trained, tmp_path):
+def test_learning_curves_are_the_same_bytes_for_the_same_training(tiny_study, composed, tmp_path):
     train.main(arguments(tiny_study, tmp_path, "composed"))
     name = "learning_curves.svg"
-    assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
+    assert (tmp_path / name).read_bytes() == (composed / name).read_bytes()
 
 
-def test_learning_curves_draw_every_quantity_and_stay_light_however_long(trained):
-    log = pq.read_table(trained / "training.parquet")
+def test_learning_curves_draw_every_quantity_and_stay_light_however_long(composed):
+    log = pq.read_table(composed / "training.parquet")
     noise = np.random.default_rng(0).normal(size=20_000)
     long = pa.table({name: noise for name in log.column_names})
     for table in (log, long):

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -31,6 +30,13 @@ from pipeline.training.settings import TrainingSettings
 from pipeline.training.trainer import SAVED_AND_STOPPED, Trainer, learning_rate_factor
 
 OBJECTIVES = ["finetune", "composed", "concatenate"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+EXACT = ["--a2t-dropout=0", "--learning-rate=1e-4"]
+"""No dropout, which each process draws for itself; at 1e-3 the losses stand at chance after a few steps."""
+CAN_RENAME = os.geteuid() == 0 and shutil.which("unshare") is not None
+EXECUTE = ["-c", "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"]
+"""Arguments of Python that run another program."""
+KILL_IN_STEP = str(Path(__file__).with_name("kill_in_step.py"))
 RATES = ["--learning-rate=0.001", "--a2t-learning-rate=0.001"]
 
 
@@ -39,14 +45,6 @@ def arguments(study, run, objective, *flags, pairs=None):
         "--pretrained", str(study.pretrained), "--pairs", str(pairs or study.pairs(objective)),
         "--shards", str(study.shards), "--seed", "0", "--out", str(run), "--objective", objective, *RATES, *flags,
     ]  # fmt: skip
-
-
-def start(study, run, objective, *flags, processes=0, pairs=None):
-    """The stage as a command: under torchrun with that many processes, or alone."""
-    module = ["-m", "pipeline.stages.train"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *module]
-    arguments_of_stage = arguments(study, run, objective, *flags, pairs=pairs)
-    return launch([*(launcher if processes else module), *arguments_of_stage])
 
 
 def launch(words, *, start_new_session=False, **variables):
@@ -64,19 +62,19 @@ def finish(process, status=0):
     return output
 
 
+def assert_same_training(unbroken, resumed):
+    """Equal weights and logs, to the bit, and no checkpoint left."""
+    assert_same_weights(unbroken, resumed)
+    one, two = (pq.read_table(run / "training.parquet") for run in (unbroken, resumed))
+    assert one.equals(two)
+    assert not (resumed / "checkpoints").exists()
+
+
 def assert_same_weights(first, second, tolerance=0.0):
     one, two = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=tolerance, atol=tolerance, msg=name)
-
-
-@pytest.fixture(scope="module")
-def unbroken(tiny_study, tmp_path_factory):
-    """A composed training that nothing disturbed."""
-    run = tmp_path_factory.mktemp("unbroken")
-    train.main(arguments(tiny_study, run, "composed"))
-    return run
 
 
 def model_and_batch(study, objective):
@@ -147,7 +145,7 @@ def test_batches_are_the_same_on_one_process_and_on_four(tiny_study):
 
 
 def test_a_training_pads_short_clips_where_its_pairs_say_so_and_its_model_keeps_that_and_the_channels(
-    tiny_study, unbroken, tmp_path
+    tiny_study, composed, tmp_path
 ):
     pairs, default = tmp_path / "pairs.parquet", tiny_study.pairs("composed")
     manifests = ["--labeled", str(tiny_study.manifest("labeled")), "--unlabeled", str(tiny_study.manifest("unlabeled"))]
@@ -169,15 +167,15 @@ def test_a_training_pads_short_clips_where_its_pairs_say_so_and_its_model_keeps_
     for path in shards.rglob("manifest.json"):
         path.write_text(json.dumps({**json.loads(path.read_text()), "channels": "first"}))
     train.main([*arguments(tiny_study, tmp_path / "run", "composed", pairs=pairs), "--shards", str(shards)])
-    kept = [(model.short_clips, model.channels) for model in map(load_model, (tmp_path / "run", unbroken))]
+    kept = [(model.short_clips, model.channels) for model in map(load_model, (tmp_path / "run", composed))]
     assert kept == [("pad", "first"), ("repeat", "mean")]
-    losses = [pq.read_table(run / "training.parquet")["loss"][0].as_py() for run in (tmp_path / "run", unbroken)]
+    losses = [pq.read_table(run / "training.parquet")["loss"][0].as_py() for run in (tmp_path / "run", composed)]
     assert abs(losses[0] - losses[1]) > 1e-4
 
 
 @pytest.mark.parametrize("flags", [(), ("--micro-batch=3",)])
 def test_a_fixed_temperature_stays_the_checkpoints_to_the_bit_and_costs_the_optimizer_nothing(
-    tiny_study, unbroken, tmp_path, monkeypatch, flags
+    tiny_study, composed, tmp_path, monkeypatch, flags
 ):
     """Also against weight decay and a bound below it, and in a training that goes on."""
     kept = "--no-learn-temperature", "--weight-decay=0.5", "--max-logit-scale=2", *flags
@@ -185,11 +183,11 @@ def test_a_fixed_temperature_stays_the_checkpoints_to_the_bit_and_costs_the_opti
         patched.setattr(Trainer, "take_step", stopped_in_step(2))
         train.main(arguments(tiny_study, tmp_path, "composed", *kept))
     state = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
-    learnable = [name for name, value in load_model(unbroken).named_parameters() if value.requires_grad]
+    learnable = [name for name, value in load_model(composed).named_parameters() if value.requires_grad]
     assert len(state["optimizer"]["state"]) == len(learnable) - 1
     train.main(arguments(tiny_study, tmp_path, "composed", *kept))
     own, start, learned = (
-        load_file(folder / "model.safetensors")["logit_scale"] for folder in (tmp_path, tiny_study.pretrained, unbroken)
+        load_file(folder / "model.safetensors")["logit_scale"] for folder in (tmp_path, tiny_study.pretrained, composed)
     )
     assert torch.equal(own, start) and not torch.equal(learned, start)
     assert set(pq.read_table(tmp_path / "training.parquet")["logit_scale"].to_pylist()) == {start.exp().item()}
@@ -237,9 +235,9 @@ def test_batches_hold_what_the_pairs_and_the_shards_say(tiny_study):
         assert next(rows, None) is None
 
 
-def test_memory_does_not_grow_with_epochs(tiny_study, long_pairs):
+def test_memory_does_not_grow_with_epochs(tiny_study):
     """Objects that Python tracks, and memory that numpy and Python hold, after 20 and after 40 epochs."""
-    batches = PairedBatches(long_pairs, tiny_study.shards)
+    batches = PairedBatches(tiny_study.pairs("composed", epochs=40), tiny_study.shards)
     tracemalloc.start()
     held = []
     for step in range(len(batches)):
@@ -251,54 +249,42 @@ def test_memory_does_not_grow_with_epochs(tiny_study, long_pairs):
     assert held[1][0] - held[0][0] < 100 and held[1][1] - held[0][1] < 20_000
 
 
-def test_the_log_has_a_row_a_step_with_every_term(unbroken):
-    table = pq.read_table(unbroken / "training.parquet")
+def test_the_log_has_a_row_a_step_with_every_term(composed):
+    table = pq.read_table(composed / "training.parquet")
     assert table["step"].to_pylist() == [0, 1, 2, 3, 4, 5]
     assert table["epoch"].to_pylist() == [0, 0, 0, 1, 1, 1]
     assert {"loss", "info_nce", "a2t", "composed", "learning_rate", "logit_scale"} <= set(table.column_names)
     assert table["learning_rate"][0].as_py() == pytest.approx(0.001)
 
 
-def test_training_moves_the_encoders_and_the_a2t_module_but_not_batch_norm(tiny_study, unbroken):
-    before, after = load_file(tiny_study.pretrained / "model.safetensors"), load_file(unbroken / "model.safetensors")
+def test_training_moves_the_encoders_and_the_a2t_module_but_not_batch_norm(tiny_study, composed):
+    before, after = load_file(tiny_study.pretrained / "model.safetensors"), load_file(composed / "model.safetensors")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert any(name.startswith("audio_encoder.base") for name in moved)
     assert any(name.startswith("caption_encoder.base") for name in moved)
     assert "logit_scale" in moved
     assert not any("bn0.running" in name for name in moved)
-    assert load_model(unbroken).a2t is not None
+    assert load_model(composed).a2t is not None
 
 
-@pytest.fixture(scope="module")
-def long_pairs(tiny_study):
-    """Pairs of enough steps that a training can be hit in the middle."""
-    return tiny_study.pairs("composed", epochs=40)
+def test_a_training_that_is_killed_in_a_step_ends_with_the_weights_of_an_unbroken_one(tiny_study, tmp_path, composed):
+    words = arguments(tiny_study, tmp_path, "composed", "--steps-per-checkpoint=2")
+    finish(launch([KILL_IN_STEP, "SIGKILL", "3", *words]), -signal.SIGKILL)
+    assert torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["step"] == 2
+    train.main(words)
+    assert_same_training(composed, tmp_path)
 
 
-def interrupt(study, run, pairs, signal_number):
-    """Send a training a signal after its first checkpoint; its output and exit status."""
-    process = start(study, run, "composed", "--steps-per-checkpoint=1", pairs=pairs)
-    while not (run / "checkpoints" / "last.pt").exists():
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.01)
-    process.send_signal(signal_number)
-    output, _ = process.communicate(timeout=60)
-    assert not (run / "model.safetensors").exists(), "the training ended before the signal reached it"
-    return output, process.returncode
-
-
-@pytest.mark.parametrize(("signal_number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, SAVED_AND_STOPPED)])
-def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(
-    tiny_study, tmp_path, long_pairs, signal_number, status
+def test_a_training_that_stops_after_sigterm_ends_with_the_weights_of_an_unbroken_one(
+    tiny_study, tmp_path, composed, monkeypatch
 ):
-    train.main(arguments(tiny_study, tmp_path / "unbroken", "composed", pairs=long_pairs))
-    output, found = interrupt(tiny_study, tmp_path / "killed", long_pairs, signal_number)
-    assert found == status, output
-    assert "resuming from" in finish(start(tiny_study, tmp_path / "killed", "composed", pairs=long_pairs))
-    assert_same_weights(tmp_path / "unbroken", tmp_path / "killed")
-    assert not (tmp_path / "killed" / "checkpoints").exists()
-    logs = [pq.read_table(tmp_path / name / "training.parquet") for name in ("unbroken", "killed")]
-    assert logs[0].equals(logs[1])
+    words = arguments(tiny_study, tmp_path, "composed")
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as stopped:
+        patched.setattr(Trainer, "take_step", stopped_in_step(3))
+        train.main(words)
+    assert stopped.value.code == SAVED_AND_STOPPED
+    train.main(words)
+    assert_same_training(composed, tmp_path)
 
 
 KILLED_IN_THE_SAVE = """
@@ -319,7 +305,7 @@ train.main(sys.argv[1:])
 """
 
 
-def test_a_kill_while_the_checkpoint_is_written_costs_no_more_than_that_checkpoint(tiny_study, tmp_path, unbroken):
+def test_a_kill_while_the_checkpoint_is_written_costs_no_more_than_that_checkpoint(tiny_study, tmp_path, composed):
     process = launch(
         ["-c", KILLED_IN_THE_SAVE, *arguments(tiny_study, tmp_path, "composed", "--steps-per-checkpoint=1")]
     )
@@ -329,42 +315,47 @@ def test_a_kill_while_the_checkpoint_is_written_costs_no_more_than_that_checkpoi
     assert torch.load(checkpoints / "last.pt", weights_only=True)["step"] == 2
     assert len(list(checkpoints.glob("*last.pt*"))) == 3, "half a checkpoint lies beside the whole one"
     train.main(arguments(tiny_study, tmp_path, "composed"))
-    assert_same_weights(unbroken, tmp_path)
+    assert_same_weights(composed, tmp_path)
     assert not checkpoints.exists()
 
 
-def test_a_process_of_two_that_is_killed_goes_on_with_two_or_with_one(tiny_study, tmp_path):
-    # At 1e-3 the losses stand at chance from the fourth step on, whatever the weights.
-    pairs, flags = tiny_study.pairs("composed", epochs=8), ["--a2t-dropout=0", "--learning-rate=1e-4"]
-    train.main(arguments(tiny_study, tmp_path / "one", "composed", *flags, pairs=pairs))
-    finish(start(tiny_study, tmp_path / "two", "composed", *flags, processes=2, pairs=pairs))
-
-    killed = tmp_path / "killed"
-    torchrun = start(tiny_study, killed, "composed", *flags, "--steps-per-checkpoint=1", processes=2, pairs=pairs)
-    while not (killed / "checkpoints" / "last.pt").exists():
-        assert torchrun.poll() is None, torchrun.stdout.read()
-        time.sleep(0.01)
-    workers = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
-    os.kill(int(workers[-1]), signal.SIGKILL)
-    finish(torchrun, status=1)
-    assert not (killed / "model.safetensors").exists(), "the training ended before the signal reached it"
-    shutil.copytree(killed, tmp_path / "killed_then_one")
-
-    assert "resuming from" in finish(start(tiny_study, killed, "composed", *flags, processes=2, pairs=pairs))
-    assert_same_weights(tmp_path / "two", killed)
-    train.main(arguments(tiny_study, tmp_path / "killed_then_one", "composed", *flags, pairs=pairs))
-    losses = [
-        torch.tensor(pq.read_table(tmp_path / name / "training.parquet")["loss"].to_pylist())
-        for name in ("one", "two", "killed_then_one")
-    ]
-    assert len(losses[0]) == 24
-    for other in losses[1:]:
-        torch.testing.assert_close(other, losses[0], rtol=1e-5, atol=0)
+@pytest.fixture(scope="module")
+def killed_on_two(tiny_study, tmp_path_factory):
+    """A training of which one process of two was killed in its fourth step."""
+    run = tmp_path_factory.mktemp("killed")
+    words = arguments(tiny_study, run, "composed", *EXACT, "--steps-per-checkpoint=2")
+    finish(launch([*TORCHRUN, KILL_IN_STEP, "SIGKILL", "3", *words]), 1)
+    assert not (run / "model.safetensors").exists()
+    return run
 
 
-def test_a_composed_run_is_finetuned_on_two_processes_without_its_a2t_module(tiny_study, tmp_path, unbroken):
-    finish(start(tiny_study, tmp_path, "finetune", f"--pretrained={unbroken}", processes=2))
-    assert load_model(tmp_path).a2t is None
+def losses_of(run):
+    return torch.tensor(pq.read_table(run / "training.parquet")["loss"].to_pylist())
+
+
+def test_two_processes_have_the_losses_of_one(on_one_process, on_two_processes):
+    assert len(losses_of(on_one_process)) == 6
+    torch.testing.assert_close(losses_of(on_two_processes), losses_of(on_one_process), rtol=1e-5, atol=0)
+
+
+def test_a_training_of_which_a_process_was_killed_goes_on_to_the_weights_of_an_unbroken_one(
+    tiny_study, tmp_path, killed_on_two, on_two_processes
+):
+    run = shutil.copytree(killed_on_two, tmp_path / "run")
+    words = arguments(tiny_study, run, "composed", *EXACT)
+    assert "resuming from" in finish(launch([*TORCHRUN, "-m", "pipeline.stages.train", *words]))
+    assert_same_weights(on_two_processes, run)
+
+
+def test_a_training_of_two_processes_goes_on_with_one(tiny_study, tmp_path, killed_on_two, on_one_process):
+    run = shutil.copytree(killed_on_two, tmp_path / "run")
+    train.main(arguments(tiny_study, run, "composed", *EXACT))
+    torch.testing.assert_close(losses_of(run), losses_of(on_one_process), rtol=1e-5, atol=0)
+
+
+def test_a_composed_run_is_finetuned_on_two_processes_without_its_a2t_module(stopped_on_two):
+    names = torch.load(stopped_on_two.checkpoint, weights_only=True)["model"]
+    assert names and not any(name.startswith("a2t") for name in names)
 
 
 def test_pairs_of_another_objective_are_refused(tiny_study, tmp_path):

@@ -69,7 +69,7 @@ def tiny(project):
         "study": {"name": "tiny", "note": "A test.", "published": "data/paper_table1.csv"},
         "soundscapes": {"scale": 0.08},
         "datasets": {name: {**datasets[name], "root": f"own/{name}"} for name in ("clotho", "audiocaps", "audioset")},
-        "shards": {"clips_per_shard": 32, "jobs": 2},
+        "shards": {"clips_per_shard": 32, "jobs": 1},
         "pretrain": {"epochs": 1, "batch_size": 8},
         "training": {"epochs": 1, "batch_size": 8},
         "runs": {
@@ -244,8 +244,9 @@ def test_a_corrected_caption_of_a_test_split_trains_nothing_again(project, tiny)
     assert "Nothing to be done" in snakemake(project, "--configfile", tiny)
 
 
-def test_a_sweep_goes_on_past_a_rate_that_diverges_and_chooses_the_best_of_the_others(project, tiny):
-    rates, run = [0.0001, 0.001, 1e14], "clotho_composed_audioset"
+def test_a_sweep_goes_on_past_a_rate_that_diverges_and_chooses_the_other(project, tiny):
+    """tests/stages/test_choose_learning_rates.py has the choice among several."""
+    rates, run = [0.001, 1e14], "clotho_composed_audioset"
     rows = [{"target": "clotho", "method": "composed", "run": run}]
     asked = {"sweep": {"learning_rates": rates}, "tables": {"table1": rows}}
     (project / "sweep.yaml").write_text(yaml.safe_dump(asked))
@@ -253,12 +254,11 @@ def test_a_sweep_goes_on_past_a_rate_that_diverges_and_chooses_the_best_of_the_o
     with (project / "results" / "sweep.csv").open() as file:
         found = list(csv.DictReader(file))
     assert [(row["run"], float(row["learning_rate"]), row["targets"]) for row in found] == [
-        (run, 0.0001, "clotho"), (run, 0.001, "clotho"), (run, 1e14, "")
+        (run, 0.001, "clotho"), (run, 1e14, "")
     ]  # fmt: skip
-    assert re.match(r"step \d+: .*(nan|inf|not finite)", found[2]["diverged"]) and found[2]["mAP10"] == ""
-    assert [row["diverged"] for row in found[:2]] == ["", ""]
-    best = max(found[:2], key=lambda row: float(row["mAP10"]))  # on a tie the lower rate
-    assert [row["chosen"] for row in found] == [str(row is best) for row in found]
+    assert re.match(r"step \d+: .*(nan|inf|not finite)", found[1]["diverged"]) and found[1]["mAP10"] == ""
+    assert found[0]["diverged"] == "" and float(found[0]["mAP10"]) >= 0
+    assert [row["chosen"] for row in found] == ["True", "False"]
 
 
 def test_table2_and_curves_are_planned_on_top_of_the_papers_study(project):
