@@ -38,7 +38,7 @@ def test_a_name_that_is_a_path_or_a_command_is_refused(key: str, name: str) -> N
     curve = {"target": "clotho", "against": "labeled_clips", "lines": {"a": ["clotho_finetune"]}}
     config["curves"] = {"kept": curve}
     config[key] = {**config[key], name: next(iter(config[key].values()))}
-    with pytest.raises(PipelineError, match=rf"{key}\."):
+    with pytest.raises(PipelineError, match=rf"- {key}[.:]"):
         Study.of_config(config)
 
 
@@ -47,4 +47,13 @@ def test_a_split_that_is_a_path_or_a_command_is_refused(name: str) -> None:
     config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
     config["datasets"]["clotho"]["splits"]["test"] = name
     with pytest.raises(PipelineError, match=r"datasets\.clotho\.splits\.test"):
+        Study.of_config(config)
+
+
+@pytest.mark.parametrize("name", ["{run}.csv", "<x>.csv"])
+def test_an_input_that_snakemake_would_rewrite_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    config["study"]["published"] = str(tmp_path / name)
+    with pytest.raises(PipelineError, match=r"study\.published: .* which Snakemake replaces in its inputs; rename it"):
         Study.of_config(config)

@@ -25,15 +25,15 @@ FOLDER = f"-{{x}} {COMMANDS}\né %s & #"
 CLIPS = [f"-{number} {{y}} {COMMANDS}\n.wav" for number in range(8)]
 
 
-def record(folder: Path, names: list[str]) -> None:
+def record(folder: Path, names: list[str], seed: int) -> None:
     folder.mkdir(parents=True)
     for number, name in enumerate(names):
-        soundfile.write(folder / name, np.random.default_rng(number).normal(0, 0.1, 4_000), 16_000)
+        soundfile.write(folder / name, np.random.default_rng([seed, number]).normal(0, 0.1, 4_000), 16_000)
 
 
 def caption(folder: Path, names: list[str], texts: list[str]) -> None:
     with folder.with_name(f"{folder.name}.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["file_name", "caption"], *zip(names, texts, strict=True)])
+        csv.writer(file).writerows([["file_name", "caption_1"], *zip(names, texts, strict=True)])
 
 
 def study(**changes: object) -> dict[str, object]:
@@ -60,10 +60,10 @@ def project(tmp_path_factory):
     folder.mkdir()
     for name in set(SHIPPED) - {"data"}:
         (folder / name).symlink_to(ROOT / name)
-    for split, names in (("train", CLIPS), ("-x", CLIPS[:4])):
-        record(folder / FOLDER / split, names)
+    for seed, split, names in ((0, "train", CLIPS), (1, "-x", CLIPS[:4])):
+        record(folder / FOLDER / split, names, seed)
         caption(folder / FOLDER / split, names, [f"{TEXT} {split} {number}" for number in range(len(names))])
-    record(folder / "-u {}" / "all", CLIPS)
+    record(folder / "-u {}" / "all", CLIPS, seed=2)
     return folder
 
 
@@ -102,15 +102,15 @@ def test_hostile_names_go_through_every_rule_in_a_poor_environment(project):
 def test_a_yaml_tag_in_a_configuration_runs_nothing(project):
     (project / "tagged.yaml").write_text("study: !!python/object/apply:os.system [touch pwned]\n")
     output = snakemake(project, "-n", "--configfile", "tagged.yaml", status=1)
-    assert "could not determine a constructor for the tag" in output
+    assert "tagged.yaml" in output
     assert not list(project.parent.rglob("pwned"))
 
 
 def test_every_planned_command_passes_hostile_paths_as_they_are(project):
     """Rules that the small run leaves out: published weights, published figures, ready shards."""
-    for name in (f"w {TEXT}".replace("/", ""), f"p {TEXT}".replace("/", "")):
-        (project / name).touch()
-    weights, published = (f"{letter} {TEXT}".replace("/", "") for letter in "wp")
+    weights, published = (f"-{name} {COMMANDS}\né %s & #" for name in ("weights", "published"))
+    for path in (weights, published):
+        (project / path).touch()
     sounds = {"shards": f"./s {COMMANDS}{{x}}", "captions": False, "splits": {"train": "all"}}
     given = study(backbone={"name": "msclap-2023", "weights": weights, "tokenizer": weights})
     given["study"] |= {"published": published}

@@ -50,7 +50,7 @@ def ask(method, **fixed):
 
 
 def as_is(value):
-    """An input or parameter that is this value: Snakemake takes braces in a plain text for wildcards."""
+    """A parameter that is this value: Snakemake takes braces in a plain text for wildcards."""
     return lambda wildcards: value
 
 

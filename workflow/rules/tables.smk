@@ -38,7 +38,7 @@ rule tabulate:
     input:
         metrics=ask(study.table_metrics),
         comparisons="results/comparisons/{table}.csv",
-        published=as_is(study.published),
+        published=study.published,
     output:
         csv=report(
             "results/{table}.csv",

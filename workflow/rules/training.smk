@@ -57,7 +57,7 @@ rule pretrain:
 rule import_weights:
     """Convert published weights to the form that every other stage reads."""
     input:
-        files=as_is(study.weights_files()),
+        files=study.weights_files(),
     output:
         model="results/pretrained/{backbone}/model.safetensors",
         description="results/pretrained/{backbone}/model.json",
