@@ -326,6 +326,12 @@ def wrong_references(config: Configuration) -> Iterable[str]:
     published = config.study.published
     if published is not None and not Path(published).is_file():
         yield f"study.published: there is no file {published}"
+    for key, path in (
+        ("study.published", published),
+        *((f"backbone.{key}", getattr(config.backbone, key)) for key in ("weights", "tokenizer")),
+    ):
+        if path is not None and set(path) & set("{}<>"):
+            yield f"{key}: {path} holds one of {{ }} < >, which Snakemake replaces in its inputs; rename it"
     yield from wrong_backbone(config)
 
 

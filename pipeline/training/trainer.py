@@ -44,6 +44,7 @@ from pipeline.training.micro_batches import backward_in_micro_batches
 from pipeline.training.monitor import Monitor
 from pipeline.training.options import RunOptions
 from pipeline.training.outputs import ACCOUNT, FINISHED, Job, checksums, lock_folder, remove_checkpoints
+from pipeline.training.progress import LinePerReport
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.stopping import StopRequest
 
@@ -269,6 +270,7 @@ class Trainer:
 
     def _progress_bar(self) -> tqdm[Any]:
         return tqdm(
+            file=None if sys.stderr.isatty() else LinePerReport(),
             mininterval=0.1 if sys.stderr.isatty() else 5,  # seconds: a log file gets a line now and then
             total=self.steps,
             initial=self.step,

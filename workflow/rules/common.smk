@@ -55,6 +55,11 @@ def ask(method, **fixed):
     return answer
 
 
+def as_is(value):
+    """A parameter that is this value: Snakemake takes braces in a plain text for wildcards."""
+    return lambda wildcards: value
+
+
 def process_count(wildcards, resources):
     """Training processes: one per GPU; without GPUs, one per node."""
     return resources.gpu or resources.nodes

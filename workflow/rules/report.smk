@@ -25,8 +25,8 @@ rule report:
         "logs/report/report.log",
     params:
         version=VERSIONS["report"],
-        name=study.name,
-        note=study.note,
+        name=as_is(study.name),
+        note=as_is(study.note),
         protocol=study.protocol,
         evaluations=[str(Path(path).parent) for path in study.table_files(None, "metrics.json")],
     shell:

@@ -57,12 +57,12 @@ rule tabulate:
         "logs/tabulate/{table}.log",
     params:
         version=VERSIONS["tabulate"],
-        name=study.name,
-        note=study.note,
+        name=as_is(study.name),
+        note=as_is(study.note),
         protocol=study.protocol,
         datasets=ask(study.table_datasets),
         rows=ask(study.metrics_rows),
-        published=[f"--published={path}" for path in study.published],
+        published=as_is([f"--published={path}" for path in study.published]),
     shell:
         "python -m pipeline.stages.tabulate"
         " --study-name={params.name:q}"

@@ -39,7 +39,7 @@ rule pretrain:
         folder=subpath(output.model, parent=True),
         seed=study.config.pretrain.seed,
         vocabulary_size=study.config.pretrain.vocabulary_size,
-        settings=study.training_flags("pretrain"),
+        settings=as_is(study.training_flags("pretrain")),
         device=device,
     shell:
         "python -m pipeline.stages.pretrain"
@@ -72,7 +72,7 @@ rule import_weights:
     params:
         version=VERSIONS["import_weights"],
         folder=subpath(output.model, parent=True),
-        sources=study.weights_flags(),
+        sources=as_is(study.weights_flags()),
     shell:
         "python -m pipeline.stages.import_weights"
         " --backbone={wildcards.backbone}"

@@ -180,7 +180,7 @@ function nameOrders() {
 function chooseTarget() {
   const runs = Object.keys(target().runs);
   const wanted = (pattern) => runs.find((run) => pattern.test(run));
-  options(at("run-a"), runs, wanted(/composed/));
+  options(at("run-a"), runs, wanted(/composed/) ?? runs.at(-1)); // with other names: the last against the first
   options(at("run-b"), runs, wanted(/finetune/));
   chosen = null;
   nameOrders();
