@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from pipeline.data.catalogs import catalog_tables
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import FIGURES
 from pipeline.files import read_json
@@ -154,8 +153,9 @@ def source_of(run: Path, dataset: str, split: str) -> str:
     catalog = results_folder(run) / "catalogs" / dataset / f"{split}.parquet"
     if not catalog.is_file():
         return UNKNOWN_SOURCE
-    paths = pq.read_table(catalog, columns=["path"])["path"].drop_null()
-    generated = len(paths) > 0 and Path(paths[0].as_py()).as_posix().startswith(f"{GENERATED}{dataset}/")
+    tables = catalog_tables(catalog, ["path"])
+    first = next((path for table in tables for path in table["path"].drop_null().to_pylist()), "")
+    generated = Path(first).as_posix().startswith(f"{GENERATED}{dataset}/")
     return GENERATED_SOURCE if generated else OWN_SOURCE
 
 

@@ -18,7 +18,8 @@ from pipeline.evaluation.metrics import PROTOCOLS, figures, intervals, mean_over
 from pipeline.evaluation.outcomes import read_divergence
 from pipeline.evaluation.ranking import Retrieval, rank_embeddings
 from pipeline.evaluation.vectors import check_vectors
-from pipeline.files import write_json, write_parquet
+from pipeline.files import write_json
+from pipeline.parquet import write_parquet
 from pipeline.results.comparisons import contributions_table, no_contributions
 from pipeline.stages import run
 

@@ -24,7 +24,8 @@ from pipeline.data.shards.format import FACTS_KEY, ShardFacts, read_rows, rows_t
 from pipeline.data.shards.partition import Assignment, part_of, read_plan, read_shard
 from pipeline.data.shards.writer import AudioSettings, write_clips
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_of, write_atomically, write_json, write_parquet
+from pipeline.files import sha256_of, write_atomically, write_json
+from pipeline.parquet import write_parquet
 from pipeline.stages import VERSIONS, at_least, run
 
 logger = logging.getLogger(__name__)

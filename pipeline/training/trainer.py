@@ -22,9 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from pipeline.errors import PipelineError
-from pipeline.files import write_atomically, write_json, write_parquet
+from pipeline.files import write_atomically, write_json
 from pipeline.models import save_model
 from pipeline.models.clap import ClapModel
+from pipeline.parquet import write_parquet
 from pipeline.training.batches import Batch, PairedBatches
 from pipeline.training.checkpoints import Checkpoints, remove_checkpoints
 from pipeline.training.compilation import compile_audio_encoder

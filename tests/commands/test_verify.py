@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import shutil
 import tarfile
@@ -20,7 +19,7 @@ from outputs import SECOND, agree, change_manifest, flip, refused, verified
 from pipeline.__main__ import main
 from pipeline.data.shards.format import read_manifest
 from pipeline.errors import PipelineError
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json
 
 # --- verify: shards --------------------------------------------------------------------------------------------------
 
@@ -165,7 +164,7 @@ def test_flac_shards_are_checked_alike(lossy: Path) -> None:
 
 
 def test_a_manifest_and_summary_that_disagree_are_refused(split: Path) -> None:
-    summary = json.loads((split / "manifest.json").read_text())
+    summary = read_json(split / "manifest.json")
     shards = summary["shards"]
     for changes, expected in (
         ({"clips": 23}, "clips is 23, manifest.parquet has 24"),

@@ -24,7 +24,8 @@ from pipeline.data.leaks import AudioForm, leaked_path, write_identities
 from pipeline.data.pairs import read_epoch, read_facts
 from pipeline.data.shards.format import MANIFEST_SCHEMA, ShardFacts, read_manifest
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_of, write_json, write_parquet
+from pipeline.files import read_json, sha256_of, write_json
+from pipeline.parquet import write_parquet
 from pipeline.stages import index_audio, index_shards, pair_clips, shard_audio
 
 LISTS = Path(__file__).resolve().parents[3] / "shared" / "metadata"
@@ -200,7 +201,7 @@ def test_clips_that_are_gone_are_counted_and_those_there_end_in_shards(root: Pat
     outputs = ["--manifest", str(shards / "manifest.parquet"), "--summary", str(shards / "manifest.json")]
     outputs += ["--identities", str(shards / "identities.parquet")]
     index_shards.main([*plan, "--shards", str(shards), *outputs, "--max-dropped-fraction", "1"])
-    summary = json.loads((shards / "manifest.json").read_text())
+    summary = read_json(shards / "manifest.json")
     assert summary["status"] == {"ok": 12, "dropped": 483} and summary["reason"] == {"missing_file": 483}
     found = pq.read_table(shards / "manifest.parquet", filters=[("status", "=", "ok")])["source_id"].to_pylist()
     clips = list(dict.fromkeys((row["youtube_id"], row["start_time"]) for row in reversed(rows)))

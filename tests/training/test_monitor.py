@@ -15,7 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training import arguments, finish, launch, stopped_in_step
 
-from pipeline.files import sha256_of
+from pipeline.files import read_json, sha256_of
 from pipeline.models import load_model
 from pipeline.results.plots import training_curves
 from pipeline.stages import train
@@ -47,7 +47,7 @@ def scalars(run):
 
 
 def account(run):
-    return json.loads((run / "training.json").read_text())
+    return read_json(run / "training.json")
 
 
 def test_tensorboard_shows_every_step_of_the_log(trained):

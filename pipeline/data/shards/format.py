@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from pipeline.data.addresses import check_sizes, read_file
 from pipeline.data.catalogs import OK, read_table
 from pipeline.errors import PipelineError, read_error_message
-from pipeline.files import read_json, sha256_of
+from pipeline.files import parse_json, read_json, sha256_of
+from pipeline.parquet import open_parquet
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -121,12 +122,11 @@ def read_published_summary(address: str) -> dict[str, Any]:
     """The manifest.json at an address; PipelineError if it is none or names files that are not beside it."""
     path = f"{address}/manifest.json"
     try:
-        summary = json.loads(read_file(path))
+        text = read_file(path)
     except PipelineError as error:
         raise PipelineError(f"{error}; the address of one split's shards is asked for, .../DATASET/SPLIT") from error
-    except ValueError as error:
-        raise PipelineError(f"{path}: is not JSON ({error}); give the address of one split's shards") from error
-    if missing := _missing_facts(summary if isinstance(summary, dict) else {}):
+    summary = parse_json(text, path)
+    if missing := _missing_facts(summary):
         raise PipelineError(f"{path}: has no {', '.join(missing[:3])}; it is not what index_shards writes")
     _check_entries(summary, path)
     return summary
@@ -134,15 +134,26 @@ def read_published_summary(address: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _opened_manifest(path: Path) -> Iterator[pq.ParquetFile]:
+    """A manifest; its checksum is in manifest.json, see `check_manifest`."""
+    with open_parquet(path, "index_shards", is_checked=True, buffer_bytes=_BUFFER_BYTES) as file:
+        if file.schema_arrow.names != MANIFEST_SCHEMA.names:
+            raise PipelineError(f"{path}: is not a manifest of this pipeline; make it again with index_shards")
+        yield file
+
+
+def check_manifest(path: Path, summary: Mapping[str, Any]) -> None:
+    """Raise `PipelineError` unless a manifest is there and the one that its manifest.json was written for."""
     try:
-        with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
-            if file.schema_arrow.names != MANIFEST_SCHEMA.names:
-                raise PipelineError(f"{path}: is not a manifest of this pipeline; make it again with index_shards")
-            yield file
+        found = sha256_of(path)
     except FileNotFoundError:
-        raise PipelineError(f"{path}: not found; make it with python -m pipeline.stages.index_shards") from None
-    except (OSError, pa.ArrowException) as error:
+        raise PipelineError(f"{path}: not found; make it with index_shards") from None
+    except OSError as error:
         raise PipelineError(read_error_message(path, error, "make it again with index_shards")) from error
+    if found != summary["manifest_sha256"]:
+        raise PipelineError(
+            f"{path}: is damaged, or not the manifest that {path.with_suffix('.json')} was written for; make both "
+            "again with index_shards"
+        )
 
 
 def count_rows(path: Path) -> int:
@@ -166,7 +177,8 @@ def usable_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatc
 
 def read_manifest(path: Path) -> pa.Table:
     """A split's manifest as written by index_shards, unusable clips included."""
-    return read_table(path, MANIFEST_SCHEMA, "index_shards")
+    with _opened_manifest(path) as file:
+        return file.read()
 
 
 def check_tar(path: Path, size: int, sha256: str | None) -> None:
@@ -203,7 +215,7 @@ def remake(tar: Path) -> str:
     with contextlib.suppress(OSError):  # a folder that may only be read
         tar.with_suffix(".parquet").unlink(missing_ok=True)
         for record in records:
-            if f'"{tar.stem}"' in record.read_text(encoding="utf-8"):
+            if f'"{tar.stem}"' in record.read_text(encoding="utf-8", errors="replace"):
                 record.with_suffix(REPAIRS).write_text(f"{time.time_ns()}\n", encoding="utf-8")
         return "give the same Snakemake command again, which makes this tar again"
     return "delete it, and give the same Snakemake command again with --forcerun shard_audio"

@@ -18,9 +18,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from pipeline.data.addresses import read_range
 from pipeline.data.audio import BYTES_PER_FRAME, WAV_HEADER_BYTES, fit_window
-from pipeline.data.shards.format import check_tar, check_tars, read_summary, usable_batches
+from pipeline.data.shards.format import check_manifest, check_tar, check_tars, read_summary, usable_batches
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_of
 
 OPEN_TARS = 128  # a split, of the 1,024 files that a process may open by default
 
@@ -279,14 +278,8 @@ def open_shards(folder: Path, *, verify: bool = False, share: slice = slice(None
     sizes alone. Raises PipelineError for a manifest or tar that is missing, cut or another than manifest.json tells of.
     """
     folder = Path(folder)
-    summary_path, manifest_path = folder / "manifest.json", folder / "manifest.parquet"
-    summary = read_summary(summary_path)
-    if not manifest_path.exists():
-        raise PipelineError(f"{manifest_path}: not found; make it with python -m pipeline.stages.index_shards")
-    if sha256_of(manifest_path) != summary["manifest_sha256"]:
-        raise PipelineError(
-            f"{manifest_path}: is not the manifest that {summary_path} tells of; run index_shards again"
-        )
+    summary = read_summary(folder / "manifest.json")
+    check_manifest(folder / "manifest.parquet", summary)
     check_tars(folder, summary)
     if verify and "address" not in summary:
         for shard in summary["shards"][share]:

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
+from pipeline.parquet import read_parquet
 
 NOT_LOSSES = ("step", "epoch", "learning_rate", "a2t_learning_rate", "logit_scale")
 """Columns of training.parquet that are no term of the loss."""
@@ -65,11 +65,8 @@ class TestSet:
 
 def read_evaluation(folder: Path) -> Evaluation:
     """The results of the stage `evaluate` in `folder`."""
-    metrics, ranks = read_json(folder / "metrics.json"), folder / "ranks.parquet"
-    try:
-        return Evaluation(folder=folder, metrics=metrics, ranks=pq.read_table(ranks))
-    except (OSError, pa.ArrowException) as error:
-        raise PipelineError(f"{ranks}: cannot be read ({error}); make it again with the stage evaluate") from error
+    metrics, ranks = read_json(folder / "metrics.json"), read_parquet(folder / "ranks.parquet", "evaluate")
+    return Evaluation(folder=folder, metrics=metrics, ranks=ranks)
 
 
 def by_target(evaluations: Iterable[Evaluation]) -> dict[str, list[Evaluation]]:
@@ -157,10 +154,7 @@ def recall_at(evaluations: Sequence[Evaluation], direction: str, protocol: str, 
 
 def read_losses(path: Path) -> pd.DataFrame:
     """The mean of every term of the loss in each epoch (rows) of a training, from its training.parquet."""
-    try:
-        log = pq.read_table(path).to_pandas()
-    except (OSError, pa.ArrowException) as error:
-        raise PipelineError(f"{path}: cannot be read ({error}); train the run again") from error
+    log = read_parquet(path, "train").to_pandas()
     terms = [name for name in log if name not in NOT_LOSSES]
     return log.groupby("epoch")[terms].mean()
 
