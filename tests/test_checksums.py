@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.files import read_json, sha256_of, write_json
+from pipeline.npz import read_npz, write_npz
 from pipeline.parquet import content_sha256, read_parquet, write_parquet
 
 TABLE = pa.table({"key": ["a", "b", "c"], "frames": [1, 2, 3]}).replace_schema_metadata({"facts": '{"seed": 0}'})
@@ -100,3 +102,18 @@ def test_a_parquet_file_that_is_none_is_named(tmp_path, damage):
 def test_numbers_as_names_of_entries_pass(tmp_path):
     write_json({"counts": {2: "b", 10: "a"}}, tmp_path / "values.json")
     assert read_json(tmp_path / "values.json") == {"counts": {"2": "b", "10": "a"}}
+
+
+def test_a_flipped_bit_in_every_byte_of_an_npz_file_is_named_or_changes_nothing(tmp_path):
+    path = tmp_path / "embeddings.npz"
+    arrays = {"audio": np.arange(12, dtype=np.float32).reshape(4, 3), "caption": np.array(["a", "b"])}
+    write_npz(path, **arrays)
+    content = path.read_bytes()
+    for byte in range(len(content)):
+        path.write_bytes(flipped(content, byte))
+        try:
+            found = read_npz(path, arrays, "embed")
+        except PipelineError as error:
+            assert str(path) in str(error) and "embed" in str(error)
+        else:
+            assert all(np.array_equal(found[name], array) for name, array in arrays.items())

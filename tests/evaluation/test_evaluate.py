@@ -187,7 +187,7 @@ def test_unusable_embeddings_are_named(tmp_path, arrays, damage, message):
 
 def test_missing_or_damaged_file_is_named(tmp_path, arrays):
     path = tmp_path / "embeddings.npz"
-    with pytest.raises(PipelineError, match=r"embeddings\.npz: there is no such file"):
+    with pytest.raises(PipelineError, match=r"embeddings\.npz: not found"):
         evaluate.read_embeddings(path)
     np.savez(path, **arrays)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

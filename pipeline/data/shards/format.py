@@ -193,14 +193,19 @@ def check_tar(path: Path, size: int, sha256: str | None) -> None:
         raise PipelineError(f"{path}: SHA-256 {digest}, {sha256} expected; {remake(path)}")
 
 
-def check_tars(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Raise `PipelineError` unless every tar of a split is in its folder, or at its address, and has its size."""
+def check_tars(folder: Path, summary: Mapping[str, Any], *, verify: bool = False, share: slice = slice(None)) -> None:
+    """Raise `PipelineError` unless every tar of a split is in its folder, or at its address, and has its size.
+
+    verify: whether those in a folder must have their checksums, too; share: which of them.
+    """
     shards = summary["shards"]
     if "address" in summary:
         check_sizes({f"{summary['address']}/{shard['tar']}": shard["bytes"] for shard in shards})
         return
     for shard in shards:
         check_tar(folder / shard["tar"], shard["bytes"], None)
+    for shard in shards[share] if verify else []:
+        check_tar(folder / shard["tar"], shard["bytes"], shard["sha256"])
 
 
 def remake(tar: Path) -> str:

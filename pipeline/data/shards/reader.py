@@ -77,6 +77,7 @@ class ShardReader:
         self._is_remote = "address" in summary
         self._place = summary.get("address", str(folder))
         self._shards = np.array([shard["shard"] for shard in summary["shards"]])
+        self._tars = [(shard["bytes"], shard["sha256"]) for shard in summary["shards"]]
         self._read_manifest(np.array([shard["bytes"] for shard in summary["shards"]], np.int64))
         self._open = self._opener()
 
@@ -161,6 +162,12 @@ class ShardReader:
                 f"so either {key} was dropped (see its reason there) or it belongs to another split"
             )
         return row
+
+    def check_tar_of(self, key: str) -> None:
+        """Raise PipelineError unless the tar of a clip has its checksum; tars at an address are not fetched for it."""
+        tar = self._tar_of[self._row(key)]
+        if not self._is_remote:
+            check_tar(self.folder / f"{self._shards[tar]}.tar", *self._tars[tar])
 
     def frames(self, key: str) -> int:
         """Length of a clip at `sample_rate_hz`."""
@@ -280,10 +287,7 @@ def open_shards(folder: Path, *, verify: bool = False, share: slice = slice(None
     folder = Path(folder)
     summary = read_summary(folder / "manifest.json")
     check_manifest(folder / "manifest.parquet", summary)
-    check_tars(folder, summary)
-    if verify and "address" not in summary:
-        for shard in summary["shards"][share]:
-            check_tar(folder / shard["tar"], shard["bytes"], shard["sha256"])
+    check_tars(folder, summary, verify=verify, share=share)
     return ShardReader(folder, summary)
 
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
+from pipeline.npz import read_npz
 from pipeline.parquet import read_parquet
 
 NOT_LOSSES = ("step", "epoch", "learning_rate", "a2t_learning_rate", "logit_scale")
@@ -82,11 +83,8 @@ def read_test_set(evaluations: Sequence[Evaluation]) -> TestSet:
     first: TestSet | None = None
     for evaluation in evaluations:
         path = evaluation.folder / "embeddings.npz"
-        try:
-            with np.load(path) as file:  # reads only the members that are asked for
-                keys, captions, clips = (file[name].tolist() for name in ("audio_key", "caption", "audio_of_text"))
-        except (OSError, KeyError, ValueError) as error:
-            raise PipelineError(f"{path}: cannot be read ({error}); make it with the stage embed") from error
+        arrays = read_npz(path, ("audio_key", "caption", "audio_of_text"), "embed")
+        keys, captions, clips = (array.tolist() for array in arrays.values())
         found = TestSet(
             target=evaluation.target,
             split=evaluation.metrics["split"],
