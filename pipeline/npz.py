@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, read_error_message
 from pipeline.files import write_atomically
 
 
-def write_npz(path: Path, **arrays: NDArray[Any]) -> None:
+def write_npz(path: Path, **arrays: Any) -> None:
     """Write arrays atomically; equal arrays give equal bytes, because members carry no time of writing."""
     with write_atomically(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)

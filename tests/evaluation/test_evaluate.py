@@ -191,7 +191,7 @@ def test_missing_or_damaged_file_is_named(tmp_path, arrays):
         evaluate.read_embeddings(path)
     np.savez(path, **arrays)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(PipelineError, match=r"embeddings\.npz: cannot be read as npz"):
+    with pytest.raises(PipelineError, match=r"embeddings\.npz: cannot be read"):
         evaluate.read_embeddings(path)
 
 
