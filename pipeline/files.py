@@ -188,6 +188,40 @@ def write_json(value: Mapping[str, Any], path: str | Path) -> None:
         temporary.write_text(_json_text({**value, CHECKSUM: _sha256_of_json(value)}), encoding="utf-8")
 
 
+def write_checked_text(text: str, path: Path) -> None:
+    """Write a text atomically, and its checksum into the hidden file .NAME.sha256 next to it."""
+    digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    for file, content in ((_checksum_file(path), f"{digest}  {path.name}\n"), (path, text)):
+        with write_atomically(file) as temporary:
+            temporary.write_bytes(content.encode("utf-8"))
+
+
+def read_checked_text(path: Path, made_by: str) -> str:
+    """Return the text that `write_checked_text` wrote; that of an earlier version has no checksum.
+
+    Raises:
+        PipelineError: the file is missing or damaged; `made_by` is the stage that makes it.
+    """
+    checksum_file, advice = _checksum_file(path), f"delete it and make it again with {made_by}"
+    try:
+        content = path.read_bytes()
+        recorded = checksum_file.read_bytes() if checksum_file.exists() else None
+        text = content.decode("utf-8")
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: not found; make it with {made_by}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PipelineError(read_error_message(path, error, advice)) from error
+    if recorded is not None and hashlib.sha256(content).hexdigest().encode() not in recorded:
+        raise PipelineError(
+            f"{path}: is damaged or was edited, its SHA-256 is not that in {checksum_file.name}; {advice}"
+        )
+    return text
+
+
+def _checksum_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.sha256")
+
+
 def _json_text(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 

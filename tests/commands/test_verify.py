@@ -289,7 +289,9 @@ def test_pairs_with_rows_or_epochs_missing_are_refused(tiny_study, tmp_path: Pat
 
 def test_pairs_of_another_manifest_or_without_shards_are_refused(tiny_study, split: Path, tmp_path: Path) -> None:
     path = tiny_study.pairs("finetune")
-    assert "draws from labeled/train, whose manifest was not found" in refused("verify", path, "--shards", tmp_path)
+    assert "draws from labeled/train, whose manifest.parquet was not found" in refused(
+        "verify", path, "--shards", tmp_path
+    )
     change_manifest(split, 0, captions=["another", "one"])
     for arguments in ([], ["--quick"]):
         message = refused("verify", path, "--shards", tmp_path / "shards", *arguments)

@@ -295,7 +295,7 @@ def test_contribution_that_is_no_number_is_named(tmp_path):
 
 def test_damaged_comparisons_are_named(tmp_path):
     path = tmp_path / "table.csv"
-    with pytest.raises(PipelineError, match="there is no such file; make it with the stage compare"):
+    with pytest.raises(PipelineError, match="not found; make it with compare"):
         read_comparisons(path)
     path.write_text("target,method\n")
     with pytest.raises(PipelineError, match="has no column label, figure, difference"):

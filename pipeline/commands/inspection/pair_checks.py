@@ -136,8 +136,8 @@ def check_splits(path: Path, splits: Sequence[PairedSplit], sample_rate_hz: int)
         state = split.state()
         if split.folder is None:
             raise PipelineError(
-                f"{path}: draws from {split.name}, whose manifest was not found; pass --shards, the folder that holds "
-                f"{split.name}"
+                f"{path}: draws from {split.name}, whose manifest.parquet was not found; pass --shards, the folder "
+                f"that holds {split.name}"
             )
         if state == "has changed":
             raise PipelineError(

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.data.shards.format import read_summary
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
 from pipeline.npz import read_npz
@@ -19,6 +20,10 @@ from pipeline.parquet import read_parquet
 
 NOT_LOSSES = ("step", "epoch", "learning_rate", "a2t_learning_rate", "logit_scale")
 """Columns of training.parquet that are no term of the loss."""
+
+
+RANKS = ("direction", "rank", "rank_one_caption", "top10", "top10_score")
+"""Columns of ranks.parquet that the page shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +72,10 @@ class TestSet:
 def read_evaluation(folder: Path) -> Evaluation:
     """The results of the stage `evaluate` in `folder`."""
     metrics, ranks = read_json(folder / "metrics.json"), read_parquet(folder / "ranks.parquet", "evaluate")
+    if missing := [name for name in ("run", "seed", "target", "split") if name not in metrics]:
+        raise PipelineError(f"{folder / 'metrics.json'}: holds no {', '.join(missing)}; make it again with evaluate")
+    if missing := [name for name in RANKS if name not in ranks.column_names]:
+        raise PipelineError(f"{folder / 'ranks.parquet'}: has no {', '.join(missing)}; make it again with evaluate")
     return Evaluation(folder=folder, metrics=metrics, ranks=ranks)
 
 
@@ -153,6 +162,8 @@ def recall_at(evaluations: Sequence[Evaluation], direction: str, protocol: str, 
 def read_losses(path: Path) -> pd.DataFrame:
     """The mean of every term of the loss in each epoch (rows) of a training, from its training.parquet."""
     log = read_parquet(path, "train").to_pandas()
+    if "epoch" not in log:
+        raise PipelineError(f"{path}: has no column epoch, so it is not the log of a training; train the run again")
     terms = [name for name in log if name not in NOT_LOSSES]
     return log.groupby("epoch")[terms].mean()
 
@@ -179,7 +190,11 @@ def read_leaked(logs: Iterable[Path]) -> dict[tuple[str, str], int]:
     """
     leaked: dict[tuple[str, str], int] = {}
     for log in logs:
-        for folder, count in read_json(log.with_name("training.json"))["data"]["left_out_as_leaked"].items():
+        account = log.with_name("training.json")
+        data = read_json(account).get("data")
+        if not isinstance(data, dict) or "left_out_as_leaked" not in data:
+            raise PipelineError(f"{account}: has no data.left_out_as_leaked; train the run again")
+        for folder, count in data["left_out_as_leaked"].items():
             dataset, split = Path(folder).parts[-2:]
             leaked[dataset, split] = max(count, leaked.get((dataset, split), 0))
     return leaked
@@ -187,7 +202,7 @@ def read_leaked(logs: Iterable[Path]) -> dict[tuple[str, str], int]:
 
 def read_account(path: Path, leaked: Mapping[tuple[str, str], int]) -> SplitAccount:
     """The account of a split from its manifest.json, less the clips that trainings left out as held-out ones."""
-    summary = read_json(path)
+    summary = read_summary(path)
     left_out = leaked.get((summary["dataset"], summary["split"]), 0)
     reasons = sorted(summary["reason"].items()) + ([("left out as leaked", left_out)] if left_out else [])
     return SplitAccount(
