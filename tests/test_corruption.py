@@ -96,17 +96,15 @@ def study(tiny_study, tmp_path_factory) -> Iterator[Path]:
 
 
 def stop_in_the_middle(out: Path) -> None:
-    """Leave of a run what a kill leaves: the checkpoint of a step before the last, and no outputs."""
-    shutil.rmtree(out)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "pipeline.training.trainer.Trainer._write_outputs", lambda *_: os.kill(os.getpid(), signal.SIGUSR1)
-        )
-        previous = signal.signal(signal.SIGUSR1, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            run(train, "--pretrained", MODEL, *TRAIN, "--out", out, "--outcome", out / "outcome.txt",
-                "--steps-per-checkpoint", 4)  # fmt: skip
-        signal.signal(signal.SIGUSR1, previous)
+    """Leave what a kill leaves of a run: a checkpoint and notes, and no outputs."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("pipeline.training.trainer.Trainer._write_outputs", interrupt)
+        run(train, "--pretrained", MODEL, *TRAIN, "--out", out, "--outcome", out / "outcome.txt",
+            "--steps-per-checkpoint", 4)  # fmt: skip
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 # --- readers ---------------------------------------------------------------------------------------------------------
@@ -213,7 +211,7 @@ def by_train_again(out):
 def by_embed(out):
     run(embed, "--model", MODEL, "--shards", SPLIT, "--device", "cpu", "--threads", 1, "--outcome",
         RUN / "outcome.txt", "--embeddings", out / "embeddings.npz")  # fmt: skip
-    return content(out)
+    return content(out / "embeddings.npz")
 
 
 @reads(EVALUATION / "embeddings.npz", RUN / "outcome.txt")
@@ -373,7 +371,7 @@ def make_folder(path: Path) -> None:
     path.mkdir()
 
 
-OTHERS = {".parquet": SPLIT / "identities.parquet", ".npz": Path("other.npz"), ".tar": SPLIT / "parts/0-of-1.json"}
+OTHERS = {".parquet": PLAN, ".npz": Path("other.npz"), ".tar": SPLIT / "parts/0-of-1.json"}
 """A whole file of another kind, by the suffix of the file whose place it takes; of other suffixes a JSON object."""
 
 
@@ -406,11 +404,15 @@ def damages_for(reader: str, file: Path) -> list[str]:
 STATES = ("has changed", "not found", "is of another manifest", "missing")
 
 
-def says_so(reader: str, damage: str, found: str, expected: str) -> bool:
-    """Whether `inspect`, which describes what is there, names what is not, or not as it was."""
+def says_so(reader: str, damage: str, found: Any, expected: Any) -> bool:
+    """Whether `inspect` or a card, which describe what is there, leave out or name what is not, or not as it was."""
+    if reader == "export":
+        return damage in ("missing", "folder")
+    if not reader.startswith("inspect"):
+        return False
     new = set(found.splitlines()) - set(expected.splitlines())
     is_gone = damage in ("missing", "folder") and not new
-    return reader.startswith("inspect") and (is_gone or any(state in line for line in new for state in STATES))
+    return is_gone or any(state in line for line in new for state in STATES)
 
 
 # --- the matrix ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.data.catalogs import catalog_tables
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import FIGURES
-from pipeline.files import read_json
+from pipeline.files import read_json, sha256_of
 from pipeline.study import GENERATED
 from pipeline.training.settings import PairingSettings
 
@@ -76,7 +76,10 @@ def export_run(run: Path, to: Path) -> list[Path]:
     from pipeline.models import load_model  # torch and transformers, for which a refusal need not wait
 
     load_model(run)  # says which file is damaged
-    description, account = read_json(run / "model.json"), read_json(run / "training.json")
+    description, account = read_json(run / "model.json"), read_account(run / "training.json")
+    curves = run / "learning_curves.svg"
+    if sha256_of(curves) != account["files_sha256"].get(curves.name):
+        raise PipelineError(f"{curves}: is damaged, its SHA-256 is not that in training.json; train the run again")
     to.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
     try:
@@ -92,6 +95,15 @@ def export_run(run: Path, to: Path) -> list[Path]:
         shutil.rmtree(made, ignore_errors=True)
         raise
     return sorted(to.iterdir())
+
+
+def read_account(path: Path) -> dict[str, Any]:
+    """The account of a training; PipelineError where it lacks what the card shows."""
+    account = read_json(path)
+    needed = ("settings", "data", "steps", "clips_per_s", "wall_s", "hardware", "files_sha256")
+    if missing := [name for name in needed if name not in account]:
+        raise PipelineError(f"{path}: holds no {', '.join(missing)}; train the run again")
+    return account
 
 
 def check_finished(run: Path) -> None:
@@ -135,7 +147,11 @@ def results_folder(run: Path) -> Path:
 def read_figures(run: Path) -> list[dict[str, Any]]:
     """The metrics of the run on every target that it was evaluated on; none where only its folder is at hand."""
     folder = results_folder(run) / "evaluations" / run.absolute().parent.name / run.absolute().name
-    return [read_json(path) for path in sorted(folder.glob("*/metrics.json"))]
+    evaluations = {path: read_json(path) for path in sorted(folder.glob("*/metrics.json"))}
+    for path, metrics in evaluations.items():
+        if "protocols" not in metrics:
+            raise PipelineError(f"{path}: holds no protocols; evaluate the run again, or delete the file")
+    return list(evaluations.values())
 
 
 def splits_of(run: Path, data: dict[str, Any], roles: dict[str, str]) -> list[Split]:
@@ -164,7 +180,7 @@ def pretraining_splits(run: Path, backbone: str) -> list[Split]:
     account = results_folder(run) / "pretrained" / MINI / "training.json"
     if backbone != MINI or not account.is_file():
         return []
-    return splits_of(run, read_json(account)["data"], {"labeled": "clips and captions, in pretraining"})
+    return splits_of(run, read_account(account)["data"], {"labeled": "clips and captions, in pretraining"})
 
 
 def model_card(run: Path, description: dict[str, Any], account: dict[str, Any], figures: list[dict[str, Any]]) -> str:

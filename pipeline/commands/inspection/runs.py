@@ -24,6 +24,8 @@ def describe_run(folder: Path) -> dict[str, Any]:
     sections: dict[str, Any] = {}
     if (folder / "model.json").is_file():
         sections["model"] = read_json(folder / "model.json")
+        if "backbone" not in sections["model"]:
+            raise PipelineError(f"{folder / 'model.json'}: is not the description of a model; make the model again")
         check_files(folder, sections["model"])
     if (folder / "model.safetensors").is_file():
         sections["weights"] = describe_weights(folder / "model.safetensors")

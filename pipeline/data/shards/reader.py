@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import os
+import resource
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +21,13 @@ from numpy.typing import DTypeLike, NDArray
 from pipeline.data.addresses import read_range
 from pipeline.data.audio import BYTES_PER_FRAME, WAV_HEADER_BYTES, fit_window
 from pipeline.data.shards.format import check_manifest, check_tar, check_tars, read_summary, usable_batches
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, read_error_message
 
-OPEN_TARS = 128  # a split, of the 1,024 files that a process may open by default
+
+def most_open_tars() -> int:
+    """Tars of a split that stay open: an eighth of the files that this process may open, 128 of the usual 1,024."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 128 if limit == resource.RLIM_INFINITY else max(1, min(128, limit // 8))
 
 
 class _OpenTar:
@@ -136,7 +142,7 @@ class ShardReader:
 
     def _opener(self) -> Callable[[str], _OpenTar | _RemoteTar]:
         tar: Callable[[str], _OpenTar | _RemoteTar] = _RemoteTar if self._is_remote else _OpenTar
-        return functools.lru_cache(OPEN_TARS)(tar)
+        return functools.lru_cache(most_open_tars())(tar)
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -230,6 +236,8 @@ class ShardReader:
         try:
             self._read_from(self._open(path), row, start, samples)
         except OSError as error:  # the disk, or the network that it lies behind
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise PipelineError(read_error_message(path, error, "")) from error
             raise PipelineError(
                 f"{path}: cannot be read any more ({error.strerror}), asked for {self._name_of(row)}; see that its "
                 "disk is there and well, and that python -m pipeline verify finds the tar whole, then give the same "
