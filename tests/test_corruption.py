@@ -44,8 +44,9 @@ from pipeline.stages import (
 
 IS_FULL = os.environ.get("FAULTS") == "full"
 FLIPS = 8 if IS_FULL else 3
-SAMPLED = 4
-"""Damages of a file that a reader meets by default."""
+SAMPLED = 2
+"""Damages of a file that a reader meets by default; one that takes a second or more meets one."""
+SLOW = {"export", "report", "resume", "search", "train", "train_again"}
 SECONDS = 60
 """A reader that takes longer hangs."""
 
@@ -133,6 +134,7 @@ class Reader:
     read: Callable[[Path], Any]
     """From a folder for its outputs to what it made; the working directory is the study."""
     files: list[Path]
+    """A `*` stands for the name of one folder."""
 
 
 READERS: dict[str, Reader] = {}
@@ -317,7 +319,7 @@ def by_listen(out):
     return [content(path) for path in sorted(out.glob("*.wav"))]
 
 
-@reads(*(MODEL / name for name in MODEL_FILES), *MANIFEST)
+@reads(*(MODEL / name for name in MODEL_FILES), *MANIFEST, "index/*/audio.npy")
 def by_search(out):
     return printed("search", "noise", "--run", MODEL, "--in", SPLIT, "--index", "index")
 
@@ -327,7 +329,7 @@ def by_search_without_index(out):
     return printed("search", "noise", "--run", MODEL, "--in", SPLIT, "--index", out)
 
 
-@reads(*(RUN / name for name in (*MODEL_FILES, "training.json", "training.parquet")), EVALUATION / "metrics.json",
+@reads(*(RUN / name for name in (*MODEL_FILES, "training.json", "learning_curves.svg")), EVALUATION / "metrics.json",
        "results/catalogs/labeled/train.parquet")  # fmt: skip
 def by_export(out):
     printed("export", RUN, "--to", out / "made")
@@ -396,9 +398,9 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 
 
 def damages_for(reader: str, file: Path) -> list[str]:
-    if IS_FULL:
-        return list(DAMAGES)
-    return sorted(random.Random(f"{reader} {file}").sample(sorted(DAMAGES), SAMPLED))
+    # Bits of the vectors of an index are not checked: reading them all would take longer than a search.
+    damages = [damage for damage in DAMAGES if not (file.suffix == ".npy" and damage.startswith("flip"))]
+    return damages if IS_FULL else random.Random(f"{reader} {file}").sample(damages, 1 if reader in SLOW else SAMPLED)
 
 
 STATES = ("has changed", "not found", "is of another manifest", "missing")
@@ -452,24 +454,27 @@ def patience() -> Iterator[None]:
 
 @pytest.mark.parametrize("reader", sorted(READERS))
 def test_damage_is_named_or_changes_nothing(study, reader, tmp_path, patience):
-    with copy_of(study, tmp_path / "study"):
-        expected = outcome(reader, tmp_path / "whole")
-    assert expected[0] == "made", expected
+    @functools.cache
+    def expected() -> Any:
+        with copy_of(study, tmp_path / "whole"):
+            return outcome(reader, tmp_path / "out of whole")[1]
+
     problems = []
     for file in READERS[reader].files:
         for damage in damages_for(reader, file):
             with copy_of(study, tmp_path / "study"):
-                DAMAGES[damage](file)
+                place = next(Path().glob(str(file)))
+                DAMAGES[damage](place)
                 signal.alarm(SECONDS)
                 try:
-                    kind, found = outcome(reader, tmp_path / f"{file.parent.name} {file.name} {damage}")
+                    kind, found = outcome(reader, tmp_path / f"{place.parent.name} {place.name} {damage}")
                 except Exception as error:
-                    problems.append(f"{file}: {damage}: traceback {error!r:.300}")
+                    problems.append(f"{place}: {damage}: traceback {error!r:.300}")
                     continue
-            if kind == "message" and file.name not in found:
-                problems.append(f"{file}: {damage}: message does not name it: {found:.300}")
+            if kind == "message" and place.name not in found:
+                problems.append(f"{place}: {damage}: message does not name it: {found:.300}")
             elif kind == "message" and "\n" in found:
-                problems.append(f"{file}: {damage}: more than one line: {found:.300}")
-            elif kind == "made" and found != expected[1] and not says_so(reader, damage, found, expected[1]):
-                problems.append(f"{file}: {damage}: another result")
+                problems.append(f"{place}: {damage}: more than one line: {found:.300}")
+            elif kind == "made" and found != expected() and not says_so(reader, damage, found, expected()):
+                problems.append(f"{place}: {damage}: another result")
     assert not problems, "\n" + "\n".join(problems)
