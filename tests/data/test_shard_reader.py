@@ -6,7 +6,10 @@ import gc
 import io
 import multiprocessing
 import pickle
+import resource
 import shutil
+import subprocess
+import sys
 import tarfile
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -364,6 +367,34 @@ def large_split(folder: Path, clips: int, count: int) -> Path:
     ]
     write_json(summary, folder / "manifest.json")
     return folder
+
+
+def test_more_tars_than_files_may_be_open_are_read(tmp_path: Path) -> None:
+    folder = large_split(tmp_path, 200, 100)
+    code = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+import pipeline
+split = pipeline.open_split({str(folder)!r})
+print(sum(len(split.read(key)) for key in split.keys))
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert finished.returncode == 0, finished.stderr
+    split = open_shards(folder)
+    assert int(finished.stdout) == sum(split.frames(key) for key in split.keys) > 0
+
+
+def test_too_few_files_is_not_taken_for_a_broken_disk(folder: Path) -> None:
+    split, limits = open_shards(folder), resource.getrlimit(resource.RLIMIT_NOFILE)
+    key = split.keys[0]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(PipelineError, match=r"tar: cannot be read \(Too many open files\); raise the limit"):
+            split.read(key)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_reader_holds_numbers_of_a_clip_and_a_bounded_number_of_open_tars(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ class ShardReader:
         self._is_remote = "address" in summary
         self._place = summary.get("address", str(folder))
         self._shards = np.array([shard["shard"] for shard in summary["shards"]])
-        self._sha256 = np.array([shard["sha256"] for shard in summary["shards"]])
+        self._sha256 = np.array([shard["sha256"] for shard in summary["shards"]], "S64")
         self._tar_bytes = np.array([shard["bytes"] for shard in summary["shards"]], np.int64)
         self._read_manifest(self._tar_bytes)
         self._open = self._opener()
@@ -174,7 +174,7 @@ class ShardReader:
         """Raise PipelineError unless the tar of a clip has its checksum; tars at an address are not fetched for it."""
         tar = self._tar_of[self._row(key)]
         if not self._is_remote:
-            check_tar(self.folder / f"{self._shards[tar]}.tar", int(self._tar_bytes[tar]), str(self._sha256[tar]))
+            check_tar(self.folder / f"{self._shards[tar]}.tar", int(self._tar_bytes[tar]), self._sha256[tar].decode())
 
     def frames(self, key: str) -> int:
         """Length of a clip at `sample_rate_hz`."""
