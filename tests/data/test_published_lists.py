@@ -6,7 +6,6 @@ The lists are not part of the project. They are read from `../shared/metadata` b
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -174,7 +173,7 @@ def test_videos_of_the_test_splits_among_the_unlabeled_are_left_out_and_no_other
     mixed = tmp_path / "shards" / "audioset" / "mixed" / "manifest.parquet"
     place = table.schema.get_field_index("source_id")
     write_parquet(table.set_column(place, MANIFEST_SCHEMA.field(place), pa.array(ids)), mixed)
-    summary = json.loads(manifests["balanced_train"].with_suffix(".json").read_text())
+    summary = read_json(manifests["balanced_train"].with_suffix(".json"))
     write_json(summary | {"manifest_sha256": sha256_of(mixed)}, mixed.with_suffix(".json"))
     with pytest.raises(PipelineError, match=r"40 of 22160 clips are also in a validation or test split"):
         pair(manifests | {"balanced_train": mixed}, tmp_path / "pairs.parquet", "fail")
