@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 
 _REMEDIES = {
     errno.ENOSPC: "make room on the disk",
@@ -18,6 +19,10 @@ _REMEDIES = {
     errno.EIO: "see that the disk is there and undamaged",
     errno.ENAMETOOLONG: "choose a shorter path",
 }
+
+
+_NO_MEMORY = re.compile(r"[Cc]annot allocate memory|can't allocate memory|bad_alloc|failed to map segment")
+"""What libraries write into errors of their own where memory ran out; the last is of one that cannot be loaded."""
 
 
 class PipelineError(Exception):
@@ -46,10 +51,19 @@ def read_error_message(path: str | os.PathLike[str], error: Exception, advice: s
     return f"{path}: cannot be read ({(str(error) or type(error).__name__).splitlines()[0]}); {advice}"
 
 
+def lacks_memory(error: BaseException | None) -> bool:
+    """Return whether memory ran out, which some libraries say in the words of an error alone."""
+    while error is not None:
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):  # MemoryError is also pyarrow's and numpy's
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def crash_message(error: Exception) -> str | None:
     """Return one line for an error of the file system or of memory that no stage handled; None for other errors."""
-    if isinstance(error, MemoryError):  # also pyarrow's and numpy's
-        detail = f" ({error})" if str(error) else ""
+    if lacks_memory(error):
+        detail = f" ({str(error).splitlines()[0]})" if str(error) else ""
         return f"out of memory{detail}; give the command more memory, then run it again"
     if isinstance(error, OSError) and (error.filename or error.errno in _REMEDIES):
         file = f"{error.filename}: " if error.filename else ""

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, checksums, deterministic Parquet and JSON."""
+"""Files that are either whole or absent: atomic writes, checksums, deterministic JSON."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from pipeline.errors import PipelineError, write_error_message
+from pipeline.errors import PipelineError, read_error_message, write_error_message
 
 logger = logging.getLogger(__name__)
 
 _SUFFIX = ".tmp"
+CHECKSUM = "contents_sha256"
+"""Entry of a JSON file: the checksum of the others, as they are written without it."""
+_REMAKE = "delete it and make it again"
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE}
 """Errors of a write whose file the system does not name."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -171,26 +171,79 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_parquet(table: pa.Table, path: str | Path, row_group_size: int | None = None) -> None:
-    """Write a table atomically; the same table gives the same bytes."""
-    with write_atomically(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", row_group_size=row_group_size)
-
-
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; PipelineError if the file is missing or holds something else."""
+    """Return the JSON object in a file, without its checksum; files of earlier versions have none.
+
+    Raises:
+        PipelineError: the file is missing or damaged, or holds something else.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise PipelineError(f"{path}: not found") from None
-    except ValueError as error:
-        raise PipelineError(f"{path}: is not JSON ({error}); make it again") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise PipelineError(read_error_message(path, error, _REMAKE)) from error
+    return parse_json(text, path)
+
+
+def parse_json(text: str | bytes, source: object) -> dict[str, Any]:
+    """Return the JSON object in a text that `write_json` wrote, without its checksum; `source` is for messages."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise PipelineError(f"{source}: is not JSON ({error}); {_REMAKE}") from error
     if not isinstance(value, dict):
-        raise PipelineError(f"{path}: holds a JSON {type(value).__name__}, not an object; make it again")
+        raise PipelineError(f"{source}: holds a JSON {type(value).__name__}, not an object; {_REMAKE}")
+    recorded = value.pop(CHECKSUM, None)
+    if recorded is not None and recorded != _sha256_of_json(value):
+        raise PipelineError(f"{source}: is damaged or was edited, its SHA-256 is not the recorded one; {_REMAKE}")
     return value
 
 
-def write_json(value: Any, path: str | Path) -> None:
-    """Write JSON atomically with sorted keys: equal values give equal bytes."""
+def write_json(value: Mapping[str, Any], path: str | Path) -> None:
+    """Write a JSON object atomically, with sorted keys and its checksum: equal values give equal bytes."""
+    value = json.loads(_json_text(value))  # as it will be read: names of entries become strings, for example
     with write_atomically(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(_json_text({**value, CHECKSUM: _sha256_of_json(value)}), encoding="utf-8")
+
+
+def write_checked_text(text: str, path: Path) -> None:
+    """Write a text atomically, and its checksum into the hidden file .NAME.sha256 next to it."""
+    digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    for file, content in ((_checksum_file(path), f"{digest}  {path.name}\n"), (path, text)):
+        with write_atomically(file) as temporary:
+            temporary.write_bytes(content.encode("utf-8"))
+
+
+def read_checked_text(path: Path, made_by: str) -> str:
+    """Return the text that `write_checked_text` wrote; that of an earlier version has no checksum.
+
+    Raises:
+        PipelineError: the file is missing or damaged; `made_by` is the stage that makes it.
+    """
+    checksum_file, advice = _checksum_file(path), f"delete it and make it again with {made_by}"
+    try:
+        content = path.read_bytes()
+        recorded = checksum_file.read_bytes() if checksum_file.exists() else None
+        text = content.decode("utf-8")
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: not found; make it with {made_by}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PipelineError(read_error_message(path, error, advice)) from error
+    if recorded is not None and hashlib.sha256(content).hexdigest().encode() not in recorded:
+        raise PipelineError(
+            f"{path}: is damaged or was edited, its SHA-256 is not that in {checksum_file.name}; {advice}"
+        )
+    return text
+
+
+def _checksum_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.sha256")
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _sha256_of_json(value: Any) -> str:
+    return hashlib.sha256(_json_text(value).encode("utf-8", "surrogatepass")).hexdigest()

@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import sha256_of, write_json
+from pipeline.errors import PipelineError
+from pipeline.files import read_json, sha256_of, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +35,11 @@ def is_kept(outputs: Sequence[Path], made_from: Mapping[str, Any]) -> bool:
     """
     kept = outputs[0].parent / KEPT
     try:
-        found = json.loads((kept / DESCRIPTION).read_text(encoding="utf-8"))
+        found = read_json(kept / DESCRIPTION)
         if found["made_from"] != json.loads(json.dumps(made_from)):
             return False
         return {path.name: sha256_of(kept / path.name) for path in outputs} == found["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (PipelineError, OSError, KeyError):
         return False
 
 

@@ -539,7 +539,7 @@ class Study:
     def repairs(self, dataset: str, split: str, part: str) -> str:
         """When a stage last found a damaged tar in a part of a split; another answer makes Snakemake plan the part."""
         path = Path(f"results/shards/{dataset}/{split}/parts/{part}.repairs")
-        return path.read_text(encoding="utf-8").strip() if path.exists() else "none"
+        return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else "none"
 
     def split(self, dataset: str, role: Role) -> str:
         """DATASET/SPLIT of the split that a dataset uses in a role."""

@@ -312,6 +312,9 @@ def test_written_files_obey_the_umask(tmp_path):
 # --- errors that no stage handles ------------------------------------------------------------------------------------
 
 
+LITTLE_MEMORY = "import resource; resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9))"
+
+
 def run_as_stage(statement: str) -> subprocess.CompletedProcess[str]:
     code = f"from pipeline.stages import run\ndef main(argv):\n    {statement}\nrun(main)"
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -324,6 +327,8 @@ def run_as_stage(statement: str) -> subprocess.CompletedProcess[str]:
         ("open('/proc/self/mem').read()", "Input/output error; see that the disk is there and undamaged, then run"),
         ("raise MemoryError('std::bad_alloc')", "out of memory (std::bad_alloc); give the command more memory, then"),
         ("import pyarrow; raise pyarrow.ArrowMemoryError('realloc of size 512')", "out of memory (realloc of"),
+        ("import torch; torch.empty(2**59)", "out of memory ([enforce fail at alloc_cpu"),
+        (f"{LITTLE_MEMORY}; import torch", "out of memory (libtorch"),
     ],
 )  # fmt: skip
 def test_errors_of_files_and_memory_are_one_line(statement, line):

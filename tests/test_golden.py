@@ -23,6 +23,7 @@ import pytest
 import soundfile
 from safetensors import safe_open
 
+from pipeline.files import read_json
 from pipeline.stages import (
     VERSIONS,
     choose_learning_rates,
@@ -86,6 +87,12 @@ def content(path: Path) -> Any:
     if path.suffix == ".npz":
         arrays = np.load(path)
         return {name: [str(arrays[name].dtype), arrays[name].shape] for name in sorted(arrays)}
+    if path.suffix == ".json" and path.name != "tokenizer.json":
+        values = read_json(path)
+        values.pop("files_sha256", None)
+        return hashlib.sha256(
+            (json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+        ).hexdigest()
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -194,7 +201,7 @@ def made_by_shard_audio(study: Study) -> Any:
 
 def made_by_index_shards(study: Study) -> Any:
     split, names = study.split("labeled"), ("manifest.parquet", "identities.parquet")
-    summary = json.loads((split / "manifest.json").read_text())
+    summary = read_json(split / "manifest.json")
     del summary["manifest_sha256"]  # of a Parquet file's bytes
     return [content(split / name) for name in names], summary
 
@@ -203,7 +210,7 @@ def made_by_stage_shards(study: Study) -> Any:
     out = study.folder / "copy"
     study.run(stage_shards, "--address", study.split("test").absolute(), "--manifest", out / "manifest.parquet",
               "--summary", out / "manifest.json", "--identities", out / "identities.parquet")  # fmt: skip
-    summary = json.loads((out / "manifest.json").read_text())
+    summary = read_json(out / "manifest.json")
     del summary["manifest_sha256"]
     return [content(out / name) for name in ("manifest.parquet", "identities.parquet")], summary
 
@@ -223,13 +230,13 @@ def made_by_find_near_duplicates(study: Study) -> Any:
     study.run(
         find_near_duplicates, "--shards", study.split("labeled"), "--held-out", study.split("test"), "--report", path
     )
-    found = json.loads(path.read_text())
+    found = read_json(path)
     return {name: found[name] for name in ("clips", "held_out_clips", "meaning")}, sorted(found)
 
 
 def training_files(folder: Path) -> Any:
     log = pq.read_table(folder / "training.parquet")
-    account = json.loads((folder / "training.json").read_text())
+    account = read_json(folder / "training.json")
     return {
         "weights": content(folder / "model.safetensors"),
         "tokenizer": content(folder / "tokenizer.json"),

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from pipeline.commands import classify, download, export, inspect, listen, search, verify
-from pipeline.errors import PipelineError, printable
+from pipeline.errors import PipelineError, crash_message, printable
 
 COMMANDS = {
     "inspect": inspect,
@@ -41,13 +41,16 @@ def main(argv: list[str], prog: str = "composed-text") -> None:
 
 
 def run() -> None:
-    """Run the command of `sys.argv`: a PipelineError becomes one line on stderr and exit status 1."""
+    """Run the command of `sys.argv`; a foreseen error, as in `pipeline.stages.run`, ends as one line and status 1."""
     name = Path(sys.argv[0]).name
     prog = "python -m pipeline" if name == "__main__.py" else name
     try:
         main(sys.argv[1:], prog)
         sys.stdout.flush()
-    except PipelineError as error:
-        sys.exit(f"{prog}: {printable(str(error))}")
     except BrokenPipeError:  # the reader of a pipe, for example head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        message = str(error) if isinstance(error, PipelineError) else crash_message(error)
+        if message is None:
+            raise
+        sys.exit(f"{prog}: {printable(message)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import html
 import os
@@ -18,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.adapters.rows import SourceRow
-from pipeline.errors import PipelineError, read_error_message
+from pipeline.errors import PipelineError
+from pipeline.parquet import open_parquet
 
 OK, DROPPED, FAILED = "ok", "dropped", "failed"
 
@@ -187,18 +187,6 @@ def check_losses(losses: Iterable[Loss], clips: int, max_dropped_fraction: float
     raise PipelineError(f"{what}: {lost} of {clips} clips cannot be used ({limit}): {', '.join(parts)}; {advice}")
 
 
-@contextlib.contextmanager
-def _opened(path: Path, made_by: str) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file; PipelineError if it is missing or damaged."""
-    try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            yield file
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: not found; make it with python -m pipeline.stages.{made_by}") from None
-    except (OSError, pa.ArrowException) as error:
-        raise PipelineError(read_error_message(path, error, f"make it again with {made_by}")) from error
-
-
 def _check_columns(file: pq.ParquetFile, path: Path, schema: pa.Schema, made_by: str) -> None:
     if not file.schema_arrow.equals(schema):
         raise PipelineError(
@@ -208,12 +196,8 @@ def _check_columns(file: pq.ParquetFile, path: Path, schema: pa.Schema, made_by:
 
 
 def read_table(path: Path, schema: pa.Schema, made_by: str) -> pa.Table:
-    """Return a Parquet file of this schema with its footer's metadata.
-
-    Raises:
-        PipelineError: The file is missing, damaged or of another schema.
-    """
-    with _opened(path, made_by) as file:
+    """A Parquet file of this schema, footer metadata kept; PipelineError if it is missing, damaged or another table."""
+    with open_parquet(path, made_by) as file:
         _check_columns(file, path, schema, made_by)
         return file.read()
 
@@ -224,8 +208,8 @@ def read_catalog(path: Path) -> pa.Table:
 
 
 def catalog_tables(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield some columns of a catalog in its order, one batch of rows at a time."""
-    with _opened(path, "index_audio") as file:
+    """Some columns of a catalog, a batch of rows at a time, in its order."""
+    with open_parquet(path, "index_audio") as file:
         _check_columns(file, path, CATALOG_SCHEMA, "index_audio")
         for batch in file.iter_batches(ROW_GROUP_ROWS, columns=list(columns), use_threads=False):
             yield pa.Table.from_batches([batch])
@@ -249,8 +233,11 @@ def regrouped(tables: Iterable[pa.Table], sizes: Iterable[int]) -> Iterator[pa.T
 
 
 def read_catalog_rows(path: Path, first_row: int, rows: int) -> pa.Table:
-    """Return `rows` rows of a catalog from `first_row` on, reading only their row groups; fewer if the catalog ends."""
-    with _opened(path, "index_audio") as file:
+    """`rows` rows of a catalog from a row on, reading only their row groups; fewer where the catalog ends.
+
+    The file's checksum is not looked at: the caller compares the rows with the digest in the plan.
+    """
+    with open_parquet(path, "index_audio", is_checked=True) as file:
         _check_columns(file, path, CATALOG_SCHEMA, "index_audio")
         groups = range(first_row // ROW_GROUP_ROWS, -(-(first_row + rows) // ROW_GROUP_ROWS))
         table = file.read_row_groups([group for group in groups if group < file.num_row_groups], use_threads=False)

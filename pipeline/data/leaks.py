@@ -19,12 +19,11 @@ from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.data.catalogs import REASONS, read_table
 from pipeline.data.shards.format import usable_batches
 from pipeline.errors import PipelineError
-from pipeline.files import write_atomically
+from pipeline.parquet import parquet_writer
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ class AudioForm:
 def write_identities(manifest: Path, form: AudioForm, path: Path) -> None:
     """Write the identities of a split's usable clips, the only data of a held-out split that pairs depend on."""
     schema = IDENTITIES_SCHEMA.with_metadata({FORM_KEY: json.dumps(asdict(form))})
-    with write_atomically(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with parquet_writer(path, schema) as writer:
         for batch in usable_batches(manifest, IDENTITIES_SCHEMA.names):
             writer.write_table(pa.Table.from_batches([batch.select(IDENTITIES_SCHEMA.names)]).cast(schema))
 

@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.data.leaks import LEAKED_SCHEMA, LOOKED_AT, check_leaked, leaks_of
 from pipeline.data.shards.format import count_rows, usable_batches
 from pipeline.errors import PipelineError
-from pipeline.files import write_atomically
+from pipeline.parquet import open_parquet, parquet_writer
 from pipeline.training.settings import PairingSettings
 
 NO_CAPTION = -1
@@ -298,30 +297,21 @@ def fixed_partners(seed: int, labeled: Clips, unlabeled: Clips | None) -> np.nda
 def write_pairs(epochs: Iterator[pa.Table], path: Path, facts: dict[str, Any]) -> None:
     """Write one row group per epoch, with `facts` (seed, batch size, window, sources) as JSON in the footer."""
     schema = SCHEMA.with_metadata({"pairs": json.dumps(facts, sort_keys=True)})
-    with (
-        write_atomically(path) as temporary,
-        pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer,
-    ):
+    with parquet_writer(path, schema, write_page_checksum=True) as writer:
         for table in epochs:
             writer.write_table(table.replace_schema_metadata(schema.metadata), row_group_size=max(1, table.num_rows))
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Return the footer of a pairs file: seed, epochs, steps per epoch, batch size, window, checksums of manifests."""
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (OSError, pa.ArrowInvalid) as error:
-        raise PipelineError(f"{path}: cannot be read as Parquet ({error}); make it with pair_clips") from error
+    """What a pairs file says of itself: seed, epochs, steps an epoch, batch size, window, the manifests' checksums."""
+    with open_parquet(path, "pair_clips") as file:
+        metadata = file.schema_arrow.metadata or {}
     if b"pairs" not in metadata:
         raise PipelineError(f"{path}: is not a pairs file (its footer has no `pairs` entry); make it with pair_clips")
     return json.loads(metadata[b"pairs"])
 
 
 def read_epoch(path: Path, epoch: int) -> pa.Table:
-    """Return the rows of one epoch, ordered by step and slot; PipelineError if they are damaged."""
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read_row_group(epoch)
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise PipelineError(f"{path}: epoch {epoch} cannot be read ({reason}); make the pairs again") from error
+    """The rows of one epoch, ordered by step and slot, whose pages have checksums; `read_facts` checks the file."""
+    with open_parquet(path, "pair_clips", is_checked=True) as file:
+        return file.read_row_group(epoch)

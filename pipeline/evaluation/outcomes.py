@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import PipelineError
+from pipeline.files import read_checked_text
 
 FINISHED = "finished"
 
@@ -15,10 +16,7 @@ def read_divergence(path: Path) -> str | None:
     Raises:
         PipelineError: the file is missing, empty or not text.
     """
-    try:
-        outcome = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PipelineError(f"{path}: cannot be read ({error}); make it again with the stage train") from error
+    outcome = read_checked_text(path, "train").strip()
     if not outcome:
         raise PipelineError(f"{path}: is empty; make it again with the stage train")
     return None if outcome == FINISHED else outcome

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.data.shards.format import usable_batches
 from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError, printable
 from pipeline.evaluation.embedding import captions_of, embed_audio, embed_sounds, embed_texts
@@ -206,13 +207,12 @@ def read_index(path: Path, count: int) -> NDArray[np.float32]:
 
 
 def source_names(shards: ShardReader, keys: list[str]) -> dict[str, str]:
-    """Return each clip's path in its raw dataset, from the manifest."""
-    path = shards.folder / "manifest.parquet"
-    try:
-        rows = pq.read_table(path, columns=["key", "source_name"], filters=[("key", "in", keys)])
-    except (OSError, pa.ArrowException) as error:
-        raise PipelineError(f"{path}: cannot be read ({error}); make it again with index_shards") from error
-    return dict(zip(rows["key"].to_pylist(), rows["source_name"].to_pylist(), strict=True))
+    """The path of each clip in its raw dataset, from the manifest."""
+    names: dict[str, str] = {}
+    for batch in usable_batches(shards.folder / "manifest.parquet", ["key", "source_name"]):
+        rows = batch.filter(pc.is_in(batch["key"], pa.array(keys)))
+        names |= zip(rows["key"].to_pylist(), rows["source_name"].to_pylist(), strict=True)
+    return names
 
 
 def render(results: list[SearchResult]) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError
-from pipeline.files import write_atomically, write_json
+from pipeline.files import read_json, sha256_of, write_atomically, write_json
 from pipeline.models.backbones import BACKBONES
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ FORMAT_VERSION = 1
 
 MODEL_FILES = ("model.safetensors", "tokenizer.json", "model.json")
 """The files of a saved model; they decide its embeddings."""
+
+CHECKED_FILES = ("model.safetensors", "tokenizer.json")
+"""Those whose checksums model.json records; `load_model` checks them."""
 
 
 def load_model(
@@ -72,6 +75,7 @@ def save_model(model: ClapModel, folder: str | Path) -> None:
             "embedding_dim": model.embedding_dim,
             "token_dim": model.token_dim,
             "architecture": model.architecture,
+            "files_sha256": {name: sha256_of(folder / name) for name in CHECKED_FILES},
             "a2t": None
             if model.a2t is None
             else {
@@ -89,8 +93,8 @@ def _load_saved(folder: Path) -> ClapModel:
 
     known_ways = {"short_clips": SHORT_CLIPS, "channels": CHANNELS}
     file = _present(folder / "model.json")
+    settings = read_json(file)
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
         version, backbone = settings["format_version"], settings["backbone"]
         # Older versions knew one size of a backbone, one pseudo-token and one way to hear a file, and name none.
         hearing = {name: settings.get(name, ways[0]) for name, ways in known_ways.items()}
@@ -102,7 +106,7 @@ def _load_saved(folder: Path) -> ClapModel:
         }
     except (ValueError, TypeError, KeyError) as error:
         raise PipelineError(
-            f"{file}: not the description of a saved model ({error!r}); make the model again"
+            f"{file}: is not the description of a saved model ({error!r}); make the model again"
         ) from error
     for name, value in hearing.items():
         if value not in known_ways[name]:
@@ -112,6 +116,8 @@ def _load_saved(folder: Path) -> ClapModel:
             f"{file}: format {version} of backbone {backbone!r}; this version reads format {FORMAT_VERSION} of "
             f"{', '.join(BACKBONES)}"
         )
+
+    check_files(folder, settings)
 
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -130,6 +136,20 @@ def _load_saved(folder: Path) -> ClapModel:
         raise PipelineError(f"{file}: damaged weights ({error}); make the model again") from error
     model.load_weights(state, file)
     return model
+
+
+def check_files(folder: Path, description: Mapping[str, Any]) -> None:
+    """Raise PipelineError unless weights and tokenizer are those that model.json was written for.
+
+    description: the contents of model.json; those of earlier versions record no checksums.
+    """
+    recorded = description.get("files_sha256", {})
+    for name in CHECKED_FILES:
+        if name in recorded and sha256_of(_present(folder / name)) != recorded[name]:
+            raise PipelineError(
+                f"{folder / name}: is damaged or of another model, its SHA-256 is not that in model.json; make the "
+                "model again"
+            )
 
 
 def _present(file: Path) -> Path:

@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import FIGURES, PROTOCOLS, contributions, resampled
 from pipeline.evaluation.ranking import Retrieval
+from pipeline.parquet import read_parquet
 
 SAMPLES = 10_000
 """Bootstrap samples: the smallest p, 2 / 10,001, stays below 0.05 after a correction over 200 rows."""
@@ -115,12 +115,7 @@ def read_contributions(path: Path, protocol: str) -> Evaluation:
         PipelineError: The file is missing or damaged, or has no row of the protocol.
     """
     columns = ["protocol", "key", "captions", *FIGURES]
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: there is no such file; make it with the stage evaluate") from None
-    except (OSError, pa.ArrowException) as error:
-        raise PipelineError(f"{path}: cannot be read as Parquet ({error}); make it again with evaluate") from error
+    table = read_parquet(path, "evaluate")
     footer = json.loads((table.schema.metadata or {}).get(FOOTER, b"{}"))
     missing = [name for name in columns if name not in table.column_names]
     missing += [name for name in ("run", "seed", *TEST_SET) if name not in footer]

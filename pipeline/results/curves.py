@@ -8,6 +8,7 @@ seeds. Intervals and p-values come from the paired bootstrap of `pipeline.result
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import pandas as pd
 from pipeline.data.pairs import read_facts
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import FIGURES, resampled
+from pipeline.files import read_checked_text
 from pipeline.results.comparisons import (
     SAMPLES,
     Comparison,
@@ -179,9 +181,10 @@ def read_points(path: Path) -> tuple[pd.DataFrame, str]:
     Raises:
         PipelineError: The file is missing or was not written by draw_curves.
     """
+    text = io.StringIO(read_checked_text(path, "draw_curves"))
     try:
-        table = pd.read_csv(path, dtype={name: str for name in ("line", "run", "significant")})
-    except (OSError, ValueError) as error:
+        table = pd.read_csv(text, dtype={name: str for name in ("line", "run", "significant")})
+    except ValueError as error:
         raise PipelineError(f"{path}: cannot be read as CSV ({error}); make it with draw_curves") from error
     axis = next((name for name in AXES if name in table.columns), None)
     if axis is None or not {*_POINT, "significant"} <= set(table.columns):

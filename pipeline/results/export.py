@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import pyarrow.parquet as pq
 
+from pipeline.data.catalogs import catalog_tables
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import FIGURES
-from pipeline.files import make_folder_atomically, read_json
+from pipeline.files import make_folder_atomically, read_json, sha256_of
 from pipeline.study import GENERATED
 from pipeline.training.settings import PairingSettings
 
@@ -78,7 +78,10 @@ def export_run(run: Path, to: Path) -> list[Path]:
     from pipeline.models import load_model  # slow import of torch and transformers, after the quick checks
 
     load_model(run)  # raises for a damaged file
-    description, account = read_json(run / "model.json"), read_json(run / "training.json")
+    description, account = read_json(run / "model.json"), read_account(run / "training.json")
+    curves = run / "learning_curves.svg"
+    if sha256_of(curves) != account["files_sha256"].get(curves.name):
+        raise PipelineError(f"{curves}: is damaged, its SHA-256 is not that in training.json; train the run again")
     with make_folder_atomically(to) as made:
         for name in (*MODEL_FILES, *RECORDS):
             shutil.copyfile(run / name, made / name)
@@ -87,6 +90,15 @@ def export_run(run: Path, to: Path) -> list[Path]:
         card = model_card(run, description, account, read_figures(run))
         (made / "README.md").write_text(card, encoding="utf-8")
     return sorted(to.iterdir())
+
+
+def read_account(path: Path) -> dict[str, Any]:
+    """The account of a training; PipelineError where it lacks what the card shows."""
+    account = read_json(path)
+    needed = ("settings", "data", "steps", "clips_per_s", "wall_s", "hardware", "files_sha256")
+    if missing := [name for name in needed if name not in account]:
+        raise PipelineError(f"{path}: holds no {', '.join(missing)}; train the run again")
+    return account
 
 
 def check_finished(run: Path) -> None:
@@ -130,7 +142,11 @@ def results_folder(run: Path) -> Path:
 def read_figures(run: Path) -> list[dict[str, Any]]:
     """Return the metrics of the run on every target; none if there are no evaluations next to its folder."""
     folder = results_folder(run) / "evaluations" / run.absolute().parent.name / run.absolute().name
-    return [read_json(path) for path in sorted(folder.glob("*/metrics.json"))]
+    evaluations = {path: read_json(path) for path in sorted(folder.glob("*/metrics.json"))}
+    for path, metrics in evaluations.items():
+        if "protocols" not in metrics:
+            raise PipelineError(f"{path}: holds no protocols; evaluate the run again, or delete the file")
+    return list(evaluations.values())
 
 
 def splits_of(run: Path, data: dict[str, Any], roles: dict[str, str]) -> list[Split]:
@@ -148,8 +164,9 @@ def source_of(run: Path, dataset: str, split: str) -> str:
     catalog = results_folder(run) / "catalogs" / dataset / f"{split}.parquet"
     if not catalog.is_file():
         return UNKNOWN_SOURCE
-    paths = pq.read_table(catalog, columns=["path"])["path"].drop_null()
-    generated = len(paths) > 0 and Path(paths[0].as_py()).as_posix().startswith(f"{GENERATED}{dataset}/")
+    tables = catalog_tables(catalog, ["path"])
+    first = next((path for table in tables for path in table["path"].drop_null().to_pylist()), "")
+    generated = Path(first).as_posix().startswith(f"{GENERATED}{dataset}/")
     return GENERATED_SOURCE if generated else OWN_SOURCE
 
 
@@ -158,7 +175,7 @@ def pretraining_splits(run: Path, backbone: str) -> list[Split]:
     account = results_folder(run) / "pretrained" / MINI / "training.json"
     if backbone != MINI or not account.is_file():
         return []
-    return splits_of(run, read_json(account)["data"], {"labeled": "clips and captions, in pretraining"})
+    return splits_of(run, read_account(account)["data"], {"labeled": "clips and captions, in pretraining"})
 
 
 def model_card(run: Path, description: dict[str, Any], account: dict[str, Any], figures: list[dict[str, Any]]) -> str:

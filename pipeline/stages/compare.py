@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import PipelineError
-from pipeline.files import write_atomically
+from pipeline.files import write_checked_text
 from pipeline.results.comparisons import SAMPLES, Evaluation, compare, corrected, mean_over_seeds, read_contributions
 from pipeline.results.table.differences import ComparedRow, comparisons_csv
 from pipeline.results.table.rows import Row, add_row_arguments
@@ -88,8 +88,7 @@ def main(argv: list[str]) -> None:
 
     rows = read_rows(args.row, args.datasets, args.protocol)
     compared = compare_rows(rows, seed=args.seed, samples=args.samples)
-    with write_atomically(args.csv) as temporary:
-        temporary.write_text(comparisons_csv(compared, args.datasets, args.protocol), encoding="utf-8")
+    write_checked_text(comparisons_csv(compared, args.datasets, args.protocol), args.csv)
     logger.info("%d rows compared with finetune, %d draws of the clips", len(compared), args.samples)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import PROTOCOLS
-from pipeline.files import write_atomically
+from pipeline.files import write_atomically, write_checked_text
 from pipeline.results.comparisons import SAMPLES
 from pipeline.results.curves import AXES, SHOWN, draw_points, to_csv
 from pipeline.results.plots import as_file, data_curves
@@ -40,9 +40,9 @@ def main(argv: list[str]) -> None:
         points.append((line, [Path(path) for path in files[::2]], [Path(path) for path in files[1::2]]))
     table = draw_points(points, args.against, args.protocol, seed=args.seed, samples=args.samples)
     svg = as_file(data_curves(table, args.against, AXES, SHOWN))
-    for path, content in ((args.csv, to_csv(table)), (args.svg, svg)):
-        with write_atomically(path) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+    write_checked_text(to_csv(table), args.csv)
+    with write_atomically(args.svg) as temporary:
+        temporary.write_text(svg, encoding="utf-8")
     logger.info("%d points on %d lines", len(points), table["line"].nunique())
 
 

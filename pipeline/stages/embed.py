@@ -15,9 +15,10 @@ from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError
 from pipeline.evaluation.outcomes import read_divergence
 from pipeline.evaluation.windows import BATCH_SIZE, WINDOWS
-from pipeline.files import read_json, sha256_of, write_atomically
+from pipeline.files import read_json, sha256_of
 from pipeline.models import MODEL_FILES, load_model
 from pipeline.models.devices import add_device_argument, choose_device
+from pipeline.npz import write_npz
 from pipeline.provenance import remember, restore
 from pipeline.stages import VERSIONS, at_least, run
 
@@ -50,16 +51,15 @@ def write_embeddings(
     started = time.perf_counter()
     audio = embed_audio(model, shards, windows, batch_size)
     text = embed_texts(model, captions, batch_size)
-    with write_atomically(path) as temporary, temporary.open("wb") as file:
-        np.savez(  # members carry no time of writing: equal arrays give equal bytes
-            file,
-            audio=audio,
-            audio_key=np.array(shards.keys),
-            text=text,
-            audio_of_text=audio_of_text,
-            caption=np.array(captions),
-            windows=np.array(windows),
-        )
+    write_npz(
+        path,
+        audio=audio,
+        audio_key=np.array(shards.keys),
+        text=text,
+        audio_of_text=audio_of_text,
+        caption=np.array(captions),
+        windows=np.array(windows),
+    )
     logger.info(
         "%s: %d clips and %d captions in %.1f s on %s",
         shards_folder, len(audio), len(text), time.perf_counter() - started, model.logit_scale.device,
@@ -106,8 +106,7 @@ def made_from(args: argparse.Namespace) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     args = build_parser().parse_args(argv)
     if args.outcome is not None and read_divergence(args.outcome) is not None:
-        with write_atomically(args.embeddings) as temporary, temporary.open("wb") as file:
-            np.savez(file)
+        write_npz(args.embeddings)
         logger.warning("%s: the training diverged; nothing is embedded", args.outcome)
         return
     origin = made_from(args)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,9 @@ from pipeline.evaluation.metrics import PROTOCOLS, figures, intervals, mean_over
 from pipeline.evaluation.outcomes import read_divergence
 from pipeline.evaluation.ranking import Retrieval, rank_embeddings
 from pipeline.evaluation.vectors import check_vectors
-from pipeline.files import write_json, write_parquet
+from pipeline.files import write_json
+from pipeline.npz import read_npz
+from pipeline.parquet import write_parquet
 from pipeline.results.comparisons import contributions_table, no_contributions
 from pipeline.stages import run
 
@@ -59,16 +60,7 @@ class Embeddings:
 def read_embeddings(path: Path) -> Embeddings:
     """The arrays that the stage `embed` wrote; a damaged or unusable file raises, naming the clip."""
     names = ("audio", "audio_key", "text", "audio_of_text", "caption", "windows")
-    try:
-        with np.load(path) as file:
-            missing = sorted(set(names) - set(file.files))
-            if missing:
-                raise PipelineError(f"{path}: holds no {', '.join(missing)}; make it with the stage embed")
-            arrays = {name: file[name] for name in names}
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: there is no such file; make it with the stage embed") from None
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-        raise PipelineError(f"{path}: cannot be read as npz ({error}); make it again with the stage embed") from error
+    arrays = read_npz(path, names, "embed")
     embeddings = Embeddings(**{**arrays, "windows": str(arrays["windows"])})
     try:
         _check(embeddings)

@@ -68,8 +68,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--report", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args(argv)
 
-    split = open_shards(args.shards)
-    held_out = [open_shards(folder) for folder in args.held_out if folder.resolve() != args.shards.resolve()]
+    others = [folder for folder in args.held_out if folder.resolve() != args.shards.resolve()]
+    split, *held_out = (open_shards(folder, verify=True) for folder in (args.shards, *others))
     if not held_out:
         raise PipelineError(f"{args.shards}: is the only held-out split; give another one to compare with")
     found = near_duplicates(split, held_out)

@@ -11,10 +11,11 @@ import pyarrow as pa
 
 from pipeline.data.leaks import LEAKED_SCHEMA, AudioForm, read_audio_form, read_held_out
 from pipeline.data.pairs import pair_epoch, read_clips, slots_per_epoch, subset, with_keys, write_pairs
-from pipeline.data.shards.format import read_summary
+from pipeline.data.shards.format import check_manifest, read_summary
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_of, write_parquet
+from pipeline.files import sha256_of
 from pipeline.models.backbones import BACKBONES
+from pipeline.parquet import write_parquet
 from pipeline.stages import at_least, run
 from pipeline.training.settings import PairingSettings, add_settings_arguments, settings_from_arguments
 
@@ -55,11 +56,11 @@ def check_shards(manifests: list[Path], held_out: list[Path], sample_rate_hz: in
 
     Warns when the leak guard is blind between formats.
     """
-    summaries = [path.with_suffix(".json") for path in manifests]
-    for path, summary in zip(manifests, summaries, strict=True):
-        if not (path.exists() and summary.exists()):
-            raise PipelineError(f"{path}: it or {summary.name} next to it is missing; make both with index_shards")
-    made = {path: AudioForm.of(read_summary(summary)) for path, summary in zip(manifests, summaries, strict=True)}
+    made = {}
+    for path in manifests:
+        summary = read_summary(path.with_suffix(".json"))
+        check_manifest(path, summary)
+        made[path] = AudioForm.of(summary)
     made |= {path: read_audio_form(path) for path in held_out}
     for path, form in made.items():
         if form.sample_rate_hz != sample_rate_hz:

@@ -55,7 +55,7 @@ def write_answers(
         if folder is None:
             raise PipelineError(f"{target}/{test_set.split} was evaluated, but its manifest.json is not in --summaries")
         answers[target] = retrieved(group, test_set)
-        write_audio(open_shards(folder), test_set.keys, audio)
+        write_audio(open_shards(folder, verify=True), test_set.keys, audio)
     return answers
 
 

@@ -23,8 +23,9 @@ from pipeline.data.containers import Members
 from pipeline.data.shards.format import FACTS_KEY, ShardFacts, read_rows, rows_table
 from pipeline.data.shards.partition import Assignment, part_of, read_plan, read_shard
 from pipeline.data.shards.writer import AudioSettings, write_clips
-from pipeline.errors import PipelineError
-from pipeline.files import sha256_of, write_atomically, write_json, write_parquet
+from pipeline.errors import PipelineError, lacks_memory
+from pipeline.files import sha256_of, write_atomically, write_json
+from pipeline.parquet import write_parquet
 from pipeline.stages import VERSIONS, at_least, run
 
 logger = logging.getLogger(__name__)
@@ -145,6 +146,8 @@ def main(argv: list[str]) -> None:
         try:
             facts = found or maker.make(assignment)
         except PipelineError as error:  # the other shards are made, and kept when the same command is given again
+            if lacks_memory(error):
+                raise
             logger.error("shard %s: %s", assignment.shard, error)
             errors.append(error)
         else:

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from pipeline.errors import PipelineError
-from pipeline.files import read_json, write_atomically
+from pipeline.files import read_json, write_atomically, write_checked_text
 from pipeline.results.table.csv import to_csv
 from pipeline.results.table.differences import read_comparisons
 from pipeline.results.table.latex import to_latex
@@ -48,7 +48,8 @@ def main(argv: list[str]) -> None:
         table = mark_significant(table, read_comparisons(args.comparisons).figures)
     if args.published:
         table = add_published(table, read_published(args.published))
-    outputs = {args.csv: to_csv(table), args.tex: to_latex(table, args.study_name, args.study_note)}
+    write_checked_text(to_csv(table), args.csv)
+    outputs = {args.tex: to_latex(table, args.study_name, args.study_note)}
     if args.markdown:
         outputs[args.markdown] = to_markdown(table)
     for path, content in outputs.items():

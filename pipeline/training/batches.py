@@ -56,7 +56,7 @@ class PairedBatches(Dataset[Batch]):
     def __init__(self, pairs: Path, shards: Path, rank: int = 0, processes: int = 1, *, verify: bool = False) -> None:
         """Open the splits that the pairs name; missing, cut or changed shards are found here, before the first step.
 
-        verify: pairs and shards with wrong bytes, too; of the shards each process looks at its part.
+        verify: shards with wrong bytes, too; each process looks at its part.
         """
         self.pairs = pairs
         self._share, self._verify = slice(rank, None, processes), verify
@@ -74,8 +74,6 @@ class PairedBatches(Dataset[Batch]):
             for role in ("labeled", "unlabeled")
         )
         self.channels = self.labeled.readers[0].channels  # of all, as pair_clips has checked
-        for epoch in range(self.facts["epochs"] if verify else 0):
-            read_epoch(pairs, epoch)
         self._epoch: tuple[int, _Slots] | None = None
         self._memory = _Memory((self.slots.stop - self.slots.start, self.facts["window_frames"]))
 

@@ -44,7 +44,7 @@ class Checkpoints:
         try:
             self._last_digest = sha256_of(self.path)
             if self._last_digest not in self._digests.read_text(encoding="ascii", errors="replace").split():
-                raise PipelineError(self._damaged("its SHA-256 is not the recorded one"))
+                raise PipelineError(self._damaged(f"its SHA-256 is not that in {self._digests.name}"))
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             origin, libraries = Origin(**state["origin"]), state["libraries"]
             if missing := STATE - state.keys():

@@ -12,13 +12,14 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from pipeline.errors import PipelineError
 from pipeline.files import read_json, sha256_of, try_lock
+from pipeline.parquet import content_sha256
 from pipeline.provenance import is_kept, restore
 from pipeline.stages import VERSIONS
 from pipeline.training.settings import TrainingSettings
@@ -55,7 +56,7 @@ class Origin:
         if isinstance(starting_weights, Path):
             starting_weights = _sha256_of_input(starting_weights)
         return cls(
-            pairs_sha256=_sha256_of_input(pairs),
+            pairs_sha256=_sha256_of_input(pairs, content_sha256),
             starting_weights_sha256=starting_weights,
             settings={**settings.model_dump(), "seed": seed},
             stage=stage,
@@ -117,9 +118,9 @@ class Job:
         return dataclasses.asdict(self.origin)
 
 
-def _sha256_of_input(path: Path) -> str:
+def _sha256_of_input(path: Path, checksum: Callable[[Path], str] = sha256_of) -> str:
     try:
-        return sha256_of(path)
+        return checksum(path)
     except OSError as error:
         raise PipelineError(f"{path}: cannot be read ({error.strerror}); make it, or give another") from error
 

@@ -22,9 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from pipeline.errors import PipelineError
-from pipeline.files import write_atomically, write_json, write_parquet
+from pipeline.files import write_checked_text, write_json
 from pipeline.models import save_model
 from pipeline.models.clap import ClapModel
+from pipeline.parquet import write_parquet
 from pipeline.provenance import remember
 from pipeline.training.batches import Batch, PairedBatches
 from pipeline.training.checkpoints import Checkpoints
@@ -291,8 +292,7 @@ class Trainer:
             table, f"{settings['objective']}, seed {job.seed}: {self.steps} steps of {self.monitor.batch_size} clips"
         )
         if job.outcome is not None:
-            with write_atomically(job.outcome) as temporary:
-                temporary.write_text(outcome + "\n", encoding="utf-8")
+            write_checked_text(outcome + "\n", job.outcome)
         account = self.monitor.account() | {
             "settings": settings,
             "data": self.batches.facts,

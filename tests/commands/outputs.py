@@ -13,7 +13,7 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.data.shards.format import read_manifest
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_of, write_json
+from pipeline.files import read_json, sha256_of, write_json
 
 
 def inspected(capsys: pytest.CaptureFixture[str], path: Path, *arguments: str) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def flip(path: Path, place: int) -> None:
 
 def agree(folder: Path, **changes: Any) -> None:
     """Make manifest.json tell of the tars and the manifest as they are now, so that only what they hold is wrong."""
-    summary = json.loads((folder / "manifest.json").read_text())
+    summary = read_json(folder / "manifest.json")
     for shard in summary["shards"]:
         tar = folder / shard["tar"]
         shard |= {"bytes": tar.stat().st_size, "sha256": sha256_of(tar)}

@@ -18,7 +18,8 @@ from pipeline.data.leaks import leaked_path, read_leaked
 from pipeline.data.pairs import read_epoch
 from pipeline.data.shards.format import read_manifest
 from pipeline.data.shards.reader import open_shards
-from pipeline.files import write_json, write_parquet
+from pipeline.files import read_json, write_json
+from pipeline.parquet import write_parquet
 from pipeline.stages import train
 
 
@@ -89,7 +90,7 @@ def test_a_manifest_is_inspected_without_its_tars_and_summary(split: Path, tmp_p
     alone = shutil.copy(split / "manifest.parquet", tmp_path / "of another name")
     facts = inspected(capsys, Path(alone))
     assert facts["split"]["manifest_json"] == "missing" and facts["split"]["clips"] == 24
-    agree_with_another = json.loads((split / "manifest.json").read_text()) | {"manifest_sha256": "0" * 64}
+    agree_with_another = read_json(split / "manifest.json") | {"manifest_sha256": "0" * 64}
     write_json(agree_with_another, split / "manifest.json")
     assert inspected(capsys, split)["split"]["manifest_json"] == "is of another manifest"
 
@@ -188,7 +189,7 @@ def test_inspect_shows_weights_and_losses_of_a_run(tiny_study, capsys, tmp_path:
 def test_inspect_shows_the_account_of_a_training(tiny_study, capsys, tmp_path: Path) -> None:
     words = ["--pretrained", tiny_study.pretrained, "--pairs", tiny_study.pairs("finetune"), "--seed", 0]
     train.main(list(map(str, [*words, "--shards", tiny_study.shards, "--out", tmp_path])))
-    written = json.loads((tmp_path / "training.json").read_text())
+    written = read_json(tmp_path / "training.json")
     account = inspected(capsys, tmp_path)["account"]
     for name in ("wall_s", "gpu_s", "clips_per_s", "peak_memory_gb", "model_flops_utilization"):
         assert account[name] == written[name], name

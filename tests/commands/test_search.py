@@ -19,8 +19,9 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.embedding import captions_of, embed_audio, embed_texts
 from pipeline.evaluation.search import search
 from pipeline.evaluation.vectors import check_vectors, nearest, unit_rows
-from pipeline.files import sha256_of, write_parquet
+from pipeline.files import read_json, sha256_of
 from pipeline.models import load_model, mini, save_model
+from pipeline.parquet import write_parquet
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +79,7 @@ def test_a_stereo_query_keeps_the_channels_of_the_split(tiny_study, run_folder, 
     folder = Path(shutil.copytree(split(tiny_study, "unlabeled"), tmp_path / "shards"))
     found = {}
     for channels in ("mean", "first"):
-        summary = json.loads((folder / "manifest.json").read_text())
+        summary = read_json(folder / "manifest.json")
         (folder / "manifest.json").write_text(json.dumps({**summary, "channels": channels}))
         (found[channels],) = search(tmp_path / "stereo.wav", run_folder, folder, top=1)
     assert Path(found["first"].source_name).name == "clip 3.wav"
@@ -126,7 +127,7 @@ def test_index_is_made_per_way_with_short_clips(tiny_study, run_folder):
 def test_a_changed_split_has_an_index_of_its_own(tiny_study, run_folder, tmp_path):
     folder = Path(shutil.copytree(split(tiny_study), tmp_path / "shards"))
     search("noise hisses", run_folder, folder)
-    summary = json.loads((folder / "manifest.json").read_text())
+    summary = read_json(folder / "manifest.json")
     rows = read_manifest(folder / "manifest.parquet")
     write_parquet(rows.slice(3), folder / "manifest.parquet")  # three clips are gone
     summary["manifest_sha256"] = sha256_of(folder / "manifest.parquet")

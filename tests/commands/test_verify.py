@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import shutil
 import tarfile
@@ -20,7 +19,7 @@ from outputs import SECOND, agree, change_manifest, flip, refused, verified
 from pipeline.__main__ import main
 from pipeline.data.shards.format import read_manifest
 from pipeline.errors import PipelineError
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json
 
 # --- verify: shards --------------------------------------------------------------------------------------------------
 
@@ -165,7 +164,7 @@ def test_flac_shards_are_checked_alike(lossy: Path) -> None:
 
 
 def test_a_manifest_and_summary_that_disagree_are_refused(split: Path) -> None:
-    summary = json.loads((split / "manifest.json").read_text())
+    summary = read_json(split / "manifest.json")
     shards = summary["shards"]
     for changes, expected in (
         ({"clips": 23}, "clips is 23, manifest.parquet has 24"),
@@ -290,7 +289,9 @@ def test_pairs_with_rows_or_epochs_missing_are_refused(tiny_study, tmp_path: Pat
 
 def test_pairs_of_another_manifest_or_without_shards_are_refused(tiny_study, split: Path, tmp_path: Path) -> None:
     path = tiny_study.pairs("finetune")
-    assert "draws from labeled/train, whose manifest was not found" in refused("verify", path, "--shards", tmp_path)
+    assert "draws from labeled/train, whose manifest.parquet was not found" in refused(
+        "verify", path, "--shards", tmp_path
+    )
     change_manifest(split, 0, captions=["another", "one"])
     for arguments in ([], ["--quick"]):
         message = refused("verify", path, "--shards", tmp_path / "shards", *arguments)

@@ -30,7 +30,7 @@ from pipeline.data.shards.format import MANIFEST_SCHEMA, ShardFacts, read_manife
 from pipeline.data.shards.partition import read_assignment
 from pipeline.data.shards.reader import open_shards
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_of
+from pipeline.files import read_json, sha256_of
 from pipeline.stages import index_shards, shard_audio
 
 
@@ -62,7 +62,7 @@ def test_the_manifest_has_a_row_for_every_row_of_the_catalog(tmp_path: Path, cat
 
 def test_the_summary_tells_the_manifest_and_the_tars(tmp_path: Path, catalog: Path) -> None:
     folder = make_shards(catalog, tmp_path / "out", 2, audio_format="flac")
-    summary = json.loads((folder / "manifest.json").read_text())
+    summary = read_json(folder / "manifest.json")
     shards = summary.pop("shards")
     assert summary == {
         "dataset": "sounds",
@@ -103,7 +103,7 @@ def test_a_split_of_many_row_groups_is_the_same_manifest(
     tmp_path: Path, catalog: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_shards(catalog, tmp_path / "out", 2)
-    whole, summary = read_manifest(folder / "manifest.parquet"), json.loads((folder / "manifest.json").read_text())
+    whole, summary = read_manifest(folder / "manifest.parquet"), read_json(folder / "manifest.json")
     assert pq.read_metadata(folder / "manifest.parquet").num_row_groups == 1
     monkeypatch.setattr(index_shards, "ROW_GROUP_ROWS", 2)
     index_shards.main(index_arguments(catalog, folder, 2))
@@ -111,7 +111,7 @@ def test_a_split_of_many_row_groups_is_the_same_manifest(
     assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [2, 2, 1]
     assert read_manifest(folder / "manifest.parquet").equals(whole)
     expected = summary | {"manifest_sha256": sha256_of(folder / "manifest.parquet")}
-    assert json.loads((folder / "manifest.json").read_text()) == expected
+    assert read_json(folder / "manifest.json") == expected
 
 
 def test_no_more_shards_are_read_than_a_row_group_needs(tmp_path: Path, catalog: Path) -> None:
@@ -234,7 +234,7 @@ def test_shards_of_a_version_that_knew_one_way_with_channels_kept_their_mean(tmp
         pq.write_table(table.replace_schema_metadata({"shard": json.dumps(facts)}), folder / f"{name}.parquet")
     index_shards.main(index_arguments(catalog, folder, 2))
     assert (folder / "manifest.json").read_bytes() == before
-    summary = json.loads(before)
+    summary = read_json(folder / "manifest.json")
     assert summary.pop("channels") == "mean"
     (folder / "manifest.json").write_text(json.dumps(summary))
     assert open_shards(folder).channels == "mean"

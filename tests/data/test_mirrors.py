@@ -28,7 +28,7 @@ from pipeline.data.containers import Members
 from pipeline.data.shards.format import read_rows
 from pipeline.data.shards.partition import read_assignment
 from pipeline.errors import PipelineError
-from pipeline.files import write_parquet
+from pipeline.parquet import write_parquet
 from pipeline.stages import shard_audio
 
 AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.audio import read_recording, to_int16
 from pipeline.data.near_duplicates import FingerprintIndex, fingerprint_of
+from pipeline.files import read_json
 from pipeline.stages import find_near_duplicates
 
 RECORDINGS = Path(__file__).parents[2] / "data" / "recordings" / "audio"
@@ -108,7 +108,7 @@ def test_the_stage_names_the_pairs_and_says_what_it_cannot_see(recordings, tmp_p
     report = tmp_path / "report.json"
     arguments = ["--shards", str(folders["field"]), "--held-out", str(folders["test"]), "--report", str(report)]
     find_near_duplicates.main(arguments)
-    found = json.loads(report.read_text())
+    found = read_json(report)
     (pair,) = found["pairs"]
     assert "copy" in pair["key"] and "test_1" in pair["held_out_key"]
     assert pair["offset_s"] == pytest.approx(-1, abs=0.02) and pair["differing"] < 0.2

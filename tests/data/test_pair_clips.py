@@ -42,7 +42,8 @@ from pipeline.data.pairs import (
 from pipeline.data.shards.format import read_summary, rows_table
 from pipeline.errors import PipelineError
 from pipeline.evaluation.windows import window_starts as evaluation_starts
-from pipeline.files import sha256_of, write_parquet
+from pipeline.files import read_json, sha256_of, write_json
+from pipeline.parquet import write_parquet
 from pipeline.stages import pair_clips
 from pipeline.training.settings import PairingSettings
 
@@ -194,7 +195,8 @@ def write_manifest(study, folder, table, columns):
         values = pa.array(value if isinstance(value, list) else [value], pa.string())
         table = table.set_column(table.schema.get_field_index(name), name, values)
     pq.write_table(table, folder / "manifest.parquet")
-    (folder / "manifest.json").write_text(study.manifest("labeled").with_suffix(".json").read_text())
+    summary = read_json(study.manifest("labeled").with_suffix(".json"))
+    write_json(summary | {"manifest_sha256": sha256_of(folder / "manifest.parquet")}, folder / "manifest.json")
     identities_of(folder)
     return folder / "manifest.parquet"
 
@@ -291,7 +293,7 @@ def test_shards_of_two_formats_are_warned_of_because_their_checksums_differ(tiny
     pair_with(held_out, tmp_path, "drop", tiny_study.manifest("labeled"))
     assert "another checksum" not in caplog.text
     summary = held_out.with_suffix(".json")
-    summary.write_text(summary.read_text().replace('"wav"', '"flac"'))
+    write_json(read_json(summary) | {"format": "flac"}, summary)
     identities_of(tmp_path)
     pair_with(held_out, tmp_path, "drop", tiny_study.manifest("labeled"))
     assert "shards of flac and wav: the same audio has another checksum in each" in caplog.text
@@ -301,7 +303,7 @@ def test_shards_of_two_formats_are_warned_of_because_their_checksums_differ(tiny
 def test_shards_that_kept_other_channels_are_not_mixed(tiny_study, tmp_path, role, name):
     folder = shutil.copytree(tiny_study.manifest("unlabeled").parent, tmp_path / "first")
     summary = folder / "manifest.json"
-    summary.write_text(json.dumps({**json.loads(summary.read_text()), "channels": "first"}))
+    summary.write_text(json.dumps({**read_json(summary), "channels": "first"}))
     identities_of(folder)
     told = rf"kept the first of the channels \(.*first/{name}\) and the mean of the .* one shards.channels"
     with pytest.raises(PipelineError, match=told):

@@ -27,7 +27,7 @@ from pipeline.data.shards.partition import (
     write_plan,
 )
 from pipeline.errors import PipelineError
-from pipeline.files import write_parquet
+from pipeline.parquet import write_parquet
 
 
 def catalog(names: list[str], **changes: str) -> pa.Table:

@@ -6,7 +6,6 @@ The lists are not part of the project. They are read from `../shared/metadata` b
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +23,8 @@ from pipeline.data.leaks import AudioForm, leaked_path, write_identities
 from pipeline.data.pairs import read_epoch, read_facts
 from pipeline.data.shards.format import MANIFEST_SCHEMA, ShardFacts, read_manifest
 from pipeline.errors import PipelineError
-from pipeline.files import sha256_of, write_json, write_parquet
+from pipeline.files import read_json, sha256_of, write_json
+from pipeline.parquet import write_parquet
 from pipeline.stages import index_audio, index_shards, pair_clips, shard_audio
 
 LISTS = Path(__file__).resolve().parents[3] / "shared" / "metadata"
@@ -173,7 +173,7 @@ def test_videos_of_the_test_splits_among_the_unlabeled_are_left_out_and_no_other
     mixed = tmp_path / "shards" / "audioset" / "mixed" / "manifest.parquet"
     place = table.schema.get_field_index("source_id")
     write_parquet(table.set_column(place, MANIFEST_SCHEMA.field(place), pa.array(ids)), mixed)
-    summary = json.loads(manifests["balanced_train"].with_suffix(".json").read_text())
+    summary = read_json(manifests["balanced_train"].with_suffix(".json"))
     write_json(summary | {"manifest_sha256": sha256_of(mixed)}, mixed.with_suffix(".json"))
     with pytest.raises(PipelineError, match=r"40 of 22160 clips are also in a validation or test split"):
         pair(manifests | {"balanced_train": mixed}, tmp_path / "pairs.parquet", "fail")
@@ -200,7 +200,7 @@ def test_clips_that_are_gone_are_counted_and_those_there_end_in_shards(root: Pat
     outputs = ["--manifest", str(shards / "manifest.parquet"), "--summary", str(shards / "manifest.json")]
     outputs += ["--identities", str(shards / "identities.parquet")]
     index_shards.main([*plan, "--shards", str(shards), *outputs, "--max-dropped-fraction", "1"])
-    summary = json.loads((shards / "manifest.json").read_text())
+    summary = read_json(shards / "manifest.json")
     assert summary["status"] == {"ok": 12, "dropped": 483} and summary["reason"] == {"missing_file": 483}
     found = pq.read_table(shards / "manifest.parquet", filters=[("status", "=", "ok")])["source_id"].to_pylist()
     clips = list(dict.fromkeys((row["youtube_id"], row["start_time"]) for row in reversed(rows)))

@@ -48,6 +48,7 @@ from pipeline.data.shards.format import MANIFEST_SCHEMA, read_rows
 from pipeline.data.shards.partition import read_assignment
 from pipeline.data.shards.reader import open_shards
 from pipeline.errors import PipelineError
+from pipeline.files import read_json
 from pipeline.stages import index_shards, shard_audio
 
 
@@ -554,7 +555,7 @@ def test_one_damaged_tar_is_made_again_and_no_other(catalog: Path, shards: Path,
 
 
 def test_a_part_records_the_checksums_of_its_tars(catalog: Path, shards: Path) -> None:
-    record = json.loads((shards / "parts/0-of-1.json").read_text())
+    record = read_json(shards / "parts/0-of-1.json")
     assert record == {
         "part": "0-of-1",
         "shards": {

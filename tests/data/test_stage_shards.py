@@ -24,6 +24,7 @@ from pipeline.data.shards.format import read_manifest
 from pipeline.data.shards.reader import open_shards
 from pipeline.data.shards.streaming import stream_clips
 from pipeline.errors import PipelineError
+from pipeline.files import read_json
 from pipeline.stages import stage_shards
 from pipeline.training.batches import PairedBatches
 
@@ -144,7 +145,7 @@ def test_a_damaged_tar_is_named_with_its_checksum_and_not_kept(server, published
     data = bytearray(tar.read_bytes())
     data[5_000] ^= 1
     tar.write_bytes(data)
-    expected = json.loads((tar.parent / "manifest.json").read_text())["shards"][0]["sha256"]
+    expected = read_json(tar.parent / "manifest.json")["shards"][0]["sha256"]
     with pytest.raises(PipelineError, match=rf"{address}/labeled/train/00000.tar: SHA-256 \w+, .* says {expected}"):
         stage(f"{address}/labeled/train", tmp_path / "copy")
     assert not list((tmp_path / "copy").glob("00000.tar")) and not (tmp_path / "copy/manifest.json").exists()
@@ -242,7 +243,7 @@ def test_a_summary_at_an_address_that_contradicts_its_manifest_is_named_by_the_a
 ) -> None:
     address, _ = server
     path = published / "labeled/train/manifest.json"
-    summary = json.loads(path.read_text())
+    summary = read_json(path)
     path.write_text(json.dumps(summary | {"rows": 25}))
     with pytest.raises(PipelineError, match=rf"^{address}/labeled/train/manifest.json: rows is 25, .* has 24;"):
         verified(capsys, f"{address}/labeled/train")
@@ -284,7 +285,8 @@ def test_what_cannot_be_had_is_named(server, published: Path, tmp_path: Path) ->
         with pytest.raises(PipelineError, match=re.escape(words)):
             stage(wrong, tmp_path / "copy")
     summary = published / "labeled/train/manifest.json"
-    summary.write_text(summary.read_text().replace('"00000.tar"', '"../00000.tar"'))
+    text = json.dumps(read_json(summary))
+    summary.write_text(text.replace('"00000.tar"', '"../00000.tar"'))
     with pytest.raises(PipelineError, match=r"'\.\./00000\.tar' is not the name of a shard's tar"):
         stage(f"{address}/labeled/train", tmp_path / "copy")
     outputs = ["--manifest", tmp_path / "copy/manifest.parquet", "--summary", tmp_path / "copy/manifest.json"]
@@ -330,7 +332,7 @@ HOSTILE = {
 def test_shard_entries_that_lead_elsewhere_are_refused(case: str, server, published: Path, tmp_path: Path) -> None:
     address, asked = server
     path = published / "labeled/train/manifest.json"
-    summary = json.loads(path.read_text())
+    summary = read_json(path)
     summary["shards"][0] |= HOSTILE[case]
     path.write_text(json.dumps(summary))
     with pytest.raises(PipelineError, match=rf"^{address}/labeled/train/manifest\.json: .*shard"):
@@ -342,7 +344,7 @@ def test_shard_entries_that_lead_elsewhere_are_refused(case: str, server, publis
 def test_names_that_lead_elsewhere_are_refused_in_a_folder_too(server, tmp_path: Path) -> None:
     address, _ = server
     folder = stage(f"{address}/labeled/train", tmp_path / "train", "--tars", "remote")
-    summary = json.loads((folder / "manifest.json").read_text())
+    summary = read_json(folder / "manifest.json")
     summary["shards"][0] |= {"shard": "../outside", "tar": "../outside.tar"}
     (folder / "manifest.json").write_text(json.dumps(summary))
     with pytest.raises(PipelineError, match=r"manifest\.json: '\.\./outside\.tar' is not the name of a shard's tar"):
@@ -354,7 +356,7 @@ def test_copied_shards_are_read_here_although_the_publisher_reads_them_from_afar
 ) -> None:
     address, _ = server
     path = published / "labeled/train/manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"address": "http://127.0.0.1:1/elsewhere"}))
+    path.write_text(json.dumps(read_json(path) | {"address": "http://127.0.0.1:1/elsewhere"}))
     folder = stage(f"{address}/labeled/train", tmp_path / "copy")
-    assert "address" not in json.loads((folder / "manifest.json").read_text())
+    assert "address" not in read_json(folder / "manifest.json")
     assert len(windows(folder)) == 24

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -17,8 +16,9 @@ from pipeline.data.shards.partition import read_assignment, write_plan
 from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError
 from pipeline.evaluation.embedding import captions_of, embed_audio, embed_sounds, embed_texts
-from pipeline.files import sha256_of, write_parquet
+from pipeline.files import read_json, sha256_of
 from pipeline.models import load_model, save_model
+from pipeline.parquet import write_parquet
 from pipeline.stages import embed, evaluate, index_shards, shard_audio, tabulate
 
 WINDOW = 40_960  # 2.56 s at 16 kHz; the clips last 1 to 4 s
@@ -191,7 +191,7 @@ def test_clip_without_caption_is_named(tmp_path, tiny_study):
 
 def test_split_without_clips_is_named(tiny_study, model, tmp_path):
     folder = tiny_study.shards / "labeled" / "train"
-    summary = json.loads((folder / "manifest.json").read_text())
+    summary = read_json(folder / "manifest.json")
     write_parquet(read_manifest(folder / "manifest.parquet").slice(0, 0), tmp_path / "manifest.parquet")
     with pytest.raises(PipelineError, match="has no clip to embed"):
         embed_audio(model, ShardReader(tmp_path, summary), "mean", 8)
@@ -212,7 +212,7 @@ def test_embeddings_pass_through_evaluation_into_a_table(tmp_path, tiny_study):
     )
     row = pd.read_csv(tmp_path / "table1.csv").iloc[0]
     assert (row["n_audio"], row["n_text"], row["protocol"]) == (24, 48, "dcase")
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    metrics = read_json(tmp_path / "metrics.json")
     assert row["t2a_R10"] == pytest.approx(metrics["protocols"]["dcase"]["t2a_R10"], abs=0.005)
     ranks = pd.read_parquet(tmp_path / "ranks.parquet")
     assert ranks["query_key"].tolist() == [*found["audio_key"][found["audio_of_text"]], *found["audio_key"]]

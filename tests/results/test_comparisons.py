@@ -13,7 +13,8 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import FIGURES, PROTOCOLS, figures, intervals
 from pipeline.evaluation.ranking import Retrieval, rank_embeddings
-from pipeline.files import sha256_of, write_parquet
+from pipeline.files import sha256_of
+from pipeline.parquet import write_parquet
 from pipeline.results.comparisons import (
     Evaluation,
     compare,
@@ -248,8 +249,8 @@ MISTAKES = {
         "clip clip_99 with 1 captions and, at the same index, clip_59 with 1",
     ),
     "another target": (lambda p: write(p, retrieval_of(1), target="audiocaps"), "is of the target audiocaps"),
-    "no clips": (lambda p: p.write_bytes(b"PAR1"), "cannot be read as Parquet"),
-    "missing": (lambda p: None, "there is no such file; make it with the stage evaluate"),
+    "no clips": (lambda p: p.write_bytes(b"PAR1"), "cannot be read"),
+    "missing": (lambda p: None, "not found; make it with evaluate"),
 }
 
 
@@ -294,7 +295,7 @@ def test_contribution_that_is_not_finite_is_named(tmp_path):
 
 def test_damaged_comparisons_are_named(tmp_path):
     path = tmp_path / "table.csv"
-    with pytest.raises(PipelineError, match="there is no such file; make it with the stage compare"):
+    with pytest.raises(PipelineError, match="not found; make it with compare"):
         read_comparisons(path)
     path.write_text("target,method\n")
     with pytest.raises(PipelineError, match="has no column label, figure, difference"):

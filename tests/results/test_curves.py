@@ -14,7 +14,8 @@ from pipeline.data.pairs import write_pairs
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import figures, intervals
 from pipeline.evaluation.ranking import rank_embeddings
-from pipeline.files import sha256_of, write_parquet
+from pipeline.files import sha256_of
+from pipeline.parquet import write_parquet
 from pipeline.results.comparisons import contributions_table
 from pipeline.stages import draw_curves
 

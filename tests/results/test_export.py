@@ -15,6 +15,7 @@ import yaml
 from pipeline.__main__ import main
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import FIGURES
+from pipeline.files import read_json
 from pipeline.models import load_model
 from pipeline.results.export import export_run
 from pipeline.stages import embed, evaluate, train
@@ -62,7 +63,7 @@ def test_the_card_has_data_method_settings_and_figures(run, tmp_path):
     assert '| conjunction | `" and "` |' in body
     assert '| captions_per_clip | `"one"` |' in body and '| partners | `"each_epoch"` |' in body
     assert "2.56 s of mono audio (the mean of the channels) at 16,000 Hz; a shorter sound is repeated. Its" in body
-    metrics = json.loads((run.parents[2] / "evaluations/birds/seed0/labeled/metrics.json").read_text())
+    metrics = read_json(run.parents[2] / "evaluations/birds/seed0/labeled/metrics.json")
     cells = " | ".join(f"{metrics['protocols']['dcase'][name]:.1f}" for name in FIGURES)
     assert f"| labeled/train | 48, 24 | dcase | {cells} |" in body
     assert "Komatsu" in body
@@ -86,9 +87,9 @@ def test_the_card_describes_the_input_of_a_model_with_other_settings(run, tmp_pa
     other = Path(shutil.copytree(run, tmp_path / "run"))
     for name, entries in (
         ("model.json", {"short_clips": "pad", "channels": "first"}),
-        ("training.json", {"data": {**json.loads((run / "training.json").read_text())["data"], "partners": "fixed"}}),
+        ("training.json", {"data": {**read_json(run / "training.json")["data"], "partners": "fixed"}}),
     ):
-        (other / name).write_text(json.dumps({**json.loads((run / name).read_text()), **entries}))
+        (other / name).write_text(json.dumps({**read_json(run / name), **entries}))
     export_run(other, tmp_path / "birds")
     card = (tmp_path / "birds" / "README.md").read_text()
     assert "(the first channel) at 16,000 Hz; a shorter sound is followed by silence." in card
@@ -114,7 +115,7 @@ def generate(results, *datasets):
 
 def pretrain(results, run, dataset):
     """Record that the small model was pretrained on a dataset."""
-    account = json.loads((run / "training.json").read_text())
+    account = read_json(run / "training.json")
     account["data"]["labeled"] = {f"results/shards/{dataset}/train": "0"}
     (results / "pretrained" / "mini").mkdir(parents=True)
     (results / "pretrained" / "mini" / "training.json").write_text(json.dumps(account))
@@ -184,7 +185,10 @@ def test_the_same_run_gives_the_same_bytes(run, tmp_path):
         (lambda run: [path.unlink() for path in run.glob("training*")], "not a run, it holds no training log"),
         (lambda run: (run / "checkpoints").mkdir(), "the training is not finished"),
         (lambda run: (run / "model.json").unlink(), "it lacks model.json; run the training again"),
-        (lambda run: (run / "model.safetensors").write_bytes(b"x"), "model.safetensors: damaged weights"),
+        (
+            lambda run: (run / "model.safetensors").write_bytes(b"x"),
+            "model.safetensors: is damaged",
+        ),
     ],
 )
 def test_an_incomplete_run_is_refused_with_the_reason(run, tmp_path, change, message):

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import PipelineError
+from pipeline.files import read_json
 from pipeline.results.comparisons import Comparison
 from pipeline.results.curves import SHOWN, to_csv
 from pipeline.results.page.contents import (
@@ -115,7 +116,7 @@ def test_plots_are_well_formed_and_take_the_ink_of_the_page(page):
 
 
 def test_every_clip_can_be_played(page, tiny_study):
-    manifest = json.loads((tiny_study.shards / "labeled" / "train" / "manifest.json").read_text())
+    manifest = read_json(tiny_study.shards / "labeled" / "train" / "manifest.json")
     assert len(list((page / "audio").glob("*.mp3"))) == manifest["clips"]
 
 
@@ -175,9 +176,9 @@ def test_deviations_are_next_to_their_means(tmp_path):
 
 def test_clips_left_out_as_leaked_are_not_used(results, tiny_study, tmp_path):
     summary = tiny_study.shards / "labeled" / "train" / "manifest.json"
-    clips = json.loads(summary.read_text())["clips"]
+    clips = read_json(summary)["clips"]
     run = results / "runs" / "labeled_finetune" / "seed0"
-    account = json.loads((run / "training.json").read_text())
+    account = read_json(run / "training.json")
     account["data"]["left_out_as_leaked"] = {"results/shards/labeled/train": 4}
     (tmp_path / "training.json").write_text(json.dumps(account))
     leaked = read_leaked([tmp_path / "training.parquet", run / "training.parquet"])

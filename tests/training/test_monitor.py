@@ -15,8 +15,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training import arguments, stopped_in_step
 
-from pipeline.files import sha256_of
+from pipeline.files import read_json, sha256_of
 from pipeline.models import load_model
+from pipeline.parquet import content_sha256
 from pipeline.results.plots import training_curves
 from pipeline.stages import train
 from pipeline.training.batches import PairedBatches
@@ -39,7 +40,7 @@ def scalars(run):
 
 
 def account(run):
-    return json.loads((run / "training.json").read_text())
+    return read_json(run / "training.json")
 
 
 def test_tensorboard_shows_every_step_of_the_log(composed):
@@ -56,7 +57,7 @@ def test_training_json_says_what_it_was_made_from_on_what_and_how_fast(tiny_stud
     assert found["versions"]["torch"] == torch.__version__
     assert found["settings"] == json.loads(pq.read_schema(composed / "training.parquet").metadata[b"settings"])
     assert found["made_from"]["starting_weights_sha256"] == sha256_of(tiny_study.pretrained / "model.safetensors")
-    assert found["made_from"]["pairs_sha256"] == sha256_of(tiny_study.pairs("composed"))
+    assert found["made_from"]["pairs_sha256"] == content_sha256(tiny_study.pairs("composed"))
     assert (found["steps"], found["steps_taken"], len(found["parts"])) == (6, 6, 1)
     assert found["clips_per_s"] == pytest.approx(6 * 8 / found["wall_s"])
     assert found["flops_per_s"] == pytest.approx(6 * found["flops_a_step"] / found["wall_s"])

@@ -21,6 +21,7 @@ from pipeline.data.leaks import leaked_path
 from pipeline.data.pairs import read_facts
 from pipeline.data.shards.reader import open_shards
 from pipeline.errors import PipelineError
+from pipeline.files import read_json
 from pipeline.models import load_model
 from pipeline.stages import pair_clips, train
 from pipeline.training.batches import PairedBatches
@@ -165,7 +166,7 @@ def test_a_training_pads_short_clips_where_its_pairs_say_so_and_its_model_keeps_
             assert torch.equal(own[slot, :heard], other[slot, :heard]) and not own[slot, heard:].any()
     shards = shutil.copytree(tiny_study.shards, tmp_path / "shards")
     for path in shards.rglob("manifest.json"):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "channels": "first"}))
+        path.write_text(json.dumps({**read_json(path), "channels": "first"}))
     train.main([*arguments(tiny_study, tmp_path / "run", "composed", pairs=pairs), "--shards", str(shards)])
     kept = [(model.short_clips, model.channels) for model in map(load_model, (tmp_path / "run", composed))]
     assert kept == [("pad", "first"), ("repeat", "mean")]
@@ -401,7 +402,7 @@ def test_a_candidate_of_the_sweep_that_diverges_says_so_and_does_not_fail(tiny_s
     assert steps == (list(range(6)) if outcome == "finished" else [0, 1])
     written = {path.name for path in tmp_path.iterdir() if path.is_file()}
     assert written >= {"model.safetensors", "model.json", "tokenizer.json", "learning_curves.svg", "training.json"}
-    assert json.loads((tmp_path / "training.json").read_text())["outcome"].startswith(outcome)
+    assert read_json(tmp_path / "training.json")["outcome"].startswith(outcome)
     assert not (tmp_path / "checkpoints").exists()
 
 

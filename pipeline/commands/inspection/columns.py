@@ -15,42 +15,33 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.data.catalogs import OK
 from pipeline.data.shards.reader import hashes_of
-from pipeline.errors import PipelineError
+from pipeline.parquet import open_parquet
 
 BATCH_ROWS = 1 << 16
+MAKER = "the stage that wrote it"
 QUANTILES = {"min": 0, "p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1}
 
 
 def read_schema(path: Path) -> pa.Schema:
     """Columns and footer of a Parquet file."""
-    try:
-        return pq.read_schema(path)
-    except (OSError, pa.ArrowException) as error:
-        raise _damaged(path, error) from error
+    with open_parquet(path, MAKER, is_checked=True) as file:
+        return file.schema_arrow
 
 
 def batches(
     path: Path, columns: Sequence[str], row_groups: Sequence[int] | None = None, *, usable: bool = False
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of some columns of a Parquet file; with `usable`, only the rows whose status is ok."""
+    """Batches of some columns of a Parquet file; with `usable`, only the rows whose status is ok.
+
+    The file's checksum is not looked at: commands read one file many times, and check it at their beginning.
+    """
     columns_read = [*columns, "status"] if usable else list(columns)
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(BATCH_ROWS, row_groups=row_groups, columns=columns_read):
-                yield batch.filter(pc.equal(batch["status"], OK)) if usable else batch
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: not found") from None
-    except (OSError, pa.ArrowException) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> PipelineError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return PipelineError(f"{path}: a damaged Parquet file ({reason}); make it again")
+    with open_parquet(path, MAKER, is_checked=True) as file:
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=row_groups, columns=columns_read):
+            yield batch.filter(pc.equal(batch["status"], OK)) if usable else batch
 
 
 def quantiles(values: np.ndarray) -> dict[str, float]:
@@ -137,7 +128,8 @@ def lost_rows(path: Path, shown: int) -> list[dict[str, Any]]:
 
 def evenly_spaced(path: Path, columns: Sequence[str], count: int) -> list[dict[str, Any]]:
     """Return `count` evenly spaced rows, from the first to the last, reading only their row groups."""
-    metadata = pq.read_metadata(path)
+    with open_parquet(path, MAKER, is_checked=True) as file:
+        metadata = file.metadata
     wanted = np.unique(np.linspace(0, metadata.num_rows - 1, min(count, metadata.num_rows)).astype(int))
     rows: list[dict[str, Any]] = []
     first = 0

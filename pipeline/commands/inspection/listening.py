@@ -90,6 +90,7 @@ def read_slot(
 
     def sound(name: str, key: str, start: int, caption: int) -> Sound:
         reader = _reader_of(readers, key)
+        reader.check_tar_of(key)
         return Sound(
             name=name,
             samples_S=reader.read_window(key, start, footer["window_frames"], PairingSettings.of(footer).short_clips),

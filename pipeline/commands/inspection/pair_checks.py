@@ -18,9 +18,9 @@ from pipeline.commands.inspection.pairs import PairedSplit, leaked_of, read_foot
 from pipeline.data.leaks import leaked_path
 from pipeline.data.pairs import NO_CAPTION
 from pipeline.data.pairs import SCHEMA as PAIRS_SCHEMA
+from pipeline.data.shards.format import read_summary
 from pipeline.data.shards.reader import hashes_of
 from pipeline.errors import PipelineError
-from pipeline.files import read_json
 from pipeline.training.settings import PairingSettings
 
 
@@ -136,15 +136,15 @@ def check_splits(path: Path, splits: Sequence[PairedSplit], sample_rate_hz: int)
         state = split.state()
         if split.folder is None:
             raise PipelineError(
-                f"{path}: draws from {split.name}, whose manifest was not found; pass --shards, the folder that holds "
-                f"{split.name}"
+                f"{path}: draws from {split.name}, whose manifest.parquet was not found; pass --shards, the folder "
+                f"that holds {split.name}"
             )
         if state == "has changed":
             raise PipelineError(
                 f"{path}: was made from another {split.manifest} than the present one "
                 f"(SHA-256 {split.manifest_sha256} then); make the pairs again with pair_clips"
             )
-        rate = read_json(split.folder / "manifest.json").get("sample_rate_hz")
+        rate = read_summary(split.folder / "manifest.json")["sample_rate_hz"]
         if rate != sample_rate_hz:
             raise PipelineError(f"{path}: counts frames at {sample_rate_hz} Hz, {split.folder} is at {rate} Hz")
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.commands.inspection.columns import batches, distributions, evenly_spaced
+from pipeline.commands.inspection.splits import check_manifest
 from pipeline.data.leaks import LEAKED_SCHEMA, leaked_path, read_leaked
 from pipeline.data.pairs import SCHEMA as PAIRS_SCHEMA
 from pipeline.data.pairs import read_facts
@@ -91,7 +92,10 @@ def describe_pairs(path: Path, shards: Path | None, samples: int) -> dict[str, A
     """Sections on a pairs file: its plan, how evenly it uses the clips, and rows with the captions that were drawn."""
     footer = read_footer(path)
     splits = splits_of(path, footer, shards)
-    clips = {split.name: clips_of(split) for split in splits if split.folder is not None}
+    found = [split for split in splits if split.folder is not None]
+    for split in found:
+        check_manifest(split.manifest)
+    clips = {split.name: clips_of(split) for split in found}
     state, leaked = leaked_of(path, footer)
     plan, uses = describe_plan(path, footer)
     for role, used in zip(("labeled", "unlabeled"), uses.values(), strict=False):

@@ -15,6 +15,8 @@ from pipeline.commands.inspection.columns import batches, read_schema
 from pipeline.commands.inspection.targets import TRAINING_COLUMNS
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
+from pipeline.models import check_files
+from pipeline.parquet import check_parquet
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
@@ -22,6 +24,9 @@ def describe_run(folder: Path) -> dict[str, Any]:
     sections: dict[str, Any] = {}
     if (folder / "model.json").is_file():
         sections["model"] = read_json(folder / "model.json")
+        if "backbone" not in sections["model"]:
+            raise PipelineError(f"{folder / 'model.json'}: is not the description of a model; make the model again")
+        check_files(folder, sections["model"])
     if (folder / "model.safetensors").is_file():
         sections["weights"] = describe_weights(folder / "model.safetensors")
     if (folder / "training.parquet").is_file():
@@ -87,6 +92,7 @@ def describe_weights(path: Path) -> list[dict[str, Any]]:
 
 def describe_training(path: Path) -> dict[str, Any]:
     """The first and last value of each column of a training log, and the settings where its footer has them."""
+    check_parquet(path, "train")
     schema = read_schema(path)
     table = pa.Table.from_batches(batches(path, schema.names), schema)
     if len(table) == 0 or not set(schema.names) >= TRAINING_COLUMNS:

@@ -10,13 +10,14 @@ from typing import Literal
 
 import pyarrow as pa
 
-from pipeline.commands.inspection.columns import read_schema
+from pipeline.commands.inspection.columns import MAKER, read_schema
 from pipeline.data.catalogs import CATALOG_SCHEMA
 from pipeline.data.leaks import LEAKED_SCHEMA
 from pipeline.data.pairs import SCHEMA as PAIRS_SCHEMA
 from pipeline.data.shards.format import FACTS_KEY, MANIFEST_SCHEMA
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
+from pipeline.parquet import check_parquet
 
 TRAINING_COLUMNS = {"step", "epoch", "loss", "learning_rate"}
 ACCEPTED = (
@@ -68,6 +69,7 @@ def find_target(path: Path) -> Target:
 
 
 def _parquet_target(path: Path) -> Target:
+    check_parquet(path, MAKER)
     schema = read_schema(path)
     metadata = schema.metadata or {}
     if b"pairs" in metadata and schema.names == PAIRS_SCHEMA.names:

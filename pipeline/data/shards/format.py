@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from pipeline.data.addresses import check_sizes, read_file
 from pipeline.data.catalogs import OK, read_table
 from pipeline.errors import PipelineError, read_error_message
-from pipeline.files import read_json, sha256_of
+from pipeline.files import parse_json, read_json, sha256_of
+from pipeline.parquet import open_parquet
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -121,28 +122,38 @@ def read_published_summary(address: str) -> dict[str, Any]:
     """Return the manifest.json at an address; PipelineError if it is no manifest or names files in other folders."""
     path = f"{address}/manifest.json"
     try:
-        summary = json.loads(read_file(path))
+        text = read_file(path)
     except PipelineError as error:
-        raise PipelineError(f"{error}; give the address of one split's shards, .../DATASET/SPLIT") from error
-    except ValueError as error:
-        raise PipelineError(f"{path}: is not JSON ({error}); give the address of one split's shards") from error
-    if missing := _missing_facts(summary if isinstance(summary, dict) else {}):
-        raise PipelineError(f"{path}: has no {', '.join(missing[:3])}; give the address of one split's shards")
+        raise PipelineError(f"{error}; the address of one split's shards is asked for, .../DATASET/SPLIT") from error
+    summary = parse_json(text, path)
+    if missing := _missing_facts(summary):
+        raise PipelineError(f"{path}: has no {', '.join(missing[:3])}; it is not what index_shards writes")
     _check_entries(summary, path)
     return summary
 
 
 @contextlib.contextmanager
 def _opened_manifest(path: Path) -> Iterator[pq.ParquetFile]:
+    """A manifest; its checksum is in manifest.json, see `check_manifest`."""
+    with open_parquet(path, "index_shards", is_checked=True, buffer_bytes=_BUFFER_BYTES) as file:
+        if file.schema_arrow.names != MANIFEST_SCHEMA.names:
+            raise PipelineError(f"{path}: is not a manifest of this pipeline; make it again with index_shards")
+        yield file
+
+
+def check_manifest(path: Path, summary: Mapping[str, Any]) -> None:
+    """Raise `PipelineError` unless a manifest is there and the one that its manifest.json was written for."""
     try:
-        with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
-            if file.schema_arrow.names != MANIFEST_SCHEMA.names:
-                raise PipelineError(f"{path}: has other columns than a manifest; make it again with index_shards")
-            yield file
+        found = sha256_of(path)
     except FileNotFoundError:
-        raise PipelineError(f"{path}: not found; make it with python -m pipeline.stages.index_shards") from None
-    except (OSError, pa.ArrowException) as error:
+        raise PipelineError(f"{path}: not found; make it with index_shards") from None
+    except OSError as error:
         raise PipelineError(read_error_message(path, error, "make it again with index_shards")) from error
+    if found != summary["manifest_sha256"]:
+        raise PipelineError(
+            f"{path}: is damaged, or not the manifest that {path.with_suffix('.json')} was written for; make both "
+            "again with index_shards"
+        )
 
 
 def count_rows(path: Path) -> int:
@@ -165,8 +176,9 @@ def usable_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatc
 
 
 def read_manifest(path: Path) -> pa.Table:
-    """Return a split's manifest as written by index_shards, including unusable clips."""
-    return read_table(path, MANIFEST_SCHEMA, "index_shards")
+    """A split's manifest as written by index_shards, unusable clips included."""
+    with _opened_manifest(path) as file:
+        return file.read()
 
 
 def check_tar(path: Path, size: int, sha256: str | None) -> None:
@@ -181,7 +193,7 @@ def check_tar(path: Path, size: int, sha256: str | None) -> None:
         raise PipelineError(f"{path}: SHA-256 {digest}, {sha256} expected; {remake(path)}")
 
 
-def check_tars(folder: Path, summary: Mapping[str, Any]) -> None:
+def check_tars(folder: Path, summary: Mapping[str, Any], *, verify: bool = False, share: slice = slice(None)) -> None:
     """Raise `PipelineError` unless every tar of a split exists in its folder or at its address with its size."""
     shards = summary["shards"]
     if "address" in summary:
@@ -189,6 +201,8 @@ def check_tars(folder: Path, summary: Mapping[str, Any]) -> None:
         return
     for shard in shards:
         check_tar(folder / shard["tar"], shard["bytes"], None)
+    for shard in shards[share] if verify else []:
+        check_tar(folder / shard["tar"], shard["bytes"], shard["sha256"])
 
 
 def remake(tar: Path) -> str:
@@ -203,7 +217,7 @@ def remake(tar: Path) -> str:
     with contextlib.suppress(OSError):  # a read-only folder
         tar.with_suffix(".parquet").unlink(missing_ok=True)
         for record in records:
-            if f'"{tar.stem}"' in record.read_text(encoding="utf-8"):
+            if f'"{tar.stem}"' in record.read_text(encoding="utf-8", errors="replace"):
                 record.with_suffix(REPAIRS).write_text(f"{time.time_ns()}\n", encoding="utf-8")
         return "run the same Snakemake command again, which makes this tar again"
     return "delete it, and run the same Snakemake command again with --forcerun shard_audio"

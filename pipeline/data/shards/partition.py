@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.catalogs import CATALOG_SCHEMA, catalog_tables, read_catalog_rows, read_table, regrouped
 from pipeline.errors import PipelineError
-from pipeline.files import write_parquet
+from pipeline.parquet import write_parquet
 
 FIRST_SHARD = "00000"
 LEAST_SHARE = 4

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import os
+import resource
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +20,14 @@ from numpy.typing import DTypeLike, NDArray
 
 from pipeline.data.addresses import read_range
 from pipeline.data.audio import BYTES_PER_FRAME, WAV_HEADER_BYTES, fit_window
-from pipeline.data.shards.format import check_tar, check_tars, read_summary, usable_batches
-from pipeline.errors import PipelineError
-from pipeline.files import sha256_of
+from pipeline.data.shards.format import check_manifest, check_tar, check_tars, read_summary, usable_batches
+from pipeline.errors import PipelineError, read_error_message
 
-OPEN_TARS = 128  # per split; a process may open 1,024 files by default
+
+def most_open_tars() -> int:
+    """Tars of a split that stay open: an eighth of the files that this process may open, 128 of the usual 1,024."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 128 if limit == resource.RLIM_INFINITY else max(1, min(128, limit // 8))
 
 
 class _OpenTar:
@@ -78,7 +83,9 @@ class ShardReader:
         self._is_remote = "address" in summary
         self._place = summary.get("address", str(folder))
         self._shards = np.array([shard["shard"] for shard in summary["shards"]])
-        self._read_manifest(np.array([shard["bytes"] for shard in summary["shards"]], np.int64))
+        self._sha256 = np.array([shard["sha256"] for shard in summary["shards"]], "S64")
+        self._tar_bytes = np.array([shard["bytes"] for shard in summary["shards"]], np.int64)
+        self._read_manifest(self._tar_bytes)
         self._open = self._opener()
 
     def _read_manifest(self, tar_bytes: NDArray[np.int64]) -> None:
@@ -135,7 +142,7 @@ class ShardReader:
 
     def _opener(self) -> Callable[[str], _OpenTar | _RemoteTar]:
         tar: Callable[[str], _OpenTar | _RemoteTar] = _RemoteTar if self._is_remote else _OpenTar
-        return functools.lru_cache(OPEN_TARS)(tar)
+        return functools.lru_cache(most_open_tars())(tar)
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -162,6 +169,12 @@ class ShardReader:
                 "it was dropped (see its reason in the manifest) or belongs to another split"
             )
         return row
+
+    def check_tar_of(self, key: str) -> None:
+        """Raise PipelineError unless the tar of a clip has its checksum; tars at an address are not fetched for it."""
+        tar = self._tar_of[self._row(key)]
+        if not self._is_remote:
+            check_tar(self.folder / f"{self._shards[tar]}.tar", int(self._tar_bytes[tar]), self._sha256[tar].decode())
 
     def frames(self, key: str) -> int:
         """Return the length of a clip in samples at `sample_rate_hz`."""
@@ -223,7 +236,9 @@ class ShardReader:
         path = f"{self._place}/{self._shards[self._tar_of[row]]}.tar"
         try:
             self._read_from(self._open(path), row, start, samples)
-        except OSError as error:  # the disk, or the network in between
+        except OSError as error:  # the disk, or the network that it lies behind
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise PipelineError(read_error_message(path, error, "")) from error
             raise PipelineError(
                 f"{path}: cannot be read any more ({error.strerror}), asked for {self._name_of(row)}; check the disk "
                 "and the tar (python -m pipeline verify), then run the same command again: a training continues from "
@@ -283,16 +298,9 @@ def open_shards(folder: Path, *, verify: bool = False, share: slice = slice(None
         PipelineError: The manifest or a tar is missing, cut or does not match manifest.json.
     """
     folder = Path(folder)
-    summary_path, manifest_path = folder / "manifest.json", folder / "manifest.parquet"
-    summary = read_summary(summary_path)
-    if not manifest_path.exists():
-        raise PipelineError(f"{manifest_path}: not found; make it with python -m pipeline.stages.index_shards")
-    if sha256_of(manifest_path) != summary["manifest_sha256"]:
-        raise PipelineError(f"{manifest_path}: does not match its checksum in {summary_path}; run index_shards again")
-    check_tars(folder, summary)
-    if verify and "address" not in summary:
-        for shard in summary["shards"][share]:
-            check_tar(folder / shard["tar"], shard["bytes"], shard["sha256"])
+    summary = read_summary(folder / "manifest.json")
+    check_manifest(folder / "manifest.parquet", summary)
+    check_tars(folder, summary, verify=verify, share=share)
     return ShardReader(folder, summary)
 
 

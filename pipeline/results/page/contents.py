@@ -11,13 +11,19 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from pipeline.data.shards.format import read_summary
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
+from pipeline.npz import read_npz
+from pipeline.parquet import read_parquet
 
 NOT_LOSSES = ("step", "epoch", "learning_rate", "a2t_learning_rate", "logit_scale")
 """Columns of training.parquet that are no term of the loss."""
+
+
+RANKS = ("direction", "rank", "rank_one_caption", "top10", "top10_score")
+"""Columns of ranks.parquet that the page shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +71,12 @@ class TestSet:
 
 def read_evaluation(folder: Path) -> Evaluation:
     """The results of the stage `evaluate` in `folder`."""
-    metrics, ranks = read_json(folder / "metrics.json"), folder / "ranks.parquet"
-    try:
-        return Evaluation(folder=folder, metrics=metrics, ranks=pq.read_table(ranks))
-    except (OSError, pa.ArrowException) as error:
-        raise PipelineError(f"{ranks}: cannot be read ({error}); make it again with the stage evaluate") from error
+    metrics, ranks = read_json(folder / "metrics.json"), read_parquet(folder / "ranks.parquet", "evaluate")
+    if missing := [name for name in ("run", "seed", "target", "split") if name not in metrics]:
+        raise PipelineError(f"{folder / 'metrics.json'}: holds no {', '.join(missing)}; make it again with evaluate")
+    if missing := [name for name in RANKS if name not in ranks.column_names]:
+        raise PipelineError(f"{folder / 'ranks.parquet'}: has no {', '.join(missing)}; make it again with evaluate")
+    return Evaluation(folder=folder, metrics=metrics, ranks=ranks)
 
 
 def by_target(evaluations: Iterable[Evaluation]) -> dict[str, list[Evaluation]]:
@@ -85,11 +92,8 @@ def read_test_set(evaluations: Sequence[Evaluation]) -> TestSet:
     first: TestSet | None = None
     for evaluation in evaluations:
         path = evaluation.folder / "embeddings.npz"
-        try:
-            with np.load(path) as file:  # reads only the members that are asked for
-                keys, captions, clips = (file[name].tolist() for name in ("audio_key", "caption", "audio_of_text"))
-        except (OSError, KeyError, ValueError) as error:
-            raise PipelineError(f"{path}: cannot be read ({error}); make it with the stage embed") from error
+        arrays = read_npz(path, ("audio_key", "caption", "audio_of_text"), "embed")
+        keys, captions, clips = (array.tolist() for array in arrays.values())
         found = TestSet(
             target=evaluation.target,
             split=evaluation.metrics["split"],
@@ -157,10 +161,9 @@ def recall_at(evaluations: Sequence[Evaluation], direction: str, protocol: str, 
 
 def read_losses(path: Path) -> pd.DataFrame:
     """The mean of every term of the loss in each epoch (rows) of a training, from its training.parquet."""
-    try:
-        log = pq.read_table(path).to_pandas()
-    except (OSError, pa.ArrowException) as error:
-        raise PipelineError(f"{path}: cannot be read ({error}); train the run again") from error
+    log = read_parquet(path, "train").to_pandas()
+    if "epoch" not in log:
+        raise PipelineError(f"{path}: has no column epoch, so it is not the log of a training; train the run again")
     terms = [name for name in log if name not in NOT_LOSSES]
     return log.groupby("epoch")[terms].mean()
 
@@ -187,7 +190,11 @@ def read_leaked(logs: Iterable[Path]) -> dict[tuple[str, str], int]:
     """
     leaked: dict[tuple[str, str], int] = {}
     for log in logs:
-        for folder, count in read_json(log.with_name("training.json"))["data"]["left_out_as_leaked"].items():
+        account = log.with_name("training.json")
+        data = read_json(account).get("data")
+        if not isinstance(data, dict) or "left_out_as_leaked" not in data:
+            raise PipelineError(f"{account}: has no data.left_out_as_leaked; train the run again")
+        for folder, count in data["left_out_as_leaked"].items():
             dataset, split = Path(folder).parts[-2:]
             leaked[dataset, split] = max(count, leaked.get((dataset, split), 0))
     return leaked
@@ -195,7 +202,7 @@ def read_leaked(logs: Iterable[Path]) -> dict[tuple[str, str], int]:
 
 def read_account(path: Path, leaked: Mapping[tuple[str, str], int]) -> SplitAccount:
     """The account of a split from its manifest.json, less the clips that trainings left out as held-out ones."""
-    summary = read_json(path)
+    summary = read_summary(path)
     left_out = leaked.get((summary["dataset"], summary["split"]), 0)
     reasons = sorted(summary["reason"].items()) + ([("left out as leaked", left_out)] if left_out else [])
     return SplitAccount(

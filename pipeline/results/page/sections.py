@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import pandas as pd
 
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import FIGURES
+from pipeline.files import read_checked_text
 from pipeline.results import plots
 from pipeline.results.comparisons import Comparison
 from pipeline.results.curves import AXES, SHOWN, read_points
@@ -82,10 +84,13 @@ def read_table(path: Path) -> PageTable:
 
     The protocol is left out: the page's caption names it.
     """
+    text = io.StringIO(read_checked_text(path, "tabulate"))
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
+        table = pd.read_csv(text, dtype=str, keep_default_na=False)
+    except ValueError as error:
         raise PipelineError(f"{path}: cannot be read as CSV ({error}); make it with tabulate") from error
+    if "target" not in table:
+        raise PipelineError(f"{path}: has no column target; make it with tabulate")
     figures = table[[name for name in table if name in FIGURES]].apply(pd.to_numeric, errors="coerce")
     is_best = figures == figures.groupby(table["target"]).transform("max")
     names = [str(name) for name in table if name != "protocol" and not str(name).endswith("_sd")]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import PipelineError
+from pipeline.files import read_checked_text
 from pipeline.results.comparisons import Comparison
 from pipeline.results.table.rows import Row, number
 
@@ -57,13 +58,12 @@ def comparisons_csv(compared: Sequence[ComparedRow], datasets: Sequence[str], pr
 def read_comparisons(path: Path) -> Comparisons:
     """Return the comparisons that `comparisons_csv` wrote; PipelineError if the file is missing or damaged."""
     needed = ("target", "method", "label", "figure", *NUMBERS)
+    text = read_checked_text(path, "compare")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            names = list(reader.fieldnames or [])
-            lines = list(reader)
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: there is no such file; make it with the stage compare") from None
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        names, lines = list(reader.fieldnames or []), list(reader)
+    except csv.Error as error:
+        raise PipelineError(f"{path}: is not CSV ({error}); make it again with compare") from error
     if missing := [name for name in needed if name not in names]:
         raise PipelineError(f"{path}: has no column {', '.join(missing)}; make it with the stage compare")
     datasets = names[names.index("method") + 1 : names.index("label")]
