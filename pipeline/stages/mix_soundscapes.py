@@ -14,13 +14,13 @@ from pathlib import Path
 
 import soundfile as sf
 
+from pipeline.data.small_study.layouts import LAYOUTS, PROVENANCE, write_provenance
+from pipeline.data.small_study.mixing import render
+from pipeline.data.small_study.recordings import load_recordings
+from pipeline.data.small_study.soundscapes import Soundscape, draw_split
+from pipeline.data.small_study.styles import STYLES
 from pipeline.errors import PipelineError
 from pipeline.files import make_folder_atomically
-from pipeline.small_study.layouts import LAYOUTS, PROVENANCE, write_provenance
-from pipeline.small_study.mixing import render
-from pipeline.small_study.recordings import load_recordings
-from pipeline.small_study.soundscapes import Soundscape, draw_split
-from pipeline.small_study.styles import STYLES
 from pipeline.stages import run
 
 logger = logging.getLogger(__name__)

@@ -21,13 +21,13 @@ from pipeline.data.adapters.audiocaps import read_audiocaps
 from pipeline.data.adapters.audioset import read_audioset
 from pipeline.data.adapters.clotho import read_clotho
 from pipeline.data.adapters.folder import read_folder
+from pipeline.data.small_study.captions import BACKGROUND_GAP_DB
+from pipeline.data.small_study.layouts import PROVENANCE
+from pipeline.data.small_study.mixing import EVENT_LEVEL_DBFS, render
+from pipeline.data.small_study.recordings import Recording, load_recordings, withheld_from_general
+from pipeline.data.small_study.soundscapes import WINDOW_S, Event, Soundscape, draw_split
+from pipeline.data.small_study.styles import HELD_OUT_PARTS, STYLES, TRAINING, part_of_set
 from pipeline.errors import PipelineError
-from pipeline.small_study.captions import BACKGROUND_GAP_DB
-from pipeline.small_study.layouts import PROVENANCE
-from pipeline.small_study.mixing import EVENT_LEVEL_DBFS, render
-from pipeline.small_study.recordings import Recording, load_recordings, withheld_from_general
-from pipeline.small_study.soundscapes import WINDOW_S, Event, Soundscape, draw_split
-from pipeline.small_study.styles import HELD_OUT_PARTS, STYLES, TRAINING, part_of_set
 from pipeline.stages.mix_soundscapes import main, mix_dataset
 
 ROOT = Path(__file__).parents[2]
