@@ -1,4 +1,4 @@
-"""The small backbone: ms-clap's parts at a size that two CPU cores train in minutes."""
+"""The small backbone: ms-clap's parts in a size that two CPU cores train in minutes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ POSITIONS = 128  # above the tokens of a caption and some pseudo-tokens
 
 
 def build(tokenizer: Tokenizer) -> ClapModel:
-    """The small model, randomly initialised from torch's seed, with a row of token embeddings for each token."""
+    """Return the small model, initialised randomly from torch's seed, with one embedding per token."""
     sample_rate_hz = BACKBONES["mini"].sample_rate_hz
-    front_end = SimpleNamespace(  # all that HTSAT_Swin_Transformer reads of msclap's config module
+    front_end = SimpleNamespace(  # all entries of msclap's config module that HTSAT_Swin_Transformer reads
         sample_rate=sample_rate_hz,
         window_size=512,
         hop_size=320,
@@ -46,10 +46,10 @@ def build(tokenizer: Tokenizer) -> ClapModel:
         depths=[2, 2, 2],
         num_heads=[2, 4, 8],
         window_size=4,
-        mlp_ratio=2.0,  # HTS-AT's 4 takes a third more time a step
+        mlp_ratio=2.0,  # HTS-AT's 4 takes a third more time per step
         num_classes=1,
     )
-    # HTS-AT's stripes are fixed at up to 64 of 1024 frames and 8 of 64 mel bins; here the image has 128 and 32.
+    # HTS-AT's stripes have up to 64 of 1024 frames and 8 of 64 mel bins; the image here has 128 and 32.
     htsat.spec_augmenter = SpecAugmentation(
         time_drop_width=8, time_stripes_num=2, freq_drop_width=4, freq_stripes_num=2
     )
@@ -78,9 +78,9 @@ def build(tokenizer: Tokenizer) -> ClapModel:
 
 
 def load(weights: str | Path | None, tokenizer: str | Path | None) -> ClapModel:
-    """The small model, initialised from torch's seed, with the tokenizer given or one token a byte.
+    """Return the small model, initialised from torch's seed; without a tokenizer it has one token per byte.
 
-    Raises PipelineError for weights: nobody publishes any.
+    Raises PipelineError for weights, because none are published.
     """
     if weights is not None:
         raise PipelineError(f"{weights}: the mini has no pretrained weights; load a folder of save_model instead")
@@ -88,13 +88,13 @@ def load(weights: str | Path | None, tokenizer: str | Path | None) -> ClapModel:
 
 
 def byte_tokenizer() -> Tokenizer:
-    """A tokenizer of 256 byte tokens and end-of-text, which reads any text."""
+    """Return a tokenizer of 256 byte tokens and end-of-text, for any text."""
     vocabulary = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     return byte_level_bpe(models.BPE(vocab=vocabulary, merges=[]))
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of at most `vocab_size` tokens learnt from captions; their order does not matter."""
+    """Return a byte-level BPE of at most `vocab_size` tokens learned from captions in any order."""
     tokenizer = byte_level_bpe(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -20,7 +20,7 @@ PEAK_FLOPS = {
     "L4": 121e12,
     "A10": 125e12,
 }
-"""Dense bfloat16 operations per second of GPUs (NVIDIA's data sheets), by words in their names; the first match counts."""
+"""Dense bfloat16 operations/s of GPUs (NVIDIA's data sheets) by words in their names; the first match is used."""
 
 
 def flop_counter() -> FlopCounterMode:
