@@ -26,6 +26,33 @@ POSITIONS = 128  # above the tokens of a caption and some pseudo-tokens
 
 def build(tokenizer: Tokenizer) -> ClapModel:
     """Return the small model, initialised randomly from torch's seed, with one embedding per token."""
+    htsat = _htsat()
+    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+    gpt2 = GPT2Model(
+        GPT2Config(
+            vocab_size=tokenizer.get_vocab_size(),
+            n_positions=POSITIONS,
+            n_embd=TOKEN_DIM,
+            n_layer=2,
+            n_head=4,
+            activation_function=FUSED_GELU,
+            bos_token_id=end_of_text,
+            eos_token_id=end_of_text,
+        )
+    )
+    return ClapModel(
+        backbone="mini",
+        audio_encoder=HtsatEncoder(htsat, EMBEDDING_DIM),
+        caption_encoder=TextEncoder(
+            gpt2, Projection(TOKEN_DIM, EMBEDDING_DIM), kind=TEXT, pooled_at="last", positions=POSITIONS
+        ),
+        embedding_dim=EMBEDDING_DIM,
+        tokenizer=tokenizer,
+    )
+
+
+def _htsat() -> HTSAT_Swin_Transformer:
+    """Return msclap's HTS-AT in the small size, initialised randomly."""
     sample_rate_hz = BACKBONES["mini"].sample_rate_hz
     front_end = SimpleNamespace(  # all entries of msclap's config module that HTSAT_Swin_Transformer reads
         sample_rate=sample_rate_hz,
@@ -53,28 +80,7 @@ def build(tokenizer: Tokenizer) -> ClapModel:
     htsat.spec_augmenter = SpecAugmentation(
         time_drop_width=8, time_stripes_num=2, freq_drop_width=4, freq_stripes_num=2
     )
-    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
-    gpt2 = GPT2Model(
-        GPT2Config(
-            vocab_size=tokenizer.get_vocab_size(),
-            n_positions=POSITIONS,
-            n_embd=TOKEN_DIM,
-            n_layer=2,
-            n_head=4,
-            activation_function=FUSED_GELU,
-            bos_token_id=end_of_text,
-            eos_token_id=end_of_text,
-        )
-    )
-    return ClapModel(
-        backbone="mini",
-        audio_encoder=HtsatEncoder(htsat, EMBEDDING_DIM),
-        caption_encoder=TextEncoder(
-            gpt2, Projection(TOKEN_DIM, EMBEDDING_DIM), kind=TEXT, pooled_at="last", positions=POSITIONS
-        ),
-        embedding_dim=EMBEDDING_DIM,
-        tokenizer=tokenizer,
-    )
+    return htsat
 
 
 def load(weights: str | Path | None, tokenizer: str | Path | None) -> ClapModel:
