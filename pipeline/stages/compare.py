@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
     compared = compare_rows(rows, seed=args.seed, samples=args.samples)
     with write_atomically(args.csv) as temporary:
         temporary.write_text(comparisons_csv(compared, args.datasets, args.protocol), encoding="utf-8")
-    logger.info("%d rows compared with finetune, %d bootstrap draws", len(compared), args.samples)
+    logger.info("%d rows compared with finetune, %d draws of the clips", len(compared), args.samples)
 
 
 if __name__ == "__main__":

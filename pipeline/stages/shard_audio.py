@@ -146,7 +146,7 @@ def main(argv: list[str]) -> None:
         kept += found is not None
         try:
             facts = found or maker.make(assignment)
-        except PipelineError as error:  # make the other shards; the same command then keeps them
+        except PipelineError as error:  # the other shards are made, and kept when the same command is given again
             logger.error("shard %s: %s", assignment.shard, error)
             errors.append(error)
         else:

@@ -75,7 +75,7 @@ class PairedBatches(Dataset[Batch]):
             )
             for role in ("labeled", "unlabeled")
         )
-        self.channels = self.labeled.readers[0].channels  # pair_clips has checked that all splits agree
+        self.channels = self.labeled.readers[0].channels  # of all, as pair_clips has checked
         for epoch in range(self.facts["epochs"] if verify else 0):
             read_epoch(pairs, epoch)
         self._epoch: tuple[int, _Slots] | None = None

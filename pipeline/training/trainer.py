@@ -267,7 +267,7 @@ class Trainer:
 
     def _progress_bar(self) -> tqdm[Any]:
         return tqdm(
-            mininterval=0.1 if sys.stderr.isatty() else 5,  # seconds between lines; fewer in a log file
+            mininterval=0.1 if sys.stderr.isatty() else 5,  # seconds: a log file gets a line now and then
             total=self.steps,
             initial=self.step,
             unit="step",
