@@ -40,7 +40,7 @@ def read_rows(
         evaluation = mean_over_seeds([read_contributions(Path(path), protocol) for path in paths])
         if evaluation.test_set["target"] != row.target:
             raise PipelineError(
-                f"{paths[0]}: belongs to target {evaluation.test_set['target']}, not to that of row {spec}"
+                f"{paths[0]}: is of the target {evaluation.test_set['target']}, row {spec} is of another"
             )
         rows[row] = evaluation, len(paths)
     return rows

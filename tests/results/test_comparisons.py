@@ -247,7 +247,7 @@ MISTAKES = {
         lambda p: write(p, retrieval_of(1), keys=[f"clip_{clip}" for clip in [*range(59), 99]]),
         "clip clip_99 with 1 captions and, at the same index, clip_59 with 1",
     ),
-    "another target": (lambda p: write(p, retrieval_of(1), target="audiocaps"), "belongs to target audiocaps"),
+    "another target": (lambda p: write(p, retrieval_of(1), target="audiocaps"), "is of the target audiocaps"),
     "no clips": (lambda p: p.write_bytes(b"PAR1"), "cannot be read as Parquet"),
     "missing": (lambda p: None, "there is no such file; make it with the stage evaluate"),
 }

@@ -1,1 +1,1 @@
-"""The raw datasets of the small study that ships with the project: soundscapes mixed from real recordings."""
+"""The study that ships with the project: soundscapes mixed from real recordings, an example and not the product."""
