@@ -53,6 +53,7 @@ class AudioToText(nn.Module):
         """Return pseudo-tokens (B, K, E) of audio embeddings (B, D)."""
         return self.layers(audio_BD).unflatten(-1, (self.tokens, -1))
 
+
 CAPTIONS_PER_GROUP = 24
 """Captions of similar length that a CPU encodes at a time. A training step of the small study has 96 captions of 25
 tokens on average and 49 at most: in groups the text encoder takes half the time."""
