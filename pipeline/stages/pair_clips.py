@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.data.leaks import LEAKED_SCHEMA, AudioForm, HeldOut, read_audio_form, read_held_out
+from pipeline.data.leaks import LEAKED_SCHEMA, AudioForm, read_audio_form, read_held_out
 from pipeline.data.pairs import Clips, pair_epoch, read_clips, slots_per_epoch, subset, with_keys, write_pairs
 from pipeline.data.shards.format import read_summary
 from pipeline.errors import PipelineError
@@ -105,7 +105,7 @@ class Selection:
     """The leaked clips of each manifest that has any."""
 
 
-def select_clips(manifests: list[Path], held_out: HeldOut, role: str, args: argparse.Namespace) -> Selection:
+def select_clips(manifests: list[Path], held_out: pa.Table, role: str, args: argparse.Namespace) -> Selection:
     """Return the clips of some splits for one role."""
     usable, left_out = read_clips(manifests, held_out, leaks=args.leaks, role=role)
     clips = subset(usable, manifests, getattr(args, f"{role}_fraction"), args.seed)
