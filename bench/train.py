@@ -39,7 +39,6 @@ from pipeline.models.devices import add_device_argument, choose_device, device_n
 from pipeline.models.tokenization import GPT2_TEXT, read_tokenizer
 from pipeline.stages import index_audio, index_shards, pair_clips, shard_audio
 from pipeline.training.batches import Batch, PairedBatches
-from pipeline.training.compilation import compile_audio_encoder
 from pipeline.training.composition import PCM_SCALE, CompositionLoss
 from pipeline.training.distributed import Processes
 from pipeline.training.failures import failed_compilation, is_failed_compilation
@@ -47,6 +46,7 @@ from pipeline.training.losses import info_nce
 from pipeline.training.micro_batches import backward_in_micro_batches, micro_batches
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.throughput import flop_counter, peak_flops
+from pipeline.training.trainer import compile_audio_encoder
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Audio-text contrastive learning from few captioned clips and much unlabeled audio, as a pipeline of batch jobs.
 
-The public interface; nothing is imported before it is used:
+The public interface. Each name is imported on first use:
 
     >>> import pipeline
     >>> model = pipeline.load("results/runs/clotho_composed_audioset/seed0")  # doctest: +SKIP
@@ -51,7 +51,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, imported on first use (PEP 562)."""
+    """Return a public name, imported on first use (PEP 562)."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_MODULES[name]), name)

@@ -1,4 +1,4 @@
-"""`python -m pipeline` is `composed-text`."""
+"""`python -m pipeline` is the command `composed-text`."""
 
 from pipeline.commands import main, run
 

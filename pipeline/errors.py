@@ -1,4 +1,4 @@
-"""Errors with a message for the person who runs the pipeline."""
+"""Errors with a message for the user of the pipeline."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _REMEDIES = {
     errno.ENOSPC: "make room on the disk",
     errno.EDQUOT: "make room within the quota",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-    errno.EROFS: "choose a folder that can be written",
-    errno.EACCES: "see to the permissions of the file and its folder",
-    errno.EPERM: "see to the permissions of the file and its folder",
+    errno.EROFS: "choose a writable folder",
+    errno.EACCES: "check the permissions of the file and its folder",
+    errno.EPERM: "check the permissions of the file and its folder",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "raise the machine's limit on open files (sysctl fs.file-max)",
     errno.ENOMEM: "give the command more memory",
-    errno.EIO: "see that the disk is there and undamaged",
+    errno.EIO: "check that the disk is present and undamaged",
     errno.ENAMETOOLONG: "choose a shorter path",
 }
 
@@ -33,17 +33,17 @@ class PipelineError(Exception):
 
 
 def printable(text: str) -> str:
-    """Return the text with line breaks, which file names may hold, and control codes of terminals escaped."""
+    """Return the text with line breaks and control codes of terminals escaped; file names may contain them."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def write_error_message(path: str | os.PathLike[str], error: OSError) -> str:
-    """Return one line about a file that cannot be written: the reason, and what to do."""
+    """Return one line about a file that cannot be written: the reason and the remedy."""
     return f"{path}: cannot be written ({_reason(error)}); {_remedy(error)}"
 
 
 def read_error_message(path: str | os.PathLike[str], error: Exception, advice: str) -> str:
-    """Return one line about a file that cannot be read; `advice` is for a damaged file, not for a lack of memory."""
+    """Return one line about a file that cannot be read; `advice` is the remedy for a damaged file."""
     if isinstance(error, MemoryError):
         return f"{path}: {crash_message(error)}"
     if isinstance(error, OSError) and error.errno in _REMEDIES:
@@ -76,4 +76,4 @@ def _reason(error: OSError) -> str:
 
 
 def _remedy(error: OSError) -> str:
-    return f"{_REMEDIES.get(error.errno or 0, 'see that the path is right')}, then run the same command again"
+    return f"{_REMEDIES.get(error.errno or 0, 'check the path')}, then run the same command again"

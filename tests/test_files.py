@@ -153,7 +153,7 @@ def test_read_only_folder_is_one_line(tiny_study, tmp_path, small_disk):
 def test_file_in_place_of_the_folder_is_one_line(tiny_study, tmp_path):
     (tmp_path / "file").touch()
     finished = run_stage(index_audio, tiny_study.folder, tmp_path / "file")
-    assert_one_line(finished, "index_audio", "file/train.parquet: cannot be written", "see that the path is right")
+    assert_one_line(finished, "index_audio", "file/train.parquet: cannot be written", "check the path")
 
 
 def test_folder_in_place_of_the_file_is_named(tmp_path):
@@ -323,8 +323,8 @@ def run_as_stage(statement: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("statement", "line"),
     [
-        ("open('no\\nwhere')", "no\\nwhere: No such file or directory; see that the path is right, then run"),
-        ("open('/proc/self/mem').read()", "Input/output error; see that the disk is there and undamaged, then run"),
+        ("open('no\\nwhere')", "no\\nwhere: No such file or directory; check the path, then run"),
+        ("open('/proc/self/mem').read()", "Input/output error; check that the disk is present and undamaged, then run"),
         ("raise MemoryError('std::bad_alloc')", "out of memory (std::bad_alloc); give the command more memory, then"),
         ("import pyarrow; raise pyarrow.ArrowMemoryError('realloc of size 512')", "out of memory (realloc of"),
         ("import torch; torch.empty(2**59)", "out of memory ([enforce fail at alloc_cpu"),

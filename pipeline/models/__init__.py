@@ -1,4 +1,4 @@
-"""The audio-text models of the study; importing this package imports no torch, calling it does."""
+"""The audio-text models: loading and saving. Importing this package does not import torch; its functions do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 
 MODEL_FILES = ("model.safetensors", "tokenizer.json", "model.json")
-"""The files of a saved model; they decide its embeddings."""
+"""The files of a saved model; they determine its embeddings."""
 
 CHECKED_FILES = ("model.safetensors", "tokenizer.json")
 """Those whose checksums model.json records; `load_model` checks them."""
@@ -30,15 +30,15 @@ def load_model(
     tokenizer: str | Path | None = None,
     device: str = "cpu",
 ) -> ClapModel:
-    """A model in evaluation mode: a backbone by its name in `BACKBONES`, or one saved in a folder by `save_model`.
+    """Return a model in evaluation mode: a backbone by its name in `BACKBONES`, or a folder of `save_model`.
 
-    weights: for ms-clap a checkpoint in its format, for laion-clap a folder of transformers' ClapModel or a name on the
-        Hugging Face hub; None asks the hub for the published one.
-    tokenizer: a folder or file of the tokenizer of the backbone's text encoder (GPT-2's, BERT's, RoBERTa's); None asks
-        the hub for it, takes laion-clap's from beside its weights, and gives the mini one token a byte.
-    The mini has no pretrained weights: it is initialised from torch's seed.
+    weights: for ms-clap a checkpoint in its format; for laion-clap a folder with transformers' ClapModel or a name on
+        the Hugging Face hub; None downloads the published weights.
+    tokenizer: a folder or file of the tokenizer of the text encoder (GPT-2's, BERT's, RoBERTa's). None downloads it,
+        or reads the one next to laion-clap's weights, or gives the mini one token per byte.
+    The mini has no pretrained weights: torch's seed determines them.
 
-    Raises PipelineError naming the file that is missing, damaged or of another model.
+    Raises PipelineError with the file that is missing, damaged or of another model.
     """
     name = str(name_or_folder)
     if name not in BACKBONES:
@@ -55,13 +55,13 @@ def _module_of(backbone: str) -> ModuleType:
 
 
 def save_model(model: ClapModel, folder: str | Path) -> None:
-    """Write model.safetensors, tokenizer.json and, last, model.json, each atomically; equal models give equal bytes."""
+    """Write model.safetensors, tokenizer.json and then model.json atomically; equal models give equal bytes."""
     from safetensors.torch import save
 
     folder = Path(folder)
     state = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
     with write_atomically(folder / "model.safetensors") as temporary:
-        temporary.write_bytes(save(state))  # save_file writes to a hidden file of another name
+        temporary.write_bytes(save(state))  # not save_file: it writes to a hidden file of another name
     with write_atomically(folder / "tokenizer.json") as temporary:
         model.tokenizer.save(str(temporary))
     write_json(
@@ -91,13 +91,13 @@ def save_model(model: ClapModel, folder: str | Path) -> None:
 def _load_saved(folder: Path) -> ClapModel:
     from pipeline.data.audio import CHANNELS, SHORT_CLIPS
 
-    known_ways = {"short_clips": SHORT_CLIPS, "channels": CHANNELS}
+    known_values = {"short_clips": SHORT_CLIPS, "channels": CHANNELS}
     file = _present(folder / "model.json")
     settings = read_json(file)
     try:
         version, backbone = settings["format_version"], settings["backbone"]
-        # Older versions knew one size of a backbone, one pseudo-token and one way to hear a file, and name none.
-        hearing = {name: settings.get(name, ways[0]) for name, ways in known_ways.items()}
+        # Older versions had one size per backbone, one pseudo-token and one way to read a file; they recorded none.
+        reading = {name: settings.get(name, ways[0]) for name, ways in known_values.items()}
         architecture = dict(settings.get("architecture", {}))
         a2t = settings["a2t"] and {
             "hidden_layers": settings["a2t"]["hidden_layers"],
@@ -108,9 +108,9 @@ def _load_saved(folder: Path) -> ClapModel:
         raise PipelineError(
             f"{file}: is not the description of a saved model ({error!r}); make the model again"
         ) from error
-    for name, value in hearing.items():
-        if value not in known_ways[name]:
-            raise PipelineError(f"{file}: {name} is {value!r}; this version knows {', '.join(known_ways[name])}")
+    for name, value in reading.items():
+        if value not in known_values[name]:
+            raise PipelineError(f"{file}: {name} is {value!r}; this version knows {', '.join(known_values[name])}")
     if version != FORMAT_VERSION or backbone not in BACKBONES:
         raise PipelineError(
             f"{file}: format {version} of backbone {backbone!r}; this version reads format {FORMAT_VERSION} of "
@@ -126,7 +126,7 @@ def _load_saved(folder: Path) -> ClapModel:
 
     module = _module_of(backbone)
     model = module.build(read_tokenizer(_present(folder / "tokenizer.json"), module.TEXT), **architecture)
-    model.short_clips, model.channels = hearing["short_clips"], hearing["channels"]
+    model.short_clips, model.channels = reading["short_clips"], reading["channels"]
     if a2t is not None:
         model.add_a2t(**a2t)
     file = _present(folder / "model.safetensors")

@@ -1,4 +1,4 @@
-"""The backbones, and what each asks of the audio: known without loading one, so that the data stages need no torch."""
+"""The backbones with their sample rate and window, known without torch for the data stages."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A pretrained audio-text model that the study starts from."""
+    """A pretrained audio-text model from which a study can start."""
 
     sample_rate_hz: int
-    """Rate at which it hears; shards are written at this rate."""
+    """Sample rate of its input; shards have this rate."""
     window_s: float
-    """Seconds of audio that it takes at once."""
+    """Length of its input in seconds."""
     module: str
-    """The module of `pipeline.models` that makes it: `load(weights, tokenizer)` from what its publisher gives,
-    `build(tokenizer, **architecture)` with random weights, and `TEXT`, the kind of its tokenizer."""
+    """Its module in `pipeline.models`, with `load(weights, tokenizer)` for published weights,
+    `build(tokenizer, **architecture)` for random weights, and `TEXT`, the kind of its tokenizer."""
 
     @property
     def window_frames(self) -> int:
@@ -31,4 +31,4 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 PUBLISHED = tuple(name for name in BACKBONES if name != "mini")
-"""Those whose pretrained weights are imported; the study makes `mini` itself."""
+"""Backbones with published weights; the pipeline pretrains `mini` itself."""

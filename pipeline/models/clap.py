@@ -1,7 +1,7 @@
-"""The audio-text model: an audio encoder and a text encoder of a backbone, and the f_a2t of the paper.
+"""The audio-text model: audio encoder and text encoder of a backbone, and the paper's f_a2t.
 
-Captions are padded to the longest of the batch and pooled at their true end or beginning. Parameter names are those of
-msclap's `CLAP` for all backbones: audio_encoder.base, .projection, caption_encoder.base, .projection, logit_scale.
+Captions are padded to the longest of the batch and pooled at their true end or start. All backbones use the parameter
+names of msclap's `CLAP`: audio_encoder.base, .projection, caption_encoder.base, .projection, logit_scale.
 """
 
 from __future__ import annotations
@@ -18,15 +18,41 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.errors import PipelineError
-from pipeline.models.a2t import AudioToText
 from pipeline.models.backbones import BACKBONES
 from pipeline.models.devices import send
 from pipeline.models.text import TextEncoder
 
-# B = batch, S = samples, P = captions with pseudo-tokens, K = pseudo-tokens of a caption, L = tokens, E = token width,
-# D = joint width
+# B = batch, S = samples, P = captions with pseudo-tokens, K = pseudo-tokens of a clip or caption, L = tokens,
+# E = token width, D = joint width
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
+
+
+class AudioToText(nn.Module):
+    """f_a2t, from an audio embedding to pseudo-tokens of the text encoder, Eqs. (7) and (14).
+
+    Hidden layers of Linear(D -> D), Dropout, ReLU, then Linear(D -> K * E); the paper has one pseudo-token.
+
+    The order of dropout and ReLU, and the dropout of 0.1, are those of Pic2Word's IM2TEXT module.
+    """
+
+    def __init__(
+        self, embedding_dim: int, token_dim: int, hidden_layers: int = 2, dropout: float = 0.1, tokens: int = 1
+    ) -> None:
+        super().__init__()
+        self.hidden_layers = hidden_layers
+        self.dropout = dropout
+        self.tokens = tokens
+        hidden = [
+            nn.Sequential(nn.Linear(embedding_dim, embedding_dim), nn.Dropout(dropout), nn.ReLU())
+            for _ in range(hidden_layers)
+        ]
+        self.layers = nn.Sequential(*hidden, nn.Linear(embedding_dim, tokens * token_dim))
+
+    def forward(self, audio_BD: Tensor) -> Tensor:
+        """Return pseudo-tokens (B, K, E) of audio embeddings (B, D)."""
+        return self.layers(audio_BD).unflatten(-1, (self.tokens, -1))
+
 
 CAPTIONS_PER_GROUP = 24
 """Captions of similar length that a CPU encodes at a time. A training step of the small study has 96 captions of 25
@@ -34,16 +60,16 @@ tokens on average and 49 at most: in groups the text encoder takes half the time
 
 
 class ClapModel(nn.Module):
-    """An audio and a text encoder into one joint space; `backbone` is the entry of `BACKBONES` it was built as.
+    """An audio and a text encoder with one joint space; `backbone` is its name in `BACKBONES`.
 
     audio_encoder: a module from windows (B, S) to embeddings (B, D).
-    architecture: what `build` of the backbone's module needs besides the tokenizer to make the model again.
+    architecture: the arguments of the backbone module's `build` besides the tokenizer.
 
-    `short_clips` is what filled the windows of short clips in training (`pipeline.data.audio.fit_window`), and
-    `channels` what was kept of the channels of files (`CHANNELS` there); so it is wherever the model hears a clip. The
-    published backbones repeat short clips and hear the mean.
-    `logit_scale` is the logarithm of what multiplies the cosines. `a2t` is None until `add_a2t`.
-    `train()` leaves the encoders deterministic and BatchNorm fixed unless `set_training_mode` asked otherwise.
+    `short_clips` is the way in which windows of short clips were filled in training, and `channels` the mono signal of
+    files with several channels (`SHORT_CLIPS` and `CHANNELS` of `pipeline.data.audio`). Both apply wherever the model
+    reads a clip. The published backbones repeat short clips and use the mean.
+    `logit_scale` is the logarithm of the factor on the cosines. `a2t` is None until `add_a2t`.
+    `train()` keeps the encoders deterministic and BatchNorm frozen unless `set_training_mode` was called.
     """
 
     def __init__(
@@ -76,9 +102,9 @@ class ClapModel(nn.Module):
         self._truncation_logged = False
 
     def add_a2t(self, hidden_layers: int = 2, dropout: float = 0.1, tokens: int = 1) -> None:
-        """Give the model a freshly initialised f_a2t of so many pseudo-tokens a clip, saved and loaded with it.
+        """Add a newly initialised f_a2t with `tokens` pseudo-tokens per clip; it is saved and loaded with the model.
 
-        Raises PipelineError where the longest caption and the pseudo-tokens exceed the text encoder's positions.
+        Raises PipelineError if the longest caption and the pseudo-tokens exceed the text encoder's positions.
         """
         longest, positions = self.caption_encoder.kind.max_tokens, self.caption_encoder.positions
         if longest + tokens > positions:
@@ -90,9 +116,9 @@ class ClapModel(nn.Module):
         self.a2t = a2t.to(self.logit_scale.device)
 
     def load_weights(self, state: Mapping[str, Tensor], source: str | Path) -> None:
-        """Take over the state dict read from `source`.
+        """Load a state dict that was read from `source`.
 
-        Raises PipelineError naming the entries that are missing, unexpected or of another shape.
+        Raises PipelineError with the entries that are missing, unexpected or of another shape.
         """
         own = self.state_dict()
         problems = {
@@ -105,32 +131,32 @@ class ClapModel(nn.Module):
             ],
         }
         if any(problems.values()):
-            told = "; ".join(
+            details = "; ".join(
                 f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
                 for kind, names in problems.items()
                 if names
             )
-            raise PipelineError(f"{source}: not the weights of {self.backbone}: {told}")
+            raise PipelineError(f"{source}: not the weights of {self.backbone}: {details}")
         self.load_state_dict(state)
 
     def set_training_mode(
         self, *, encoder_regularisation: bool = False, batch_norm: Literal["frozen", "batch"] = "frozen"
     ) -> None:
-        """Choose what `train()` switches on, and switch it on.
+        """Choose what `train()` enables, and enable it.
 
         encoder_regularisation: the encoders' own training mode. ms-clap 2023 and mini: SpecAugment, DropPath 0.1,
             dropout 0.5 in the projections and 0.1 in GPT-2; ms-clap 2022: dropout 0.2 and 0.5 in CNN14, 0.5 in the
             projections and 0.1 in BERT; LAION-CLAP: the dropout of its configuration, 0.1 in both transformers.
             Without it only f_a2t has dropout, and both encoders are deterministic.
-        batch_norm: "frozen" keeps the running statistics of every BatchNorm of the audio encoder as loaded, one in
-            front of HTS-AT and 13 in CNN14; "batch" uses and learns those of the batch, as training from scratch must.
+        batch_norm: "frozen" keeps the running statistics of every BatchNorm in the audio encoder (one in front of
+            HTS-AT, 13 in CNN14); "batch" uses and learns those of the batch, for training from scratch.
         """
         self._encoder_regularisation = encoder_regularisation
         self._batch_norm = batch_norm
         self.train()
 
     def train(self, mode: bool = True) -> Self:
-        """As in torch, within what `set_training_mode` chose."""
+        """Set the mode as in torch, within the choice of `set_training_mode`."""
         super().train(mode)
         self.audio_encoder.train(mode and self._encoder_regularisation)
         self.caption_encoder.train(mode and self._encoder_regularisation)
@@ -140,7 +166,7 @@ class ClapModel(nn.Module):
         return self
 
     def encode_audio(self, samples_BS: Tensor) -> Tensor:
-        """Unnormalised embeddings (B, D) of windows of `window_frames` samples in [-1, 1] at `sample_rate_hz`."""
+        """Return unnormalised embeddings (B, D) of windows: `window_frames` samples in [-1, 1] at `sample_rate_hz`."""
         if samples_BS.ndim != 2 or samples_BS.shape[1] != self.window_frames:
             raise ValueError(
                 f"{self.backbone} takes samples of shape (B, {self.window_frames}), {self.window_s} s at "
@@ -154,12 +180,11 @@ class ClapModel(nn.Module):
         pseudo_tokens: Tensor | None = None,
         pseudo_position: Literal["before_end", "after_end"] = "before_end",
     ) -> Tensor:
-        """Unnormalised embeddings (B, D) of captions, the last P of them with pseudo-tokens (P, K, E).
+        """Return unnormalised embeddings (B, D) of captions, the last P of them with pseudo-tokens (P, K, E).
 
-        A caption's pseudo-tokens stand in a row just before the end token, or after it. The embedding is that of the
-        last position for a causal text encoder, so of the end token or of the last pseudo-token after it, and that of
-        the first position for the others. Captions longer than the kind's `max_tokens` lose their end, never the end
-        token, and pseudo-tokens are not counted.
+        The pseudo-tokens of a caption are directly before the end token, or after it. A causal text encoder pools at
+        the last position: the end token, or the last pseudo-token after it. The others pool at the first position.
+        Captions longer than the kind's `max_tokens` are cut but keep the end token; pseudo-tokens do not count.
         """
         pseudo_count = 0 if pseudo_tokens is None else len(pseudo_tokens)
         if pseudo_count > len(captions):
@@ -218,7 +243,7 @@ class ClapModel(nn.Module):
         return self.caption_encoder(embeds_BLE, lengths_B)
 
     def _token_ids(self, captions: Sequence[str]) -> list[list[int]]:
-        """The tokens of each caption between those of the text encoder's kind, at most its `max_tokens`."""
+        """Return the token ids of each caption with start and end tokens, at most `max_tokens` of the kind."""
         kind = self.caption_encoder.kind
         start = [] if kind.start is None else [self.tokenizer.token_to_id(kind.start)]
         end = self.tokenizer.token_to_id(kind.end)
@@ -226,14 +251,14 @@ class ClapModel(nn.Module):
         for caption in captions:
             for token in kind.special:
                 caption = caption.replace(token, " ")
-            # One by one: encode_batch starts threads, after which every forked loader worker prints a warning.
+            # One by one: encode_batch starts threads, and then every forked loader worker prints a warning.
             caption_ids = self.tokenizer.encode(caption + kind.before_end, add_special_tokens=False).ids
             ids.append([*start, *caption_ids, end])
         longest = max(range(len(ids)), key=lambda i: len(ids[i]))
         if len(ids[longest]) > kind.max_tokens:
             if not self._truncation_logged:
                 self._truncation_logged = True
-                log.warning(
+                logger.warning(
                     "captions are cut to %d tokens; the first to be cut has %d: %r",
                     kind.max_tokens, len(ids[longest]), captions[longest],
                 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The device that a stage computes on: the one asked for, else a GPU where there is one."""
+"""The device of a stage: the requested one, otherwise a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ logger = logging.getLogger(__name__)
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    """`--device cpu|cuda`; a rule of the workflow passes what its `gpu` resource asks for."""
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="where to compute (default: cuda where there is one)")
+    """Add `--device cpu|cuda`; a rule of the workflow sets it from its resource `gpu`."""
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], help="device to compute on (default: cuda if there is one)"
+    )
 
 
 def choose_device(asked: str | None) -> torch.device:
-    """The device by name; under torchrun each process of a machine takes the GPU of its own local rank."""
+    """Return the device by name; under torchrun each process takes the GPU of its local rank."""
     import torch
 
     if asked == "cuda" and not torch.cuda.is_available():
         raise PipelineError("asked for a GPU, but torch finds none; set gpu to 0 in the profile, or check the driver")
     if asked == "cpu" and torch.cuda.is_available():
-        logger.warning("computing on the CPU, as asked, although there is a GPU; profiles/gpus shows how to ask for it")
+        logger.warning("computing on the CPU, as asked, although there is a GPU; profiles/gpus shows how to request it")
     if asked == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -38,12 +40,12 @@ def choose_device(asked: str | None) -> torch.device:
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on `device`, without waiting for the GPU: from memory that is not pinned a copy would wait."""
+    """Return the tensor on `device`, copied from pinned memory so that the copy does not wait for the GPU."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def device_name(device: torch.device) -> str:
-    """What computes: the GPU's name, or the processor's as the kernel knows it."""
+    """Return the name of the GPU, or of the processor from the kernel."""
     import torch
 
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""msclap's HTS-AT as an audio encoder, that of ms-clap 2023 and of the mini."""
+"""msclap's HTS-AT as audio encoder of ms-clap 2023 and of the mini."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pipeline.models.spectrogram import log_mel
 
 
 def random_stripes(windows: int, positions: int, dropper: DropStripes, device: torch.device) -> Tensor:
-    """Which positions of each window SpecAugment drops, (B, positions): stripes distributed as torchlibrosa's.
+    """Return the positions of each window that SpecAugment drops, (B, positions): stripes as in torchlibrosa.
 
-    The width of each is uniform below the dropper's, its begin uniform where the width leaves it room. They are drawn
-    on the CPU, for the same numbers on every device, and only they travel: a mask of all positions is 47 MB a step.
+    The width of a stripe is uniform below the dropper's width, its start uniform over the possible places. Stripes are
+    drawn on the CPU, so that every device gets the same. Only they are copied: a mask of all positions has 47 MB.
     """
     width_BK1 = torch.randint(dropper.drop_width, (windows, dropper.stripes_num, 1))
     begin_BK1 = (torch.rand(width_BK1.shape) * (positions - width_BK1)).long()
@@ -29,10 +29,10 @@ def random_stripes(windows: int, positions: int, dropper: DropStripes, device: t
 
 
 def stretched(mel_B1TM: Tensor, image_frames: int) -> Tensor:
-    """The spectrogram (B, 1, I, M) of `image_frames` frames: msclap's bicubic interpolation as a matrix product.
+    """Return the spectrogram (B, 1, I, M) with `image_frames` frames: msclap's interpolation as a matrix product.
 
-    torch adds up the gradient of an interpolation atomically on a GPU, in another order each time. Of all operations
-    of a training step it was the only one that gave other bits when the step was repeated.
+    On a GPU, torch adds the gradient of an interpolation in a different order each time. It was the only operation of a
+    training step that gave different bits when the step was repeated.
     """
     frames = mel_B1TM.shape[2]
     with torch.autocast(mel_B1TM.device.type, enabled=False):
@@ -42,38 +42,39 @@ def stretched(mel_B1TM: Tensor, image_frames: int) -> Tensor:
 
 
 def bicubic(mel_B1TM: Tensor, image_frames: int) -> Tensor:
-    """The interpolation over time of HTS-AT's `reshape_wav2img`."""
+    """Return the spectrogram after the interpolation over time of HTS-AT's `reshape_wav2img`."""
     size = (image_frames, mel_B1TM.shape[3])
     return functional.interpolate(mel_B1TM, size, mode="bicubic", align_corners=True)
 
 
 class HtsatEncoder(nn.Module):
-    """HTS-AT and Projection under msclap's names, which fixes their sizes in its own AudioEncoder.
+    """HTS-AT and Projection with msclap's parameter names; msclap's own AudioEncoder has fixed sizes.
 
-    Only the way to its numbers differs: the spectrogram comes from an FFT instead of a convolution with the Fourier
-    matrix, SpecAugment drops all stripes at once, and HTS-AT's classifier, whose output CLAP drops, is not computed.
+    The embeddings are the same; the computation differs. The spectrogram comes from an FFT instead of a convolution
+    with the Fourier matrix. SpecAugment drops all stripes in one operation. HTS-AT's classifier, whose output CLAP
+    ignores, is not computed.
     """
 
     def __init__(self, htsat: HTSAT_Swin_Transformer, embedding_dim: int) -> None:
         super().__init__()
         self.base = nn.ModuleDict({"htsat": htsat})
         self.projection = Projection(htsat.num_features, embedding_dim)
-        # The classifier stays in the state dict, so that exports are whole; DDP must not wait for its gradient.
+        # The classifier stays in the state dict for complete exports; DDP must not wait for its gradient.
         htsat.tscam_conv.requires_grad_(False)
         htsat.head.requires_grad_(False)
 
     @property
     def htsat(self) -> HTSAT_Swin_Transformer:
-        """The transformer."""
+        """The transformer of the encoder."""
         return self.base["htsat"]
 
     def forward(self, samples_BS: Tensor) -> Tensor:
-        """Embeddings (B, D) of windows."""
+        """Return embeddings (B, D) of windows."""
         htsat = self.htsat
         image_B1II = htsat.reshape_wav2img(self.front_end(samples_BS))
         x_BNC = htsat.pos_drop(htsat.patch_embed(image_B1II))
         for layer in htsat.layers:
-            for block in layer.blocks:  # not through the layer, which stacks all attention maps outside training
+            for block in layer.blocks:  # not through the layer: outside training it stacks all attention maps
                 x_BNC, _ = block(x_BNC)
             if layer.downsample is not None:
                 x_BNC = layer.downsample(x_BNC)
@@ -82,9 +83,9 @@ class HtsatEncoder(nn.Module):
 
     @torch.compiler.disable
     def front_end(self, samples_BS: Tensor) -> Tensor:
-        """The normalised spectrogram (B, 1, T, M), in the encoder's own training mode with SpecAugment.
+        """Return the normalised spectrogram (B, 1, T, M), with SpecAugment in the encoder's training mode.
 
-        On a GPU it has the frames of HTS-AT's image already; elsewhere `reshape_wav2img` stretches it.
+        On a GPU it already has the frames of HTS-AT's image; on a CPU `reshape_wav2img` stretches it.
         """
         mel_B1TM = self.augmented(self.normalised_log_mel(samples_BS))
         image_frames = self.htsat.spec_size * self.htsat.freq_ratio
@@ -93,27 +94,27 @@ class HtsatEncoder(nn.Module):
         return stretched(mel_B1TM, image_frames)
 
     def augmented(self, mel_B1TM: Tensor) -> Tensor:
-        """The spectrogram (B, 1, T, M), without random stripes in the encoder's own training mode."""
+        """Return the spectrogram (B, 1, T, M); in the encoder's training mode random stripes are zero."""
         augmenter = self.htsat.spec_augmenter
         if not augmenter.training:
             return mel_B1TM
-        # torchlibrosa zeroes stripe after stripe in place, each of which copies the batch's gradient once.
+        # torchlibrosa zeroes one stripe at a time in place, and each copies the gradient of the batch.
         windows, _, frames, mels = mel_B1TM.shape
         is_dropped_BT = random_stripes(windows, frames, augmenter.time_dropper, mel_B1TM.device)
         is_dropped_BM = random_stripes(windows, mels, augmenter.freq_dropper, mel_B1TM.device)
         return mel_B1TM.masked_fill(is_dropped_BT[:, None, :, None] | is_dropped_BM[:, None, None, :], 0)
 
     def normalised_log_mel(self, samples_BS: Tensor) -> Tensor:
-        """HTS-AT's input (B, 1, T, M): the log-mel spectrogram after BatchNorm over the mel bins, float32."""
+        """Return HTS-AT's input (B, 1, T, M): the log-mel spectrogram after BatchNorm over the mel bins, float32."""
         stft = self.htsat.spectrogram_extractor.stft
         mel_BTM = log_mel(
             samples_BS,
-            window_W=stft.conv_real.weight[0, 0],  # Fourier matrix times window: at frequency 0 the window alone
+            window_W=stft.conv_real.weight[0, 0],  # Fourier matrix times window; at frequency 0 it is the window
             filters_FM=self.htsat.logmel_extractor.melW,
             hop_length=stft.hop_length,
         )
-        # 2.56 s at hop 320 make 129 centred frames and the mini's image holds 128; ms-clap's 965 stay below its 1024.
-        # Contiguous, because the layout decides the order of BatchNorm's sums and so their last bits.
+        # 2.56 s at hop 320 give 129 centred frames, but the mini's image has 128; ms-clap's 965 are below its 1024.
+        # Contiguous, because the layout determines the order of BatchNorm's sums and their last bits.
         mel_BTM = mel_BTM[:, : self.htsat.spec_size * self.htsat.freq_ratio].contiguous()
         with torch.autocast(samples_BS.device.type, enabled=False):
             normalised_BMT1 = self.htsat.bn0(mel_BTM.transpose(1, 2).unsqueeze(-1))

@@ -1,4 +1,4 @@
-"""LAION-CLAP, HTS-AT and RoBERTa, in the form of transformers' ClapModel and at the sizes of its configuration."""
+"""LAION-CLAP: HTS-AT and RoBERTa from transformers' ClapModel, with the sizes of its configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import ClapModel as TransformersClap
 from pipeline.errors import PipelineError
 from pipeline.models.backbones import BACKBONES
 from pipeline.models.clap import ClapModel
-from pipeline.models.published import from_hub, not_to_be_had
+from pipeline.models.published import from_hub, unavailable
 from pipeline.models.spectrogram import log_mel
 from pipeline.models.text import TextEncoder
 from pipeline.models.tokenization import ROBERTA_TEXT as TEXT
@@ -26,16 +26,16 @@ from pipeline.models.tokenization import check_vocabulary, read_tokenizer
 
 NAME = "laion-clap"
 REPOSITORY = "laion/clap-htsat-unfused"
-"""What is loaded when nothing is given; laion/larger_clap_general is the same at another size."""
+"""Default weights; laion/larger_clap_general is the same model in another size."""
 FEATURES = ("feature_size", "sampling_rate", "hop_length", "fft_window_size", "frequency_min", "frequency_max")
-"""Of transformers' feature extractor, what the spectrogram of exactly one window depends on."""
+"""Attributes of transformers' feature extractor that determine the spectrogram of one window."""
 
 SIZES = ("text_config", "audio_config", "projection_dim", "projection_hidden_act")
-"""Of transformers' ClapConfig, what the modules are made from."""
+"""Entries of transformers' ClapConfig that determine the modules."""
 
 
 class LaionAudioEncoder(nn.Module):
-    """transformers' HTS-AT and projection behind a spectrogram computed on the model's device."""
+    """transformers' HTS-AT and projection after a spectrogram computed on the model's device."""
 
     window_W: Tensor
     filters_FM: Tensor
@@ -48,48 +48,49 @@ class LaionAudioEncoder(nn.Module):
         self.hop_length = extractor.hop_length
         window_W = torch.hann_window(extractor.fft_window_size, dtype=torch.float64)
         self.register_buffer("window_W", window_W, persistent=False)
-        # Slaney's filters are those of models without feature fusion.
+        # Models without feature fusion use Slaney's filters.
         filters_FM = torch.from_numpy(extractor.mel_filters_slaney).float()
         self.register_buffer("filters_FM", filters_FM, persistent=False)
 
     def input_features(self, samples_BS: Tensor) -> Tensor:
-        """What ClapFeatureExtractor makes of windows: log-mel spectrograms (B, 1, T, M)."""
+        """Return log-mel spectrograms (B, 1, T, M), as ClapFeatureExtractor computes them."""
         return log_mel(samples_BS, self.window_W, self.filters_FM, self.hop_length).unsqueeze(1)
 
     def forward(self, samples_BS: Tensor) -> Tensor:
-        """Embeddings (B, D) of windows."""
+        """Return embeddings (B, D) of windows."""
         return self.projection(self.base(self.input_features(samples_BS)).pooler_output)
 
 
 def build(tokenizer: Tokenizer, clap: Mapping[str, Any], features: Mapping[str, Any]) -> ClapModel:
-    """The model of `SIZES` and of `FEATURES`, randomly initialised from torch's seed.
+    """Return the model with these `SIZES` and `FEATURES`, initialised randomly from torch's seed.
 
-    Raises PipelineError where the tokenizer is not that of the configuration.
+    Raises PipelineError if the tokenizer does not fit the configuration.
     """
     return _wrap(TransformersClap(ClapConfig.from_dict(dict(clap))), tokenizer, features)
 
 
 def load(weights: str | Path | None, tokenizer: str | Path | None) -> ClapModel:
-    """The pretrained model of a folder in transformers' form, or of a repository of the hub; its tokenizer beside it.
+    """Return the pretrained model of a folder in transformers' format or of a repository on the hub.
 
-    Raises PipelineError where a file cannot be had, or is of a model with feature fusion or of another window.
+    The default tokenizer is next to the weights. Raises PipelineError if a file is not available or not readable, or
+    if the model has feature fusion or another window.
     """
     weights = str(weights or REPOSITORY)
     try:
         extractor = ClapFeatureExtractor.from_pretrained(weights)
         config = ClapConfig.from_pretrained(weights)
         _check_form(weights, config, extractor)
-        clap, told = TransformersClap.from_pretrained(weights, config=config, output_loading_info=True)
+        clap, loading_report = TransformersClap.from_pretrained(weights, config=config, output_loading_info=True)
     except OSError as error:  # the hub's own errors, a missing network or file, and a damaged file
         folder = "as `weights` a folder with its config.json, preprocessor_config.json, model.safetensors or"
         instead = f"{folder} pytorch_model.bin, and tokenizer files"
         if Path(weights).is_dir():
             raise PipelineError(f"{weights}: {str(error).splitlines()[0]}; give {instead}") from error
-        raise not_to_be_had(weights, "the model", error, instead) from error
+        raise unavailable(weights, "the model", error, instead) from error
     except (RuntimeError, ValueError, SafetensorError) as error:
         raise PipelineError(f"{weights}: not a readable model ({str(error).splitlines()[0]})") from error
-    # `position_ids` and `token_type_ids` are constants, which some versions of transformers do not write.
-    missing = [name for name in told["missing_keys"] if not name.endswith(("position_ids", "token_type_ids"))]
+    # `position_ids` and `token_type_ids` are constants that some versions of transformers do not write.
+    missing = [name for name in loading_report["missing_keys"] if not name.endswith(("position_ids", "token_type_ids"))]
     if missing:
         raise PipelineError(f"{weights}: {len(missing)} weights of a ClapModel are missing: {', '.join(missing[:5])}")
     if tokenizer is None:
@@ -105,7 +106,7 @@ def load(weights: str | Path | None, tokenizer: str | Path | None) -> ClapModel:
 def _check_form(weights: str, config: ClapConfig, extractor: ClapFeatureExtractor) -> None:
     if config.audio_config.enable_fusion or extractor.truncation != "rand_trunc":
         raise PipelineError(
-            f"{weights}: a model with feature fusion, which is for clips longer than the window; take one without, "
+            f"{weights}: a model with feature fusion, for clips longer than the window; use one without it, "
             f"such as {REPOSITORY}"
         )
     expected = (BACKBONES[NAME].sample_rate_hz, BACKBONES[NAME].window_s)
@@ -117,7 +118,7 @@ def _check_form(weights: str, config: ClapConfig, extractor: ClapFeatureExtracto
 
 
 def _wrap(clap: TransformersClap, tokenizer: Tokenizer, features: Mapping[str, Any]) -> ClapModel:
-    """The parts of transformers' model as one of ours."""
+    """Return a `ClapModel` with the parts of transformers' model."""
     text = clap.config.text_config
     check_vocabulary(tokenizer, TEXT, NAME, text.vocab_size, text.eos_token_id)
     model = ClapModel(
@@ -128,13 +129,15 @@ def _wrap(clap: TransformersClap, tokenizer: Tokenizer, features: Mapping[str, A
             clap.text_projection,
             kind=TEXT,
             pooled_at="pooler",
-            positions=text.max_position_embeddings - text.pad_token_id - 1,  # RoBERTa counts from behind the padding's
+            positions=text.max_position_embeddings
+            - text.pad_token_id
+            - 1,  # RoBERTa counts from the position after padding
         ),
         embedding_dim=clap.config.projection_dim,
         tokenizer=tokenizer,
         architecture={"clap": {name: clap.config.to_dict()[name] for name in SIZES}, "features": dict(features)},
     )
-    # LAION's loss of audio and text multiplies by this one both ways (mlp_loss off); logit_scale_t has no part in it.
+    # LAION's loss uses this scale in both directions (mlp_loss off); it does not use logit_scale_t.
     with torch.no_grad():
         model.logit_scale.copy_(clap.logit_scale_a)
     return model

@@ -1,4 +1,4 @@
-"""The small backbone: ms-clap's parts at a size that two CPU cores train in minutes."""
+"""The small backbone: ms-clap's parts in a size that two CPU cores train in minutes."""
 
 from __future__ import annotations
 
@@ -25,34 +25,8 @@ POSITIONS = 128  # above the tokens of a caption and some pseudo-tokens
 
 
 def build(tokenizer: Tokenizer) -> ClapModel:
-    """The small model, randomly initialised from torch's seed, with a row of token embeddings for each token."""
-    sample_rate_hz = BACKBONES["mini"].sample_rate_hz
-    front_end = SimpleNamespace(  # all that HTSAT_Swin_Transformer reads of msclap's config module
-        sample_rate=sample_rate_hz,
-        window_size=512,
-        hop_size=320,
-        mel_bins=32,
-        fmin=50,
-        fmax=sample_rate_hz // 2,
-        enable_tscam=True,
-        enable_repeat_mode=False,
-        htsat_attn_heatmap=False,
-        loss_type="clip_bce",
-    )
-    htsat = HTSAT_Swin_Transformer(
-        config=front_end,
-        spec_size=64,
-        embed_dim=32,
-        depths=[2, 2, 2],
-        num_heads=[2, 4, 8],
-        window_size=4,
-        mlp_ratio=2.0,  # HTS-AT's 4 takes a third more time a step
-        num_classes=1,
-    )
-    # HTS-AT's stripes are fixed at up to 64 of 1024 frames and 8 of 64 mel bins; here the image has 128 and 32.
-    htsat.spec_augmenter = SpecAugmentation(
-        time_drop_width=8, time_stripes_num=2, freq_drop_width=4, freq_stripes_num=2
-    )
+    """Return the small model, initialised randomly from torch's seed, with one embedding per token."""
+    htsat = _htsat()
     end_of_text = tokenizer.token_to_id(END_OF_TEXT)
     gpt2 = GPT2Model(
         GPT2Config(
@@ -77,10 +51,42 @@ def build(tokenizer: Tokenizer) -> ClapModel:
     )
 
 
-def load(weights: str | Path | None, tokenizer: str | Path | None) -> ClapModel:
-    """The small model, initialised from torch's seed, with the tokenizer given or one token a byte.
+def _htsat() -> HTSAT_Swin_Transformer:
+    """Return msclap's HTS-AT in the small size, initialised randomly."""
+    sample_rate_hz = BACKBONES["mini"].sample_rate_hz
+    front_end = SimpleNamespace(  # all entries of msclap's config module that HTSAT_Swin_Transformer reads
+        sample_rate=sample_rate_hz,
+        window_size=512,
+        hop_size=320,
+        mel_bins=32,
+        fmin=50,
+        fmax=sample_rate_hz // 2,
+        enable_tscam=True,
+        enable_repeat_mode=False,
+        htsat_attn_heatmap=False,
+        loss_type="clip_bce",
+    )
+    htsat = HTSAT_Swin_Transformer(
+        config=front_end,
+        spec_size=64,
+        embed_dim=32,
+        depths=[2, 2, 2],
+        num_heads=[2, 4, 8],
+        window_size=4,
+        mlp_ratio=2.0,  # HTS-AT's 4 takes a third more time per step
+        num_classes=1,
+    )
+    # HTS-AT's stripes have up to 64 of 1024 frames and 8 of 64 mel bins; the image here has 128 and 32.
+    htsat.spec_augmenter = SpecAugmentation(
+        time_drop_width=8, time_stripes_num=2, freq_drop_width=4, freq_stripes_num=2
+    )
+    return htsat
 
-    Raises PipelineError for weights: nobody publishes any.
+
+def load(weights: str | Path | None, tokenizer: str | Path | None) -> ClapModel:
+    """Return the small model, initialised from torch's seed; without a tokenizer it has one token per byte.
+
+    Raises PipelineError for weights, because none are published.
     """
     if weights is not None:
         raise PipelineError(f"{weights}: the mini has no pretrained weights; load a folder of save_model instead")
@@ -88,13 +94,13 @@ def load(weights: str | Path | None, tokenizer: str | Path | None) -> ClapModel:
 
 
 def byte_tokenizer() -> Tokenizer:
-    """A tokenizer of 256 byte tokens and end-of-text, which reads any text."""
+    """Return a tokenizer of 256 byte tokens and end-of-text, for any text."""
     vocabulary = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     return byte_level_bpe(models.BPE(vocab=vocabulary, merges=[]))
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of at most `vocab_size` tokens learnt from captions; their order does not matter."""
+    """Return a byte-level BPE of at most `vocab_size` tokens learned from captions in any order."""
     tokenizer = byte_level_bpe(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -1,4 +1,4 @@
-"""ms-clap 2022: CNN14 and BERT, in msclap's own configuration, and its checkpoint."""
+"""ms-clap 2022: CNN14 and BERT with msclap's configuration, and the published checkpoint."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from pipeline.models.tokenization import check_vocabulary, read_tokenizer
 NAME = "msclap-2022"
 WEIGHTS_FILE = "CLAP_weights_2022.pth"
 SEPARATOR_ID = 102
-"""BERT's number of [SEP]."""
-# The numbers 0, 1, ..., which transformers wrote into state dicts until 4.30.
+"""BERT's id of [SEP]."""
+# The numbers 0, 1, ...: transformers wrote them into state dicts until 4.30.
 CONSTANTS = re.compile(r"caption_encoder\.base\.embeddings\.position_ids")
 
 
 class Cnn14Encoder(nn.Module):
-    """msclap's CNN14 and Projection under its names, in its training mode with dropout after every block.
+    """CNN14 and Projection with msclap's parameter names; in its training mode with dropout after every block.
 
-    Only the way to its numbers differs: the spectrogram comes from an FFT, and the classifier, whose output CLAP
-    drops, is not computed.
+    The embeddings are the same; the computation differs. The spectrogram comes from an FFT, and the classifier, whose
+    output CLAP ignores, is not computed.
     """
 
     def __init__(self, cnn14: Cnn14, embedding_dim: int) -> None:
         super().__init__()
         self.base = cnn14
         self.projection = Projection(cnn14.fc1.out_features, embedding_dim)
-        # In the state dict, so that exports are whole; DDP must not wait for its gradient.
+        # It stays in the state dict for complete exports; DDP must not wait for its gradient.
         cnn14.fc_audioset.requires_grad_(False)
 
     def forward(self, samples_BS: Tensor) -> Tensor:
-        """Embeddings (B, D) of windows."""
+        """Return embeddings (B, D) of windows."""
         cnn14, training = self.base, self.base.training
         stft = cnn14.spectrogram_extractor.stft
         mel_BTM = log_mel(
             samples_BS,
-            window_W=stft.conv_real.weight[0, 0],  # Fourier matrix times window: at frequency 0 the window alone
+            window_W=stft.conv_real.weight[0, 0],  # Fourier matrix times window; at frequency 0 it is the window
             filters_FM=cnn14.logmel_extractor.melW,
             hop_length=stft.hop_length,
         )
@@ -66,9 +66,9 @@ class Cnn14Encoder(nn.Module):
 
 
 def build(tokenizer: Tokenizer) -> ClapModel:
-    """The full-size model, randomly initialised from torch's seed.
+    """Return the full-size model, initialised randomly from torch's seed.
 
-    Raises PipelineError where the tokenizer is not that of bert-base-uncased, whose numbers the weights are for.
+    Raises PipelineError if the tokenizer is not that of bert-base-uncased, whose ids the weights use.
     """
     config = BertConfig()  # bert-base-uncased's sizes are the default
     check_vocabulary(tokenizer, TEXT, NAME, config.vocab_size, SEPARATOR_ID)
@@ -100,9 +100,9 @@ def build(tokenizer: Tokenizer) -> ClapModel:
 
 
 def load(weights: str | Path | None, tokenizer: str | Path | None) -> ClapModel:
-    """The pretrained model from a checkpoint in ms-clap's format and BERT's tokenizer; None asks the hub for either.
+    """Return the pretrained model from a checkpoint in ms-clap's format and BERT's tokenizer; None downloads either.
 
-    Raises PipelineError where a file cannot be had or read, or where its content is not this model's.
+    Raises PipelineError if a file is not available or not readable, or belongs to another model.
     """
     if tokenizer is None:
         tokenizer = from_hub(

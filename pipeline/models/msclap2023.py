@@ -1,4 +1,4 @@
-"""ms-clap 2023: HTS-AT and GPT-2 at full size, in msclap's own configuration, and its checkpoint."""
+"""ms-clap 2023: HTS-AT and GPT-2 in full size with msclap's configuration, and the published checkpoint."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ CONSTANTS = re.compile(r"caption_encoder\.base\.h\.\d+\.attn\.(bias|masked_bias)
 
 
 def build(tokenizer: Tokenizer) -> ClapModel:
-    """The full-size model, randomly initialised from torch's seed.
+    """Return the full-size model, initialised randomly from torch's seed.
 
-    Raises PipelineError where the tokenizer is not GPT-2's, whose token numbers the weights are for.
+    Raises PipelineError if the tokenizer is not GPT-2's, whose ids the weights use.
     """
     config = GPT2Config(activation_function=FUSED_GELU)  # the rest of the hub's gpt2 is the default
     check_vocabulary(tokenizer, TEXT, NAME, config.vocab_size, config.eos_token_id)
-    # msclap gives HTS-AT this module, whose 32 kHz and fmax 14000 the weights were trained with; the sampling rate and
-    # fmax of config_2023.yml do not reach it. Its values, because a module cannot be copied or pickled.
+    # msclap passes this module to HTS-AT; the weights were trained with its 32 kHz and fmax 14000. The sample rate and
+    # fmax of config_2023.yml are not used. A namespace of its values, because a module cannot be copied or pickled.
     front_end = SimpleNamespace(**{name: value for name, value in vars(htsat_config).items() if name[0] != "_"})
     htsat, gpt2 = HTSAT_Swin_Transformer(config=front_end), GPT2Model(config)
     embedding_dim = read_settings("2023")["d_proj"]
@@ -51,9 +51,9 @@ def build(tokenizer: Tokenizer) -> ClapModel:
 
 
 def load(weights: str | Path | None, tokenizer: str | Path | None) -> ClapModel:
-    """The pretrained model from a checkpoint in ms-clap's format and GPT-2's tokenizer; None asks the hub for either.
+    """Return the pretrained model from a checkpoint in ms-clap's format and GPT-2's tokenizer; None downloads either.
 
-    Raises PipelineError where a file cannot be had or read, or where its content is not this model's.
+    Raises PipelineError if a file is not available or not readable, or belongs to another model.
     """
     if tokenizer is None:
         tokenizer = from_hub("gpt2", "tokenizer.json", "a folder with GPT-2's tokenizer files as `tokenizer`")

@@ -1,4 +1,4 @@
-"""What is used of the msclap package, whose import silences all warnings of the process unless it is fenced in."""
+"""The parts of the msclap package that the models use; its import must not silence all warnings of the process."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ with warnings.catch_warnings():
 
 __all__ = ["Cnn14", "HTSAT_Swin_Transformer", "Projection", "htsat_config", "read_settings"]
 
-# HTS-AT calls it without `indexing`; its result is the one that torch keeps as the default.
+# HTS-AT calls it without `indexing`; torch keeps the default that it needs.
 warnings.filterwarnings("ignore", message="torch.meshgrid")
 
 
 def read_settings(version: str) -> dict[str, Any]:
-    """msclap's own configuration of a version."""
+    """Return msclap's configuration of a version."""
     file = Path(msclap.__file__).parent / "configs" / f"config_{version}.yml"
     return yaml.safe_load(file.read_text(encoding="utf-8"))

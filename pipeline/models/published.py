@@ -1,4 +1,4 @@
-"""Getting and reading what a model's publisher gives: files of the Hugging Face hub, and checkpoints of ms-clap."""
+"""Published models: downloads from the Hugging Face hub, and checkpoints of ms-clap."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from pipeline.errors import PipelineError
 
 
 def from_hub(repository: str, file: str, instead: str) -> str:
-    """The path of a file of the hub's, fetched on first use.
+    """Return the path of a file from the hub, downloaded on first use.
 
-    Raises PipelineError saying what to give `instead` where it cannot be had.
+    Raises PipelineError that names what to give `instead` if the file is not available.
     """
     try:
         return hf_hub_download(repository, file)
     except OSError as error:  # the hub's own errors, a missing network and its offline mode are all OSError
-        raise not_to_be_had(repository, file, error, instead) from error
+        raise unavailable(repository, file, error, instead) from error
 
 
-def not_to_be_had(repository: str, what: str, error: Exception, instead: str) -> PipelineError:
-    """The error that names what the hub did not give, why, and what to do."""
+def unavailable(repository: str, what: str, error: Exception, instead: str) -> PipelineError:
+    """Return the error for a file that the hub did not provide: the reason and the remedy."""
     return PipelineError(
-        f"{what} of the Hugging Face hub's {repository} is not to be had ({str(error).splitlines()[0]}); "
-        f"get it where there is a network, and give {instead}"
+        f"{what} of {repository} on the Hugging Face hub cannot be downloaded ({str(error).splitlines()[0]}); "
+        f"download it on a machine with network access, and give {instead}"
     )
 
 
 def read_msclap_checkpoint(
     path: str | Path, backbone: str, published_as: str, constants: re.Pattern[str]
 ) -> dict[str, torch.Tensor]:
-    """The state dict of a checkpoint in ms-clap's format, without the constants that older transformers put there.
+    """Return the state dict of a checkpoint in ms-clap's format, without the constants of older transformers.
 
-    Raises PipelineError where the file is missing, damaged or of another format.
+    Raises PipelineError if the file is missing, damaged or of another format.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Tokenizers of the text encoders, in the forms in which they are published, and how a caption becomes tokens."""
+"""Tokenizers of the text encoders in their published formats, and the special tokens around a caption."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ROBERTA_SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 @dataclass(frozen=True, kw_only=True)
 class TextKind:
-    """A kind of text encoder: the files of its tokenizer, and the tokens around a caption."""
+    """A kind of text encoder: the files of its tokenizer and the tokens around a caption."""
 
     name: str
     vocabulary_files: tuple[tuple[str, ...], ...]
-    """Names of the files that hold a tokenizer, besides tokenizer.json."""
+    """Names of the files of a tokenizer in older formats than tokenizer.json."""
     from_vocabulary: Callable[..., Tokenizer]
-    """The tokenizer of the paths of such files."""
+    """Makes the tokenizer from the paths of these files."""
     start: str | None
     """Special token before a caption."""
     end: str
@@ -32,13 +32,13 @@ class TextKind:
     before_end: str = ""
     """Text between the caption and `end`."""
     special: tuple[str, ...]
-    """Every special token; a caption that spells one out has a space instead, or it could end before its end."""
+    """Every special token. In a caption they are replaced with a space, because they could end it early."""
     max_tokens: int
-    """Tokens of a caption, those around it included."""
+    """Maximum of tokens per caption, with the special tokens."""
 
 
 def byte_level_bpe(model: models.BPE, special: Sequence[str] = (END_OF_TEXT,)) -> Tokenizer:
-    """GPT-2's splitting of text around a BPE model, with special tokens; no padding, no truncation."""
+    """Return a tokenizer with GPT-2's splitting of text for a BPE model; no padding, no truncation."""
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -47,17 +47,17 @@ def byte_level_bpe(model: models.BPE, special: Sequence[str] = (END_OF_TEXT,)) -
 
 
 def gpt2_bpe(vocabulary: str, merges: str) -> Tokenizer:
-    """GPT-2's tokenizer of its vocabulary and merges."""
+    """Return GPT-2's tokenizer from its vocabulary and merges."""
     return byte_level_bpe(models.BPE.from_file(vocabulary, merges))
 
 
 def roberta_bpe(vocabulary: str, merges: str) -> Tokenizer:
-    """RoBERTa's tokenizer of its vocabulary and merges: GPT-2's splitting, other special tokens."""
+    """Return RoBERTa's tokenizer from its vocabulary and merges: GPT-2's splitting, other special tokens."""
     return byte_level_bpe(models.BPE.from_file(vocabulary, merges), ROBERTA_SPECIAL)
 
 
 def wordpiece(vocabulary: str) -> Tokenizer:
-    """The tokenizer of BERT's uncased models around a vocab.txt."""
+    """Return the tokenizer of BERT's uncased models from a vocab.txt."""
     tokenizer = Tokenizer(models.WordPiece.from_file(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -92,14 +92,14 @@ ROBERTA_TEXT = TextKind(
     start="<s>",
     end="</s>",
     special=ROBERTA_SPECIAL,
-    max_tokens=77,  # LAION-CLAP's own in training and inference
+    max_tokens=77,  # as LAION-CLAP in training and inference
 )
 
 
 def read_tokenizer(path: str | Path, kind: TextKind = GPT2_TEXT) -> Tokenizer:
-    """The tokenizer in a `tokenizer.json`, or in a folder holding one, or holding its vocabulary.
+    """Return the tokenizer of a `tokenizer.json`, or of a folder with that file or with vocabulary files.
 
-    Raises PipelineError where no such file is found, where one is damaged, or where it lacks the kind's tokens.
+    Raises PipelineError if no such file exists, if it is damaged, or if it lacks the special tokens of the kind.
     """
     path = Path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
@@ -126,7 +126,7 @@ def read_tokenizer(path: str | Path, kind: TextKind = GPT2_TEXT) -> Tokenizer:
 
 
 def check_vocabulary(tokenizer: Tokenizer, kind: TextKind, backbone: str, size: int, end: int | None) -> None:
-    """Raise PipelineError unless a tokenizer has the `size` tokens, and `end` as the end's number, of the weights."""
+    """Raise PipelineError unless a tokenizer has the `size` and the id `end` of the end token that the weights need."""
     found = (tokenizer.get_vocab_size(), tokenizer.token_to_id(kind.end))
     if found != (size, end):
         raise PipelineError(

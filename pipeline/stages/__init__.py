@@ -1,4 +1,4 @@
-"""One module a rule of the workflow, each a command: `python -m pipeline.stages.NAME --help`."""
+"""One module per rule of the workflow. Each is a command: `python -m pipeline.stages.NAME --help`."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ VERSIONS = {
 }
 """The version of each stage's output, a parameter of its rule.
 
-Raise it when the bytes of an output change for the same input: the stage then runs again in every study, and so does
-what depends on it. `tests/test_golden.py` fails when bytes change and the version does not.
+Raise it when the bytes of an output change for the same input. Then the stage and all that depends on it run again in
+every study. `tests/test_golden.py` fails when bytes change and the version does not.
 """
 
 INTERRUPTED = 130
@@ -41,14 +41,14 @@ INTERRUPTED = 130
 
 
 class OneLine(logging.Formatter):
-    """A record a line, whatever the names of files hold that it tells of; tracebacks keep theirs."""
+    """Formats each record as one line, even when file names contain line breaks. Tracebacks keep their lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return printable(super().formatMessage(record))
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """A type of argparse for whole numbers from `least` on."""
+    """Return a type for argparse: whole numbers of at least `least`."""
 
     def number(text: str) -> int:
         value = int(text)
@@ -60,7 +60,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Run a stage as a command: log to stderr, and end a foreseen error as one line and exit status 1.
+    """Run a stage as a command: log to stderr, and report an expected error as one line with exit status 1.
 
     Foreseen are `PipelineError` and errors of the file system and of memory; other errors keep their traceback. A stage
     ends with the Snakemake that started it.

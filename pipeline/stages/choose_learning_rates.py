@@ -1,8 +1,8 @@
 """Choose the learning rate of every run from the sweep, by one rule: the highest mAP@10 on the validation splits.
 
-The figure of a candidate is the mean of both directions' mAP@10 over the targets that the run serves. Ties go to the
-lower rate; a candidate whose training diverged is worse than any other, and has no figure. The choices are written into
-config.yaml by hand, so that a study says what it ran with.
+The figure of a candidate is the mean mAP@10 over both directions and the targets of the run. Of equal candidates the
+lower rate is chosen. A candidate whose training diverged has no figure and is never chosen. The user writes the choices
+into config.yaml, so that the study records its settings.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 def read_candidate(path: Path, protocol: str) -> dict[str, object]:
-    """One evaluation of the sweep, with `mAP10` or `diverged`; the path is LEARNING_RATE/RUN/TARGET/metrics.json."""
+    """Return one evaluation of the sweep, with `mAP10` or `diverged`.
+
+    The path is LEARNING_RATE/RUN/TARGET/metrics.json.
+    """
     metrics = read_json(path)
     try:
         candidate = {
@@ -35,18 +38,20 @@ def read_candidate(path: Path, protocol: str) -> dict[str, object]:
         figures = metrics["protocols"][protocol]
         return {**candidate, "mAP10": (figures["t2a_mAP10"] + figures["a2t_mAP10"]) / 2}
     except (IndexError, KeyError, ValueError) as error:
-        raise PipelineError(f"{path}: is no evaluation of the sweep under {protocol}: {error}") from error
+        raise PipelineError(
+            f"{path}: not an evaluation of the sweep with protocol {protocol} ({error!r}); run `make sweep` again"
+        ) from error
 
 
 def choose(candidates: pd.DataFrame) -> pd.DataFrame:
-    """One row per run and learning rate with its validation mAP@10 over all targets; `chosen` marks each run's best.
+    """Return one row per run and learning rate with its mean validation mAP@10; `chosen` marks the best of each run.
 
     Args:
-        candidates: run, learning_rate, target, mAP10 (NaN for one that diverged) and diverged (NaN for one that did
-            not), one row per evaluation.
+        candidates: one row per evaluation, with run, learning_rate, target, mAP10 (NaN if it diverged) and diverged
+            (NaN if it did not).
 
     Raises:
-        PipelineError: all candidates of a run diverged.
+        PipelineError: All candidates of a run diverged.
     """
     has_diverged = candidates["diverged"].notna()
     evaluated = candidates[~has_diverged]

@@ -21,10 +21,14 @@ logger = logging.getLogger(__name__)
 def read_rows(
     specs: Sequence[Sequence[str]], datasets: Sequence[str], protocol: str
 ) -> dict[Row, tuple[Evaluation, int]]:
-    """The evaluation of each row, averaged over its seeds, and their number; a spec is a row and its files.
+    """Return the evaluation of each row, averaged over its seeds, and the number of seeds.
+
+    Args:
+        specs: per row its description and its files.
+
 
     Raises:
-        PipelineError: a row that comes twice or without files, or a file of another target.
+        PipelineError: A row is repeated or has no files, or a file belongs to another target.
     """
     rows: dict[Row, tuple[Evaluation, int]] = {}
     for spec, *paths in specs:
@@ -35,29 +39,34 @@ def read_rows(
             raise PipelineError(f"row {spec} has no contributions file; give at least one")
         evaluation = mean_over_seeds([read_contributions(Path(path), protocol) for path in paths])
         if evaluation.test_set["target"] != row.target:
-            raise PipelineError(f"{paths[0]}: is of the target {evaluation.test_set['target']}, but row {spec} is not")
+            raise PipelineError(
+                f"{paths[0]}: is of the target {evaluation.test_set['target']}, row {spec} is of another"
+            )
         rows[row] = evaluation, len(paths)
     return rows
 
 
 def baseline_of(target: str, rows: Sequence[Row]) -> Row | None:
-    """The finetune row that the target's others are compared with; PipelineError if there are several."""
+    """Return the finetune row, with which the target's other rows are compared; PipelineError for several."""
     baselines = [row for row in rows if row.target == target and row.is_baseline]
     if len(baselines) > 1:
         raise PipelineError(
             f"{target} has {len(baselines)} rows of finetune ({', '.join(map(str, baselines))}); "
-            "which one the others are compared with must be clear, so give a label to all but that one"
+            "give a label to all but the one that the others are compared with"
         )
     return baselines[0] if baselines else None
 
 
 def compare_rows(rows: Mapping[Row, tuple[Evaluation, int]], *, seed: int, samples: int) -> list[ComparedRow]:
-    """Each row against its target's finetune row, p corrected over all rows; a target without that row is left out."""
+    """Compare each row with its target's finetune row; p is corrected over all rows.
+
+    Targets without a finetune row are skipped.
+    """
     compared: list[ComparedRow] = []
     for target in dict.fromkeys(row.target for row in rows):
         baseline = baseline_of(target, list(rows))
         if baseline is None:
-            logger.info("%s: no row of finetune, nothing to compare with", target)
+            logger.info("%s: no finetune row, so nothing is compared", target)
             continue
         others = [row for row in rows if row.target == target and row != baseline]
         evaluation, baseline_seeds = rows[baseline]
@@ -79,8 +88,8 @@ def compare_rows(rows: Mapping[Row, tuple[Evaluation, int]], *, seed: int, sampl
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_row_arguments(parser, "contributions.parquet")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="draws of the clips (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="number of bootstrap draws (default: %(default)s)")
     parser.add_argument("--csv", type=Path, required=True, help="CSV file to write")
     args = parser.parse_args(argv)
     if args.samples < 1:

@@ -1,4 +1,4 @@
-"""Draw R@1 against the amount of training data, with intervals and what differs significantly, as CSV and SVG."""
+"""Draw R@1 against the amount of training data, with intervals and significant differences, as CSV and SVG."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--point", nargs="+", action="append", required=True, metavar=("LINE", "FILE"),
-        help="a line's name, then pairs file and contributions.parquet of a run, for every seed; again for every run",
+        help="name of the line, then the pairs file and contributions.parquet of a run for every seed; once per run",
     )  # fmt: skip
     parser.add_argument("--against", choices=AXES, required=True, help="the horizontal axis")
     parser.add_argument("--protocol", choices=PROTOCOLS, required=True)
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="draws of the clips (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="number of bootstrap draws (default: %(default)s)")
     parser.add_argument("--csv", type=Path, required=True, help="CSV file to write")
     parser.add_argument("--svg", type=Path, required=True, help="plot to write")
     args = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Embed a captioned split with a model: one pass over its clips and one over its captions."""
+"""Embed the clips and captions of a split with a model."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ logger = logging.getLogger(__name__)
 
 
 def retrievable_captions(shards: ShardReader) -> tuple[list[str], NDArray[np.int64]]:
-    """All captions of a split and the row of each one's clip; PipelineError for a clip that nothing can retrieve."""
+    """Return all captions of a split and the row of each caption's clip; PipelineError for a clip without a caption."""
     from pipeline.evaluation.embedding import captions_of
 
     captions, audio_of_text = captions_of(shards)
     captions_N = np.bincount(audio_of_text, minlength=len(shards))
     for row in np.flatnonzero(captions_N == 0)[:1]:
         raise PipelineError(
-            f"{shards.folder}: clip {shards.keys[row]} has no caption, so nothing can retrieve it; "
-            "index the split with --labeled, which leaves such clips out"
+            f"{shards.folder}: clip {shards.keys[row]} has no caption, so no query can retrieve it; "
+            "index the split with --labeled, which drops such clips"
         )
     return captions, audio_of_text
 
@@ -42,7 +42,7 @@ def retrievable_captions(shards: ShardReader) -> tuple[list[str], NDArray[np.int
 def write_embeddings(
     model_folder: Path, shards_folder: Path, path: Path, *, windows: str, batch_size: int, device: str | None
 ) -> None:
-    """Embed the clips and captions of a split, whose tars must have the checksums of their manifest."""
+    """Write the embeddings of a split's clips and captions; the tars must have the checksums of the manifest."""
     from pipeline.evaluation.embedding import embed_audio, embed_texts
 
     shards = open_shards(shards_folder, verify=True)
@@ -67,7 +67,7 @@ def write_embeddings(
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options of the stage."""
+    """Return the parser of the stage."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder of a saved model")
     parser.add_argument("--shards", type=Path, required=True, help="folder of a captioned split's shards")
@@ -75,25 +75,25 @@ def build_parser() -> argparse.ArgumentParser:
         "--windows",
         choices=WINDOWS,
         default="mean",
-        help="of a clip longer than the model's window (default: %(default)s)",
+        help="windows of a clip longer than the model's window (default: %(default)s)",
     )
     parser.add_argument(
         "--batch-size",
         type=at_least(1),
         default=BATCH_SIZE,
-        help="windows or captions at once (default: %(default)s)",
+        help="windows or captions per batch (default: %(default)s)",
     )
     parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: as many as there are cores)")
     add_device_argument(parser)
     parser.add_argument(
-        "--outcome", type=Path, help="outcome of the training: of one that diverged nothing is embedded"
+        "--outcome", type=Path, help="outcome.txt of the training; after divergence nothing is embedded"
     )
     parser.add_argument("--embeddings", type=Path, required=True, help="npz file to write")
     return parser
 
 
 def made_from(args: argparse.Namespace) -> dict[str, Any]:
-    """What decides the embeddings, for `pipeline.provenance`."""
+    """Return what determines the embeddings, for `pipeline.provenance`."""
     return {
         "stage": "embed",
         "version": VERSIONS["embed"],
@@ -122,7 +122,7 @@ def main(argv: list[str]) -> None:
 
 
 def _checksums(shards: Path) -> dict[str, str]:
-    """The checksums of a split's manifest and tars, of its manifest.json."""
+    """Return the checksums of a split's manifest and tars, as manifest.json records them."""
     summary = read_json(shards / "manifest.json")
     tars = {shard["tar"]: shard["sha256"] for shard in summary.get("shards", [])}
     return {"manifest.parquet": summary.get("manifest_sha256", ""), **tars}

@@ -1,4 +1,4 @@
-"""Turn the embeddings of a split into ranks of every query and retrieval figures under every protocol."""
+"""Compute the rank of every query of a split and the retrieval figures of every protocol from embeddings."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ RANKS = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Embeddings:
-    """A split as a model sees it: vectors finite and not zero, every text with its clip, every clip with a text."""
+    """The embeddings of a split. Vectors are finite and not zero; every text has a clip and every clip a text."""
 
     audio: NDArray[np.float32]
     """(N, D)"""
     audio_key: NDArray[np.str_]
     """(N,)"""
     text: NDArray[np.float32]
-    """(M, D), by clip and then by caption."""
+    """(M, D), sorted by clip, then by caption."""
     audio_of_text: NDArray[np.int64]
-    """(M,), rows of `audio`."""
+    """(M,), the row of `audio` for each text."""
     caption: NDArray[np.str_]
     """(M,)"""
     windows: str
-    """How the windows of long clips were taken."""
+    """The setting `windows` of the stage embed."""
 
 
 def read_embeddings(path: Path) -> Embeddings:
-    """The arrays that the stage `embed` wrote; a damaged or unusable file raises, naming the clip."""
+    """Return the embeddings that the stage embed wrote; PipelineError for a damaged or unusable file, with the clip."""
     names = ("audio", "audio_key", "text", "audio_of_text", "caption", "windows")
     arrays = read_npz(path, names, "embed")
     embeddings = Embeddings(**{**arrays, "windows": str(arrays["windows"])})
@@ -88,7 +88,7 @@ def _check(found: Embeddings) -> None:
             f"but the clips are 0 to {n_audio - 1}"
         )
     if (np.diff(found.audio_of_text) < 0).any():
-        raise PipelineError("the texts are not in the order of their clips, by which captions are counted")
+        raise PipelineError("the texts are not sorted by clip; make the file again with the stage embed")
     for clip in np.flatnonzero(np.bincount(found.audio_of_text, minlength=n_audio) == 0)[:1]:
         raise PipelineError(f"clip {found.audio_key[clip]} has no caption")
     check_vectors(found.audio, lambda clip: f"clip {found.audio_key[clip]}")
@@ -99,11 +99,11 @@ def _check(found: Embeddings) -> None:
 
 
 def ranks_table(retrieval: Retrieval, found: Embeddings) -> pa.Table:
-    """One row per query: every text among the clips, then every clip among all texts.
+    """Return one row per query: every text among the clips, then every clip among all texts.
 
-    `rank` is the expected place, 1-based, of the text's clip or of the clip's best caption. `rank_one_caption` is that
-    of the clip's first caption among the first captions of all clips, which the protocol `paper` counts.
-    `top10` lists clips for a text and texts for a clip, by row of the embeddings.
+    `rank` is the expected place, from 1, of the text's clip or of the clip's best caption. `rank_one_caption` is the
+    place of the clip's first caption among the first captions of all clips, for the protocol `paper`. `top10` lists
+    clips for a text and texts for a clip, as rows of the embeddings.
     """
     n_text, n_audio = len(found.caption), len(found.audio_key)
     texts, clips = np.arange(n_text), np.arange(n_audio)
@@ -125,7 +125,7 @@ def ranks_table(retrieval: Retrieval, found: Embeddings) -> pa.Table:
 
 
 def metrics_of(retrieval: Retrieval) -> dict[str, Any]:
-    """What metrics.json holds of the figures, in percent."""
+    """Return the figures of metrics.json, in percent."""
     return {
         "protocols": {protocol: figures(retrieval, protocol) for protocol in PROTOCOLS},
         "intervals_95": {protocol: intervals(retrieval, protocol) for protocol in PROTOCOLS},
@@ -134,7 +134,7 @@ def metrics_of(retrieval: Retrieval) -> dict[str, Any]:
 
 
 def write_divergence(divergence: str, args: argparse.Namespace, identity: dict[str, Any]) -> None:
-    """Write the metrics of a training that diverged, and empty tables; its embeddings are not read."""
+    """Write empty tables and the metrics of a training that diverged; its embeddings are not read."""
     write_parquet(RANKS.empty_table(), args.ranks)
     write_parquet(no_contributions(identity), args.contributions)
     write_json({**identity, "diverged": divergence}, args.metrics)
@@ -142,7 +142,7 @@ def write_divergence(divergence: str, args: argparse.Namespace, identity: dict[s
 
 
 def write_evaluation(found: Embeddings, args: argparse.Namespace, identity: dict[str, Any]) -> None:
-    """Rank the queries and write ranks, contributions and metrics."""
+    """Rank the queries; write ranks, contributions and metrics."""
     n_text, n_audio = len(found.caption), len(found.audio_key)
     retrieval = rank_embeddings(found.text, found.audio, found.audio_of_text)
     metrics = metrics_of(retrieval)
@@ -160,28 +160,26 @@ def write_evaluation(found: Embeddings, args: argparse.Namespace, identity: dict
     )  # fmt: skip
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of the stage."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the stage."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--embeddings", type=Path, required=True, help="npz file of the stage embed")
-    parser.add_argument(
-        "--outcome", type=Path, help="outcome.txt of the training; of one that diverged, nothing is ranked"
-    )
-    parser.add_argument("--run", required=True, help="name of the run, for the record")
-    parser.add_argument("--seed", type=int, required=True, help="seed of the run, for the record")
-    parser.add_argument("--target", required=True, help="dataset of the split, for the record")
-    parser.add_argument("--split", required=True, help="name of the split, for the record")
-    parser.add_argument("--n-audio-expected", type=int, help="clips that the split was published with")
+    parser.add_argument("--outcome", type=Path, help="outcome.txt of the training; after divergence nothing is ranked")
+    parser.add_argument("--run", required=True, help="name of the run, recorded in the outputs")
+    parser.add_argument("--seed", type=int, required=True, help="seed of the run, recorded in the outputs")
+    parser.add_argument("--target", required=True, help="dataset of the split, recorded in the outputs")
+    parser.add_argument("--split", required=True, help="name of the split, recorded in the outputs")
+    parser.add_argument("--n-audio-expected", type=int, help="number of clips in the publisher's split")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--ranks", type=Path, required=True, help="Parquet file of every query's rank to write")
+    parser.add_argument("--ranks", type=Path, required=True, help="Parquet file to write the rank of every query to")
     parser.add_argument(
-        "--contributions", type=Path, required=True, help="Parquet file of what every clip adds to the figures to write"
+        "--contributions", type=Path, required=True, help="Parquet file to write each clip's share of the figures to"
     )
     return parser
 
 
 def main(argv: list[str]) -> None:
-    args = parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     identity = {"run": args.run, "seed": args.seed, "target": args.target, "split": args.split}
     if divergence := read_divergence(args.outcome) if args.outcome else None:
         write_divergence(divergence, args, identity)
@@ -191,7 +189,7 @@ def main(argv: list[str]) -> None:
     n_audio = len(found.audio_key)
     if args.n_audio_expected is not None and n_audio != args.n_audio_expected:
         logger.warning(
-            "%s/%s: %d of %d clips; a smaller gallery makes every figure higher",
+            "%s/%s: %d of %d clips; figures are higher with fewer clips",
             args.target, args.split, n_audio, args.n_audio_expected,
         )  # fmt: skip
     write_evaluation(found, args, identity)

@@ -1,4 +1,4 @@
-"""Report the clips of a split that share a stretch of sound with a held-out clip, by spectral fingerprints."""
+"""Report the clips of a split that share a passage with a held-out clip, found by spectral fingerprints."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MEANING = (
 
 
 def clips_of(reader: ShardReader, description: str) -> Iterator[tuple[str, NDArray[np.uint32]]]:
-    """Key and fingerprint of every usable clip of a split, one clip in memory at a time, with a progress bar."""
+    """Yield key and fingerprint of every usable clip of a split, with a progress bar; memory holds one clip."""
     batches = usable_batches(reader.folder / "manifest.parquet", ["key"])
     keys = (key for batch in batches for key in batch["key"].to_pylist())
     for row, key in enumerate(tqdm(keys, total=len(reader), unit="clip", desc=description, disable=None)):
@@ -42,7 +42,7 @@ def clips_of(reader: ShardReader, description: str) -> Iterator[tuple[str, NDArr
 
 
 def near_duplicates(split: ShardReader, held_out: Sequence[ShardReader]) -> dict[str, Any]:
-    """The clips of a split that share a stretch of sound with a held-out clip, as the report lists them."""
+    """Return the report on the clips of a split that share a passage with a held-out clip."""
     held_out_clips = [clip for reader in held_out for clip in clips_of(reader, "held out")]
     index = FingerprintIndex([fingerprint for _, fingerprint in held_out_clips])
     pairs, too_short = [], 0
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
     others = [folder for folder in args.held_out if folder.resolve() != args.shards.resolve()]
     split, *held_out = (open_shards(folder, verify=True) for folder in (args.shards, *others))
     if not held_out:
-        raise PipelineError(f"{args.shards}: is the only held-out split; give another one to compare with")
+        raise PipelineError(f"{args.shards}: no held-out split other than this one; add one to --held-out")
     found = near_duplicates(split, held_out)
     write_json({"split": str(args.shards), **found}, args.report)
     logger.info(

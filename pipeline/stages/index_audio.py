@@ -1,4 +1,4 @@
-"""List every clip of a split with its file, captions and source, or the reason why it is unusable; plan its shards."""
+"""List every clip of a split with its file, captions and source, or the reason for its loss; plan the shards."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pipeline.stages import at_least, run
 
 logger = logging.getLogger(__name__)
 
-LOGGED_LOSSES = 20  # of each reason; the catalog holds them all
+LOGGED_LOSSES = 20  # per reason; the catalog has them all
 
 
 def log_losses(losses: Sequence[Loss]) -> None:
-    """Name the first losses of each reason in the log, and count the rest."""
+    """Log the first losses of each reason by name, and the number of the others."""
     counts: Counter[str] = Counter()
     for loss in losses:
         counts[loss.reason] += 1
@@ -38,14 +38,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--adapter", required=True, choices=sorted(ADAPTERS), help="layout of the raw dataset")
     parser.add_argument("--root", type=Path, required=True, help="folder of the raw dataset")
     captions = parser.add_mutually_exclusive_group(required=True)
-    captions.add_argument("--labeled", action="store_true", help="a clip without a caption is dropped")
-    captions.add_argument("--unlabeled", action="store_true", help="captions are neither needed nor kept")
-    parser.add_argument("--max-dropped-fraction", type=float, default=0.0, help="fail above it (default: %(default)s)")
+    captions.add_argument("--labeled", action="store_true", help="drop clips without a caption")
+    captions.add_argument("--unlabeled", action="store_true", help="ignore captions")
     parser.add_argument(
-        "--clips-per-shard", type=at_least(1), required=True, help="rows of the catalog per shard, at most"
+        "--max-dropped-fraction", type=float, default=0.0, help="fail if more rows are lost (default: %(default)s)"
     )
+    parser.add_argument("--clips-per-shard", type=at_least(1), required=True, help="maximum of catalog rows per shard")
     parser.add_argument("--catalog", type=Path, required=True, help="Parquet file to write")
-    parser.add_argument("--plan", type=Path, required=True, help="Parquet file of the shards to write")
+    parser.add_argument("--plan", type=Path, required=True, help="Parquet file to write the list of shards to")
     args = parser.parse_args(argv)
 
     rows = ADAPTERS[args.adapter](args.root, args.split)

@@ -1,4 +1,4 @@
-"""Join the row files of a split's shards to its manifest, and account for every source row."""
+"""Join the row files of a split's shards into its manifest, and account for every source row."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ from pipeline.stages import run
 logger = logging.getLogger(__name__)
 
 ROW_GROUP_ROWS = 1 << 16
-"""Of a manifest: what is in memory when it is written, some 20 MB."""
+"""Rows of a manifest in memory while it is written: about 20 MB."""
 
 
 def check_shard(path: Path, facts: ShardFacts, reference: ShardFacts, assignment: Assignment) -> None:
-    """Raise PipelineError unless a row file is of these rows of the catalog, made as the reference was, its tar beside.
+    """Raise PipelineError unless a row file belongs to these catalog rows, has the reference's settings, and has a tar.
 
-    Two shards whose footers disagree with each other cannot both be right, and which is wrong only the settings tell.
+    When two footers disagree, only the settings of the study show which one is wrong.
     """
     if (facts.shard, facts.rows_digest) != (assignment.shard, assignment.digest):
         raise PipelineError(
-            f"{path}: was made of other rows than the catalog has for shard {assignment.shard}; make it again with "
+            f"{path}: was made from other rows than the catalog has for shard {assignment.shard}; make it again with "
             "shard_audio"
         )
     own, other = (f"{shard.format} at {shard.sample_rate_hz} Hz" for shard in (facts, reference))
     if own == other:
-        own, other = (f"of the {shard.channels} of the channels" for shard in (facts, reference))
+        own, other = (f"the {shard.channels} of the channels" for shard in (facts, reference))
     if own != other:
         raise PipelineError(
-            f"{path}: {own}, shard {reference.shard} is {other}; make all shards again with the same settings"
+            f"{path}: has {own}, shard {reference.shard} has {other}; make all shards again with the same settings"
         )
     check_tar(path.with_suffix(".tar"), facts.bytes, None)
 
 
-def warn_of_strangers(folder: Path, shards: Sequence[Assignment]) -> None:
-    """Log the tars of earlier shards that still lie in the folder: nothing reads them, but they take room."""
+def warn_of_old_tars(folder: Path, shards: Sequence[Assignment]) -> None:
+    """Log the tars of earlier shards that are still in the folder: nothing reads them, but they take space."""
     names = {assignment.shard for assignment in shards}
-    if strangers := sorted(path for path in folder.glob("*.tar") if path.stem not in names):
+    if old := sorted(path for path in folder.glob("*.tar") if path.stem not in names):
         logger.warning(
-            "%s: %d tars (%.1f GB) belong to no shard of the catalog any more; they are left out, delete them: %s",
-            folder, len(strangers), sum(path.stat().st_size for path in strangers) / 1e9,
-            " ".join(path.name for path in strangers[:20]) + (" ..." if len(strangers) > 20 else ""),
+            "%s: %d tars (%.1f GB) belong to no shard of the catalog and are ignored; delete them: %s",
+            folder, len(old), sum(path.stat().st_size for path in old) / 1e9,
+            " ".join(path.name for path in old[:20]) + (" ..." if len(old) > 20 else ""),
         )  # fmt: skip
 
 
 def joined(paths: Sequence[Path], shards: Sequence[Assignment], facts: list[ShardFacts]) -> Iterator[pa.Table]:
-    """The rows of every shard, each checked, one shard after another; what their footers tell is added to `facts`."""
+    """Yield the rows of each shard after checking it; append the contents of its footer to `facts`."""
     for path, assignment in zip(paths, shards, strict=True):
         table, fact = read_rows(path)
         facts.append(fact)
@@ -69,14 +69,14 @@ def joined(paths: Sequence[Path], shards: Sequence[Assignment], facts: list[Shar
 
 
 def write_manifest(tables: Iterable[pa.Table], path: Path) -> None:
-    """Write tables as one, a row group of `ROW_GROUP_ROWS` at a time; the same rows give the same bytes."""
+    """Write tables as one file with row groups of `ROW_GROUP_ROWS`; the same rows give the same bytes."""
     with pq.ParquetWriter(path, MANIFEST_SCHEMA, compression="zstd") as writer:
         for group in regrouped(tables, itertools.repeat(ROW_GROUP_ROWS)):
             writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
 
 
 def summarize(manifest: Path, facts: Sequence[ShardFacts]) -> dict[str, Any]:
-    """What other stages need to know of a split before they open its manifest."""
+    """Return the summary of a split, which other stages read before its manifest."""
     rate = facts[0].sample_rate_hz
     statuses: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
@@ -114,7 +114,7 @@ def summarize(manifest: Path, facts: Sequence[ShardFacts]) -> dict[str, Any]:
 
 
 def losses_of(manifest: Path) -> Iterator[Loss]:
-    """The clips that are not used, named by their source and key."""
+    """Yield the unusable clips, named by source and key."""
     for batch in manifest_batches(manifest, ["status", "reason", "source_name", "key"]):
         for row in batch.filter(pc.not_equal(batch["status"], OK)).to_pylist():
             yield Loss(row["reason"], f'"{row["source_name"]}" ({row["key"]})')
@@ -124,15 +124,17 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--plan", type=Path, required=True, help="Parquet file of index_audio, one row per shard")
     parser.add_argument("--shards", type=Path, required=True, help="folder of the row files and tars of all shards")
-    parser.add_argument("--manifest", type=Path, required=True, help="Parquet file to write, beside the tars")
+    parser.add_argument("--manifest", type=Path, required=True, help="Parquet file to write, next to the tars")
     parser.add_argument("--summary", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--identities", type=Path, required=True, help="Parquet file to write, for the leak guard")
-    parser.add_argument("--max-dropped-fraction", type=float, default=0.0, help="fail above it (default: %(default)s)")
+    parser.add_argument(
+        "--max-dropped-fraction", type=float, default=0.0, help="fail if more rows are lost (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
 
     shards = read_plan(args.plan)
     paths = [args.shards / f"{assignment.shard}.parquet" for assignment in shards]
-    warn_of_strangers(args.shards, shards)
+    warn_of_old_tars(args.shards, shards)
     facts: list[ShardFacts] = []
     with write_atomically(args.manifest) as temporary:
         write_manifest(joined(paths, shards, facts), temporary)

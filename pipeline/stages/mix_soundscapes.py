@@ -14,45 +14,43 @@ from pathlib import Path
 
 import soundfile as sf
 
+from pipeline.data.small_study.layouts import LAYOUTS, PROVENANCE, write_provenance
+from pipeline.data.small_study.mixing import render
+from pipeline.data.small_study.recordings import load_recordings
+from pipeline.data.small_study.soundscapes import Soundscape, draw_split
+from pipeline.data.small_study.styles import STYLES
 from pipeline.errors import PipelineError
 from pipeline.files import make_folder_atomically
-from pipeline.small_study.layouts import LAYOUTS, PROVENANCE, write_provenance
-from pipeline.small_study.mixing import render
-from pipeline.small_study.recordings import load_recordings
-from pipeline.small_study.soundscapes import Soundscape, draw_split
-from pipeline.small_study.styles import STYLES
 from pipeline.stages import run
 
 logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="mix_soundscapes", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recordings", type=Path, required=True, help="folder with recordings.csv and audio/")
     parser.add_argument("--dataset", required=True, help=f"one of {', '.join(STYLES)}")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the number of clips of every split")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of clips of every split")
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder to write; an older one of this stage is replaced"
+        "--out", type=Path, required=True, help="folder to write; an earlier output of this stage is replaced"
     )
-    arguments = parser.parse_args(argv)
-    if arguments.dataset not in STYLES:
-        raise PipelineError(f"--dataset {arguments.dataset}: no such dataset; choose one of {', '.join(STYLES)}")
-    if arguments.seed < 0 or not arguments.scale > 0:
-        raise PipelineError(
-            f"--seed {arguments.seed} --scale {arguments.scale}: the seed starts at 0, the scale above 0"
-        )
-    mix_dataset(arguments.dataset, arguments.recordings, arguments.out, seed=arguments.seed, scale=arguments.scale)
+    args = parser.parse_args(argv)
+    if args.dataset not in STYLES:
+        raise PipelineError(f"--dataset {args.dataset}: no such dataset; choose one of {', '.join(STYLES)}")
+    if args.seed < 0 or not args.scale > 0:
+        raise PipelineError(f"--seed {args.seed} --scale {args.scale}: give a seed of at least 0 and a scale above 0")
+    mix_dataset(args.dataset, args.recordings, args.out, seed=args.seed, scale=args.scale)
 
 
 def mix_dataset(dataset: str, recordings_folder: Path, out: Path, *, seed: int, scale: float = 1.0) -> None:
-    """Write a raw dataset to the folder `out`, which appears only once it is complete.
+    """Write a raw dataset to the folder `out`, which appears when it is complete.
 
     Raises:
-        PipelineError: The recordings cannot be used, or `out` holds files of another origin.
+        PipelineError: The recordings are unusable, or `out` contains other files.
     """
     if out.exists() and not (out / PROVENANCE).is_file() and (out.is_file() or any(out.iterdir())):
-        raise PipelineError(f"{out}: holds something other than soundscapes; move it away or choose another --out")
+        raise PipelineError(f"{out}: contains files other than soundscapes; move them or choose another --out")
     recordings = {recording.file_name: recording for recording in load_recordings(recordings_folder)}
     layout = LAYOUTS[dataset]
     with make_folder_atomically(out) as temporary:

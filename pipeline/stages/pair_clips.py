@@ -1,16 +1,18 @@
-"""Fix the pairs of a run: which labeled clip, caption, partner and windows stand in every slot of every step."""
+"""Fix the pairs of a run: the labeled clip, caption, partner and windows in every slot of every step."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.data.leaks import LEAKED_SCHEMA, AudioForm, read_audio_form, read_held_out
-from pipeline.data.pairs import pair_epoch, read_clips, slots_per_epoch, subset, with_keys, write_pairs
+from pipeline.data.pairs import Clips, pair_epoch, read_clips, slots_per_epoch, subset, with_keys, write_pairs
 from pipeline.data.shards.format import check_manifest, read_summary
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of
@@ -20,35 +22,6 @@ from pipeline.stages import at_least, run
 from pipeline.training.settings import PairingSettings, add_settings_arguments, settings_from_arguments
 
 logger = logging.getLogger(__name__)
-
-
-def check_batch(slots: int, of: str, batch_size: int, manifests: list[Path], fraction: float) -> None:
-    """Raise when not one global batch can be filled without repeating a clip, or with all captions a caption.
-
-    slots: what an epoch has to fill batches with; of: what they are.
-    """
-    if batch_size > slots:
-        names = ", ".join(str(path) for path in manifests)
-        part = "" if fraction == 1 else f" after labeled_fraction {fraction:g}"
-        raise PipelineError(
-            f"batch_size is {batch_size}, but the labeled set holds {slots} {of} ({names}){part}; "
-            f"set a batch_size of at most {slots} or add labeled clips"
-        )
-
-
-def passes(epochs: int, slots: int, of_slots: int, batch_size: int) -> int:
-    """Passes over a part of the labeled clips that take as many steps as `epochs` over all, to the nearest pass.
-
-    slots, of_slots: what the part and the whole fill in an epoch. A part is trained on as long as the whole, so that a
-    curve over parts is one of data, not of steps.
-    """
-    return round(epochs * (of_slots // batch_size) / (slots // batch_size))
-
-
-def check_fraction(parser: argparse.ArgumentParser, flag: str, fraction: float) -> None:
-    """End with a message unless a share of clips is above 0 and at most 1."""
-    if not 0 < fraction <= 1:
-        parser.error(f"{flag} must be above 0 and at most 1, not {fraction}")
 
 
 def check_shards(manifests: list[Path], held_out: list[Path], sample_rate_hz: int) -> None:
@@ -81,97 +54,159 @@ def check_shards(manifests: list[Path], held_out: list[Path], sample_rate_hz: in
         )
 
 
+def share(text: str) -> float:
+    """Return a share of clips from the command line, above 0 and at most 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, not {value}")
+    return value
+
+
 def build_parser() -> argparse.ArgumentParser:
-    """The options of the stage."""
+    """Return the parser of the stage."""
     parser = argparse.ArgumentParser(description=__doc__)
     paths: dict[str, Any] = {"type": Path, "nargs": "+", "action": "extend"}
     parser.add_argument("--labeled", required=True, help="manifest.parquet of labeled splits", **paths)
     partners = parser.add_mutually_exclusive_group()
     partners.add_argument("--unlabeled", default=[], help="manifest.parquet of unlabeled splits", **paths)
     partners.add_argument("--mix-labeled", action="store_true", help="partners are labeled clips too (`concatenate`)")
+    parser.add_argument("--held-out", default=[], help="identities.parquet of validation and test splits", **paths)
     parser.add_argument(
-        "--held-out", default=[], help="identities.parquet of splits that nothing is trained on", **paths
+        "--leaks", choices=["drop", "fail"], default="fail", help="for clips with held-out sources or audio"
     )
-    parser.add_argument("--leaks", choices=["drop", "fail"], default="fail", help="clips of held-out sources or audio")
     parser.add_argument("--backbone", choices=sorted(BACKBONES), required=True)
     parser.add_argument("--epochs", type=at_least(1), required=True)
-    parser.add_argument("--batch-size", type=at_least(2), required=True, help="global batch, over all processes")
+    parser.add_argument("--batch-size", type=at_least(2), required=True, help="global batch, of all processes together")
     parser.add_argument("--seed", type=at_least(0), required=True)
     parser.add_argument(
         "--labeled-fraction",
-        type=float,
+        type=share,
         default=1.0,
-        help="share of the labeled clips, drawn by the seed, in as many "
-        "steps as all of them would take (default: %(default)s)",
+        help="share of the labeled clips, drawn with the seed; the steps are as many as with all clips "
+        "(default: %(default)s)",
     )
     parser.add_argument(
-        "--unlabeled-fraction", type=float, default=1.0, help="share of the unlabeled clips (default: %(default)s)"
+        "--unlabeled-fraction", type=share, default=1.0, help="share of the unlabeled clips (default: %(default)s)"
     )
     parser.add_argument("--pairs", type=Path, required=True, help="Parquet file to write")
-    parser.add_argument("--leaked", type=Path, required=True, help="Parquet file to write of the clips left out")
+    parser.add_argument("--leaked", type=Path, required=True, help="Parquet file to write the left-out clips to")
     add_settings_arguments(parser, PairingSettings)
     return parser
 
 
-def main(argv: list[str]) -> None:
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    check_fraction(parser, "--labeled-fraction", args.labeled_fraction)
-    check_fraction(parser, "--unlabeled-fraction", args.unlabeled_fraction)
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The clips of a run in one role, labeled or unlabeled."""
 
-    settings = settings_from_arguments(args, PairingSettings)
-    backbone = BACKBONES[args.backbone]
-    check_shards([*args.labeled, *args.unlabeled], args.held_out, backbone.sample_rate_hz)
-    held_out = read_held_out(args.held_out)
-    all_labeled, left_out = read_clips(args.labeled, held_out, leaks=args.leaks, role="labeled")
-    labeled = subset(all_labeled, args.labeled, args.labeled_fraction, args.seed)
-    unlabeled = None
-    if args.unlabeled:
-        all_unlabeled, also_left_out = read_clips(args.unlabeled, held_out, leaks=args.leaks, role="unlabeled")
-        unlabeled = subset(all_unlabeled, args.unlabeled, args.unlabeled_fraction, args.seed)
-        left_out += also_left_out
-    slots, all_slots = (slots_per_epoch(clips, settings.captions_per_clip) for clips in (labeled, all_labeled))
-    of = "clips" if settings.captions_per_clip == "one" else "captions"
-    check_batch(slots, of, args.batch_size, args.labeled, args.labeled_fraction)
-    epochs = passes(args.epochs, slots, all_slots, args.batch_size)
-    facts = {
-        "seed": args.seed,
-        "epochs": epochs,
-        "steps_per_epoch": slots // args.batch_size,
-        "batch_size": args.batch_size,
-        "window_frames": backbone.window_frames,
-        "sample_rate_hz": backbone.sample_rate_hz,
-        "labeled": {str(path.parent): sha256_of(path) for path in args.labeled},
-        "unlabeled": {str(path.parent): sha256_of(path) for path in args.unlabeled},
-        "left_out_as_leaked": {str(path.parent): len(leaked) for path, leaked in left_out},
-        "labeled_clips": len(labeled),
-        "labeled_captions": int(labeled.captions.sum()),
-        "labeled_s": float(labeled.frames.sum() / backbone.sample_rate_hz),
-        "labeled_fraction": args.labeled_fraction,
-        "unlabeled_clips": len(unlabeled) if unlabeled else 0,
-        "unlabeled_s": float(unlabeled.frames.sum() / backbone.sample_rate_hz) if unlabeled else 0.0,
-        "unlabeled_fraction": args.unlabeled_fraction,
-        **settings.differing(),
-    }
+    usable: Clips
+    """All usable clips of the splits, without the leaked ones."""
+    clips: Clips
+    """The share of them that the run uses."""
+    left_out: list[tuple[Path, pa.Table]]
+    """The leaked clips of each manifest that has any."""
+
+
+def select_clips(manifests: list[Path], held_out: pa.Table, role: str, args: argparse.Namespace) -> Selection:
+    """Return the clips of some splits for one role."""
+    usable, left_out = read_clips(manifests, held_out, leaks=args.leaks, role=role)
+    clips = subset(usable, manifests, getattr(args, f"{role}_fraction"), args.seed)
+    return Selection(usable=usable, clips=clips, left_out=left_out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The length of a training."""
+
+    epochs: int
+    """Passes over the labeled clips that the run uses."""
+    steps_per_epoch: int
+
+
+def plan_epochs(labeled: Selection, settings: PairingSettings, args: argparse.Namespace) -> Plan:
+    """Return as many epochs over the labeled clips as take the steps of `--epochs` over all usable ones, rounded.
+
+    A share of the clips is trained on for as many steps as all of them. So a curve over shares shows the effect of
+    data, not of steps. Raises `PipelineError` when the slots of an epoch do not fill one global batch.
+    """
+    slots, all_slots = (slots_per_epoch(clips, settings.captions_per_clip) for clips in (labeled.clips, labeled.usable))
+    if args.batch_size > slots:
+        names = ", ".join(str(path) for path in args.labeled)
+        unit = "clips" if settings.captions_per_clip == "one" else "captions"
+        part = "" if args.labeled_fraction == 1 else f" after labeled_fraction {args.labeled_fraction:g}"
+        raise PipelineError(
+            f"batch_size is {args.batch_size}, but the labeled set holds {slots} {unit} ({names}){part}; "
+            f"set a batch_size of at most {slots} or add labeled clips"
+        )
+    steps = slots // args.batch_size
+    return Plan(epochs=round(args.epochs * (all_slots // args.batch_size) / steps), steps_per_epoch=steps)
+
+
+def draw_pairs(
+    labeled: Selection, unlabeled: Selection, plan: Plan, settings: PairingSettings, args: argparse.Namespace
+) -> Iterator[pa.Table]:
+    """Yield the rows of the pairs file, epoch by epoch."""
     drawn = (
         pair_epoch(
             seed=args.seed,
             epoch=epoch,
             batch_size=args.batch_size,
-            window_frames=backbone.window_frames,
-            labeled=labeled,
-            unlabeled=unlabeled,
+            window_frames=BACKBONES[args.backbone].window_frames,
+            labeled=labeled.clips,
+            unlabeled=unlabeled.clips if args.unlabeled else None,
             mix_labeled=args.mix_labeled,
             settings=settings,
         )
-        for epoch in range(epochs)
+        for epoch in range(plan.epochs)
     )
-    leaked = pa.concat_tables([LEAKED_SCHEMA.empty_table(), *(table for _, table in left_out)])
-    write_parquet(leaked, args.leaked)
-    write_pairs(with_keys(drawn, args.labeled, args.labeled if args.mix_labeled else args.unlabeled), args.pairs, facts)
+    return with_keys(drawn, args.labeled, args.labeled if args.mix_labeled else args.unlabeled)
+
+
+def facts_of(
+    labeled: Selection, unlabeled: Selection, plan: Plan, settings: PairingSettings, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Return the facts of the run in the footer of the pairs file."""
+    backbone = BACKBONES[args.backbone]
+    return {
+        "seed": args.seed,
+        "epochs": plan.epochs,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "batch_size": args.batch_size,
+        "window_frames": backbone.window_frames,
+        "sample_rate_hz": backbone.sample_rate_hz,
+        "labeled": {str(path.parent): sha256_of(path) for path in args.labeled},
+        "unlabeled": {str(path.parent): sha256_of(path) for path in args.unlabeled},
+        "left_out_as_leaked": {str(path.parent): len(leaked) for path, leaked in labeled.left_out + unlabeled.left_out},
+        "labeled_clips": len(labeled.clips),
+        "labeled_captions": int(labeled.clips.captions.sum()),
+        "labeled_s": float(labeled.clips.frames.sum() / backbone.sample_rate_hz),
+        "labeled_fraction": args.labeled_fraction,
+        "unlabeled_clips": len(unlabeled.clips),
+        "unlabeled_s": float(unlabeled.clips.frames.sum() / backbone.sample_rate_hz),
+        "unlabeled_fraction": args.unlabeled_fraction,
+        **settings.differing(),
+    }
+
+
+def main(argv: list[str]) -> None:
+    args = build_parser().parse_args(argv)
+    settings = settings_from_arguments(args, PairingSettings)
+    sample_rate_hz = BACKBONES[args.backbone].sample_rate_hz
+    check_shards([*args.labeled, *args.unlabeled], args.held_out, sample_rate_hz)
+    held_out = read_held_out(args.held_out)
+    labeled = select_clips(args.labeled, held_out, "labeled", args)
+    unlabeled = select_clips(args.unlabeled, held_out, "unlabeled", args)
+
+    plan = plan_epochs(labeled, settings, args)
+    leaked = [table for _, table in labeled.left_out + unlabeled.left_out]
+    write_parquet(pa.concat_tables([LEAKED_SCHEMA.empty_table(), *leaked]), args.leaked)
+    write_pairs(
+        draw_pairs(labeled, unlabeled, plan, settings, args),
+        args.pairs,
+        facts_of(labeled, unlabeled, plan, settings, args),
+    )
     logger.info(
         "%d epochs of %d steps of %d pairs from %d labeled and %d unlabeled clips",
-        epochs, facts["steps_per_epoch"], args.batch_size, len(labeled), len(unlabeled) if unlabeled else 0,
+        plan.epochs, plan.steps_per_epoch, args.batch_size, len(labeled.clips), len(unlabeled.clips),
     )  # fmt: skip
 
 

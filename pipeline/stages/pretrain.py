@@ -1,6 +1,6 @@
-"""Make the small backbone `mini` on general captioned audio, so that the study has a model to start from.
+"""Pretrain the small backbone `mini` on general captioned audio; the runs of a study start from it.
 
-It trains a tokenizer on the captions, draws random weights and minimises Eq. (5), as a CLAP is made.
+The stage trains a tokenizer on the captions, draws random weights and minimises Eq. (5).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.training.settings import TrainingSettings, settings_from_arguments
 
 
 def read_captions(pairs: Path, shards: Path) -> list[str]:
-    """Every caption of the labeled splits of a pairs file."""
+    """Return every caption of the labeled splits of a pairs file."""
     folders = [Path(folder) for folder in read_facts(pairs)["labeled"]]
     readers = [open_shards(shards / folder.parent.name / folder.name) for folder in folders]
     return [caption for reader in readers for key in reader.keys for caption in reader.captions(key)]
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
 
 def train_job(job: Job, vocabulary_size: int, device: str | None, threads: int) -> None:
     """Train a new model on this process."""
-    import torch  # here, because outputs that are kept do not need it
+    import torch  # here, because kept outputs do not need it
 
     from pipeline.models import mini
     from pipeline.training.distributed import Processes

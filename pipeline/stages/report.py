@@ -1,4 +1,4 @@
-"""Write the page that shows a study: tables, curves, data accounts, and every run's answers."""
+"""Write the page of a study: tables, curves, data accounts and the retrieved clips of every run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_audio(reader: ShardReader, keys: Iterable[str], folder: Path) -> None:
-    """Write each clip as `KEY.mp3`, which every browser plays; not synced one by one, as index.html is written last."""
+    """Write each clip as `KEY.mp3`, which every browser plays; index.html is written after them."""
     folder.mkdir(parents=True, exist_ok=True)
     for key in keys:
         samples_S = reader.read_window(key, 0, reader.frames(key))
@@ -43,10 +43,10 @@ def write_audio(reader: ShardReader, keys: Iterable[str], folder: Path) -> None:
 def write_answers(
     targets: Mapping[str, Sequence[Evaluation]], folders: Mapping[tuple[str, str], Path], audio: Path
 ) -> dict[str, Any]:
-    """Write the clips of every target to `audio`; returns what the browser shows of each target.
+    """Write the clips of every target to `audio`; return the data that the browser shows per target.
 
     Raises:
-        PipelineError: `folders` (dataset, split -> shards) lacks the split of a target.
+        PipelineError: `folders`, from (dataset, split) to shards, lacks the split of a target.
     """
     answers = {}
     for target, group in targets.items():
@@ -60,7 +60,7 @@ def write_answers(
 
 
 def contents(args: argparse.Namespace, targets: Mapping[str, Sequence[Evaluation]]) -> dict[str, Any]:
-    """The names that page.html uses."""
+    """Return the variables of page.html."""
     losses = {path.parent.parent.name: read_losses(path) for path in args.logs}
     colours = plots.colours_of([*losses, *(evaluation.run for group in targets.values() for evaluation in group)])
     leaked = read_leaked(args.logs)
@@ -80,7 +80,7 @@ def contents(args: argparse.Namespace, targets: Mapping[str, Sequence[Evaluation
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", required=True, help="name of the study")
-    parser.add_argument("--note", required=True, help="a note on the study's figures")
+    parser.add_argument("--note", required=True, help="note on the study's figures")
     parser.add_argument("--protocol", choices=PROTOCOLS, required=True)
     parser.add_argument("--tables", type=Path, nargs="+", required=True, help="CSV files of tabulate")
     parser.add_argument("--comparisons", type=Path, nargs="*", default=[], help="CSV files of compare")

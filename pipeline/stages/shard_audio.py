@@ -1,6 +1,6 @@
-"""Write the shards of one part of a split: WebDataset tars of mono, resampled audio, and a row file for each.
+"""Write the shards of one part of a split: WebDataset tars of resampled mono audio, and a row file per tar.
 
-A shard that is complete and made from the same rows with the same settings is kept.
+Complete shards that were made from the same rows with the same settings are kept.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def sources_digest(clips: Sequence[Mapping[str, Any]]) -> str:
-    """A digest of the sizes and times of the files that clips are read from, by which a replaced file is noticed."""
+    """Return a digest of the sizes and times of the clips' files; it shows that a file was replaced."""
     digest = hashlib.sha256()
     for path in sorted({clip["path"] for clip in clips if clip["status"] == OK}):
         try:
@@ -52,13 +52,13 @@ class ShardMaker:
     settings: AudioSettings
 
     def kept(self, assignment: Assignment) -> ShardFacts | None:
-        """What a complete shard of these rows and settings says of itself; None where it must be made."""
+        """Return the facts of a complete shard with these rows and settings; None if the shard must be made."""
         rows = self.folder / f"{assignment.shard}.parquet"
         if not rows.exists():
             return None
         try:
             _, facts = read_rows(rows)
-            if not self._made_alike(facts, assignment):
+            if not self._has_same_settings(facts, assignment):
                 return None
             clips = read_shard(self.catalog, assignment).to_pylist()
             if facts.sources not in (None, sources_digest(clips)):
@@ -72,7 +72,7 @@ class ShardMaker:
             return None
         return facts
 
-    def _made_alike(self, facts: ShardFacts, assignment: Assignment) -> bool:
+    def _has_same_settings(self, facts: ShardFacts, assignment: Assignment) -> bool:
         settings = self.settings
         expected = (assignment.digest, VERSIONS["shard_audio"], settings.sample_rate_hz, settings.audio_format)
         found = (facts.rows_digest, facts.version, facts.sample_rate_hz, facts.format)
@@ -82,10 +82,10 @@ class ShardMaker:
     def make(self, assignment: Assignment) -> ShardFacts:
         """Write a shard's tar, then its row file, each atomically."""
         clips = read_shard(self.catalog, assignment).to_pylist()
-        sources = sources_digest(clips)  # before they are read: a file that changes meanwhile is seen the next time
+        sources = sources_digest(clips)  # before reading, so that the next run notices a file that changes now
         tar_path = self.folder / f"{assignment.shard}.tar"
         rows_path = tar_path.with_suffix(".parquet")
-        rows_path.unlink(missing_ok=True)  # rows of an earlier tar must not stand next to a new one
+        rows_path.unlink(missing_ok=True)  # rows of an earlier tar must not be next to a new tar
         with write_atomically(tar_path) as temporary:
             rows = self._write_tar(clips, temporary, assignment.shard)
             facts = ShardFacts(
@@ -118,13 +118,15 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--catalog", type=Path, required=True, help="Parquet file of index_audio")
     parser.add_argument("--plan", type=Path, required=True, help="Parquet file of index_audio, one row per shard")
-    parser.add_argument("--part", default="0-of-1", help="which part of the shards: 2-of-4 (default: %(default)s, all)")
+    parser.add_argument(
+        "--part", default="0-of-1", help="part of the shards, such as 2-of-4 (default: %(default)s, all)"
+    )
     parser.add_argument("--sample-rate-hz", type=at_least(1), required=True)
     parser.add_argument(
         "--format", choices=["wav", "flac"], required=True, help="wav: read by offset; flac: half the size"
     )
     parser.add_argument(
-        "--channels", choices=CHANNELS, default="mean", help="what is kept of several (default: %(default)s)"
+        "--channels", choices=CHANNELS, default="mean", help="mono signal of several channels (default: %(default)s)"
     )
     parser.add_argument("--min-duration-s", type=float, default=0.1, help="drop shorter clips (default: %(default)s)")
     parser.add_argument("--shards", type=Path, required=True, help="folder to write tars and row files to")

@@ -1,4 +1,4 @@
-"""Collect the metrics of all rows into the paper's Table 1, as CSV, Markdown and a LaTeX document."""
+"""Write the metrics of all rows as a table like the paper's Table 1: CSV, Markdown and a LaTeX document."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from pipeline.stages import run
 logger = logging.getLogger(__name__)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options of the stage."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the stage."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_row_arguments(parser, "metrics.json")
     parser.add_argument("--study-name", required=True, help="name of the study, for the caption")
-    parser.add_argument("--study-note", default="", help="a note on the study in plain text, for the notes")
-    parser.add_argument("--comparisons", type=Path, help="CSV file of compare; what is significant is marked")
+    parser.add_argument("--study-note", default="", help="note on the study in plain text, shown under the table")
+    parser.add_argument("--comparisons", type=Path, help="CSV file of compare; significant differences are marked")
     parser.add_argument(
-        "--published", type=Path, help="CSV file of published figures to show, in the columns of data/paper_table1.csv"
+        "--published",
+        type=Path,
+        help="CSV file of published figures to show, with the columns of data/paper_table1.csv",
     )
     parser.add_argument("--csv", type=Path, required=True, help="CSV file to write")
     parser.add_argument("--markdown", type=Path, help="Markdown file to write")
@@ -36,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> None:
-    args = parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     results = []
     for spec, *paths in args.row:
         files = {path: read_json(path) for path in map(Path, paths)}

@@ -1,7 +1,7 @@
 """Train a run: start from a pretrained model, follow a pairs file, write weights and a log of every step.
 
-Under torchrun on any number of processes and nodes, or alone. Run again after a kill it goes on from its checkpoint;
-run again with outputs of the same pairs, weights, settings and seed it keeps them.
+The stage runs alone or under torchrun, on any number of processes and nodes. After a kill, the same command continues
+from the checkpoint. When outputs of the same pairs, weights, settings and seed exist, it keeps them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--outcome",
         type=Path,
-        help="file to write `finished` to, or how the training diverged; without it a training that diverges fails",
+        help="file to write `finished` or the way of divergence to; without it, divergence is an error",
     )
     add_run_options(parser)
     args = parser.parse_args(argv)
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
 
 def train_job(job: Job, pretrained: Path, device: str | None, threads: int, options: RunOptions) -> None:
     """Train on this process and those that torchrun started with it."""
-    import torch  # here, because outputs that are kept do not need it
+    import torch  # here, because kept outputs do not need it
 
     from pipeline.models import load_model
     from pipeline.training.distributed import join_processes
@@ -51,7 +51,7 @@ def train_job(job: Job, pretrained: Path, device: str | None, threads: int, opti
     torch.set_num_threads(threads)
     with join_processes(choose_device(device)) as processes:
         model = load_model(pretrained)
-        model.a2t = None  # of a composed run: made again below, or not trained, and DDP would wait for its gradient
+        model.a2t = None  # that of a composed run: DDP would wait for its gradient if it is not trained
         if job.settings.uses_a2t:
             torch.manual_seed(job.seed)  # the same first a2t weights on every process
             model.add_a2t(dropout=job.settings.a2t_dropout, tokens=job.settings.pseudo_tokens)

@@ -1,4 +1,4 @@
-"""The global batches that a pairs file prescribes, read from the shards one step at a time.
+"""The global batches that a pairs file prescribes, read from the shards step by step.
 
 Shapes: B = slots of this process, S = samples of a window.
 """
@@ -40,7 +40,7 @@ class Batch:
     """Key of each slot's partner; None where the objective mixes nothing."""
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory (called by the DataLoader)."""
+        """Move the batch to page-locked memory; the DataLoader calls it."""
         self.labeled_BS = self.labeled_BS.pin_memory()
         if self.partner_BS is not None:
             self.partner_BS = self.partner_BS.pin_memory()
@@ -48,13 +48,13 @@ class Batch:
 
 
 class PairedBatches(Dataset[Batch]):
-    """Item i is step i of the whole training, counted over all epochs: this process's slots of its global batch.
+    """Item i holds this process's slots of the global batch of step i, counted over all epochs.
 
-    Rank r of R takes the slots [r * B/R, (r + 1) * B/R), so that the global batches are those of the file for any R.
+    Rank r of R takes the slots [r * B/R, (r + 1) * B/R). So the global batches are those of the file for any R.
     """
 
     def __init__(self, pairs: Path, shards: Path, rank: int = 0, processes: int = 1, *, verify: bool = False) -> None:
-        """Open the splits that the pairs name; missing, cut or changed shards are found here, before the first step.
+        """Open the splits of the pairs file; missing, cut or changed shards raise here, before the first step.
 
         verify: shards with wrong bytes, too; each process looks at its part.
         """
@@ -64,7 +64,9 @@ class PairedBatches(Dataset[Batch]):
         self.drawing = PairingSettings.of(self.facts)
         batch_size = self.facts["batch_size"]
         if batch_size % processes:
-            raise PipelineError(f"{pairs}: batches of {batch_size} cannot be shared by {processes} processes equally")
+            raise PipelineError(
+                f"{pairs}: batches of {batch_size} cannot be divided equally among {processes} processes"
+            )
         self.slots = slice(rank * batch_size // processes, (rank + 1) * batch_size // processes)
         self.labeled, self.unlabeled = (
             _Splits(
@@ -82,7 +84,7 @@ class PairedBatches(Dataset[Batch]):
         reader = open_shards(place, verify=self._verify, share=self._share)
         if reader.manifest_sha256 != checksum:
             raise PipelineError(
-                f"{self.pairs}: was made from another manifest than {folder / 'manifest.parquet'} is now; "
+                f"{self.pairs}: was made from another version of {folder / 'manifest.parquet'}; "
                 f"make the pairs again (python -m pipeline.stages.pair_clips)"
             )
         return reader
@@ -93,7 +95,7 @@ class PairedBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         epoch, step_of_epoch = divmod(step, self.facts["steps_per_epoch"])
         if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = None  # the one before need not lie beside it
+            self._epoch = None  # frees the memory of the previous epoch first
             self._epoch = (epoch, self._read_epoch(epoch))
         slots = self._epoch[1]
         count = self.slots.stop - self.slots.start
@@ -112,7 +114,7 @@ class PairedBatches(Dataset[Batch]):
         )
 
     def keys_of_all(self, step: int) -> list[str]:
-        """Key of every clip in the global batch of a step, each once: labeled ones, then partners."""
+        """Return the distinct keys of the clips in the global batch of a step: labeled clips, then partners."""
         epoch, step_of_epoch = divmod(step, self.facts["steps_per_epoch"])
         batch_size = self.facts["batch_size"]
         table = read_epoch(self.pairs, epoch).slice(step_of_epoch * batch_size, batch_size)
@@ -120,7 +122,7 @@ class PairedBatches(Dataset[Batch]):
         return list(dict.fromkeys(keys))
 
     def _read_epoch(self, epoch: int) -> _Slots:
-        """This process's slots of all steps of an epoch."""
+        """Return this process's slots of all steps of an epoch."""
         table = read_epoch(self.pairs, epoch)
         batch_size = self.facts["batch_size"]
         slots = np.arange(table.num_rows).reshape(-1, batch_size)[:, self.slots].ravel()
@@ -138,9 +140,9 @@ class PairedBatches(Dataset[Batch]):
 
 
 class _Memory:
-    """Tensors for windows, int16, in memory that is reused once the previous tensor is gone.
+    """Tensors for int16 windows, whose memory is reused when the previous tensor is freed.
 
-    Fresh memory has to be mapped and zeroed by the kernel, page by page, which takes as long as reading into it.
+    The kernel maps and zeroes fresh memory page by page, which takes as long as reading the windows into it.
     """
 
     def __init__(self, shape: tuple[int, int]) -> None:
@@ -148,15 +150,13 @@ class _Memory:
         self._free: list[NDArray[np.int16]] = []
 
     def tensor(self) -> Tensor:
-        """One that nothing else refers to, with arbitrary values."""
+        """Return a tensor with arbitrary values that nothing else refers to."""
         if get_worker_info() is not None:
-            # Shared from the start, or the loader process would copy it to send it. The memory that torch copies here
-            # was never touched: it costs a tenth of what filling it does.
+            # Shared from the start: otherwise the loader process copies the tensor to send it. The copy here reads
+            # untouched memory and takes a tenth of the time of filling it.
             return torch.empty(self._shape, dtype=torch.int16).share_memory_()
         windows_BS = self._free.pop() if self._free else np.empty(self._shape, np.int16)
-        lent_BS = windows_BS[
-            :
-        ]  # the tensor keeps this view, and torch lets go of it with the last tensor of its memory
+        lent_BS = windows_BS[:]  # torch frees this view with the last tensor that uses its memory
         weakref.finalize(lent_BS, self._free.append, windows_BS)
         return torch.from_numpy(lent_BS)
 
@@ -166,7 +166,7 @@ class _Memory:
 
 @dataclass(frozen=True)
 class _Clips:
-    """The clip of every slot of an epoch: 24 bytes each."""
+    """The clip of every slot of an epoch, in 24 bytes per slot."""
 
     readers: list[ShardReader]
     reader: np.ndarray
@@ -176,14 +176,14 @@ class _Clips:
     short_clips: str
 
     def read(self, slots: slice, windows_BS: Tensor) -> Tensor:
-        """The windows of some slots, each read to its place in a tensor, which comes back."""
+        """Read the windows of some slots into a tensor and return it."""
         places = zip(self.reader[slots].tolist(), self.row[slots].tolist(), self.start[slots].tolist(), strict=True)
         for window_S, (reader, row, start) in zip(windows_BS.numpy(), places, strict=True):
             self.readers[reader].read_into(row, start, window_S, self.short_clips)
         return windows_BS
 
     def captions(self, slots: slice) -> list[str] | None:
-        """The captions of some slots; None for clips that are used without."""
+        """Return the captions of some slots; None for clips that are used without captions."""
         readers, rows, numbers = self.reader[slots], self.row[slots], self.caption[slots]
         if numbers[0] == NO_CAPTION:
             return None
@@ -198,7 +198,7 @@ class _Clips:
 
 @dataclass(frozen=True)
 class _Slots:
-    """What one process reads in an epoch."""
+    """The slots of one process in an epoch."""
 
     keys: pa.Array
     partner_keys: pa.Array | None
@@ -212,10 +212,10 @@ class _Splits:
 
     readers: list[ShardReader]
     short_clips: str
-    """What fills their windows (`pipeline.data.audio.fit_window`)."""
+    """How windows of shorter clips are filled (`pipeline.data.audio.fit_window`)."""
 
     def find(self, table: pa.Table, key: str, start: str, caption: str) -> _Clips:
-        """The clips that a column of a pairs file names."""
+        """Return the clips that a column of a pairs file names."""
         keys = table[key].combine_chunks()
         reader, row = np.full(len(keys), -1, np.int16), np.full(len(keys), -1)
         for number, split in enumerate(self.readers):
@@ -224,7 +224,7 @@ class _Splits:
             row = np.where(found >= 0, found, row)
         if len(missing := np.flatnonzero(reader < 0)):
             folders = ", ".join(str(split.folder) for split in self.readers)
-            raise PipelineError(f"{keys[missing[0]]} is no usable clip of {folders}; make the pairs again")
+            raise PipelineError(f"{keys[missing[0]]} is not a usable clip of {folders}; make the pairs again")
         starts, captions = (table[name].to_numpy().astype(np.int64) for name in (start, caption))
         return _Clips(
             readers=self.readers,

@@ -1,4 +1,4 @@
-"""The resume point of a training: one file with a checksum, which records what it was made from."""
+"""The checkpoint of a training: one file with a checksum and a record of its inputs."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ STATE = {"model", "optimizer", "scheduler", "rows", "step"}
 class Checkpoints:
     """The last checkpoint of a training, replaced as a whole.
 
-    A checkpoint of other pairs, settings or starting weights, or of another version of the training, is refused. To
-    start again, delete the folder of checkpoints. To go on, restore what differs; for another version of the training
-    alone, `any_version` accepts the checkpoint. Its weights are then those of no version.
+    A checkpoint with other pairs, settings or starting weights, or of another version of the training, is refused. To
+    start again, delete the folder of checkpoints. To continue, restore the inputs that differ. If only the version of
+    the training differs, `any_version` accepts the checkpoint; no single version then produces these weights.
     """
 
     def __init__(self, out: Path, origin: Origin, *, any_version: bool = False) -> None:
@@ -38,7 +38,7 @@ class Checkpoints:
         self._last_digest = ""
 
     def load(self) -> dict[str, Any] | None:
-        """Return the state to resume from, None without one; PipelineError if it is damaged or of another training."""
+        """Return the saved state, None without one; PipelineError if it is damaged or belongs to another training."""
         if not self.path.exists():
             return None
         try:
@@ -56,13 +56,13 @@ class Checkpoints:
         return state
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint by this state; PipelineError if it cannot be written."""
+        """Replace the checkpoint with this state; PipelineError if it cannot be written."""
         contents = {**state, "origin": dataclasses.asdict(self._origin), "libraries": library_versions()}
         try:
             with write_atomically(self.path) as temporary:
                 torch.save(contents, temporary)
                 digest = sha256_of(temporary)
-                # Both digests, and before the rename: a kill between the two leaves a checkpoint that has one.
+                # Both digests, before the rename: after a kill between the two, either checkpoint has its digest.
                 with write_atomically(self._digests) as digests:
                     digests.write_text(f"{digest}\n{self._last_digest}\n", encoding="ascii")
             self._last_digest = digest
@@ -94,7 +94,7 @@ class Checkpoints:
 
 
 def library_versions() -> dict[str, str]:
-    """The versions of the libraries that may change the last bits of weights."""
+    """Return the versions of the libraries that may change the last bits of the weights."""
     return {
         "torch": str(torch.__version__),  # a plain str, which weights_only loading allows
         **{name: importlib.metadata.version(name) for name in LIBRARIES},

@@ -1,4 +1,4 @@
-"""One training step's losses: what is encoded, in one fused audio pass and one fused text pass, and how it is compared.
+"""The losses of one training step: one audio pass and one text pass encode all inputs, then InfoNCE compares them.
 
 Shapes: B = slots of this process, N = global batch, S = samples, D = joint width, E = token width, T = pseudo-tokens of
 a clip, P = texts with pseudo-tokens, K = terms of the loss (up to three for `composed`, two for `concatenate`, one for
@@ -24,9 +24,9 @@ PCM_SCALE = 1 / 32768
 
 
 class CompositionLoss(nn.Module):
-    """The objective of a training as a module over the model, so that DDP sees one forward pass a step.
+    """The objective of a training as a module around the model, so that DDP sees one forward pass per step.
 
-    The model's temperature requires a gradient from here on where the settings have it learned, and else none.
+    The constructor makes the model's temperature learnable or fixed, as the settings say.
     """
 
     def __init__(self, model: ClapModel, settings: TrainingSettings) -> None:
@@ -36,22 +36,22 @@ class CompositionLoss(nn.Module):
         model.logit_scale.requires_grad_(settings.learn_temperature)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The terms of the loss over the global batch and their weighted sum `loss`, as scalars."""
+        """Return the terms of the loss over the global batch and their weighted sum `loss`, as scalars."""
         return self.compare(self.embed(batch), batch)
 
     def embed(self, batch: Batch) -> Tensor:
-        """Embeddings (B, K, 2, D): of each slot and term the audio and its text, each slot by itself.
+        """Return embeddings (B, K, 2, D): audio and text of each slot and term. Slots do not depend on each other.
 
-        Nothing is encoded that no term needs. On a GPU the encoders compute in bfloat16 where autocast trusts it.
+        Only inputs that a term needs are encoded. On a GPU the encoders use bfloat16 where autocast allows it.
         """
         device = self.model.logit_scale.device
         with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
             return self._embed(batch, device)
 
     def compare(self, own_BK2D: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """The losses of the global batch, from this process's embeddings and those of all others."""
+        """Return the losses of the global batch, from the embeddings of all processes."""
         weights, scale = self.settings.term_weights, self.model.logit_scale.exp()
-        all_NK2D = gather_rows(own_BK2D)  # one gather for everything
+        all_NK2D = gather_rows(own_BK2D)  # one gather for all terms
         equal = equal_pairs(batch, own_BK2D.device) if self.settings.mask_false_negatives else {}
         terms = {
             name: info_nce(all_NK2D[:, kind, 0], all_NK2D[:, kind, 1], scale, equal_BB=equal.get(name))
@@ -67,7 +67,7 @@ class CompositionLoss(nn.Module):
         else:
             assert batch.partner_BS is not None
             partner_BS = batch.partner_BS.to(device, non_blocking=True) * PCM_SCALE
-            # Eq. (11); at 0.5 it is its half of the sum to the bit, for halving is exact.
+            # Eq. (11); a gain of 0.5 gives exactly half of the sum, because halving is exact.
             mixed_BS = (1 - settings.mixing_gain) * labeled_BS + settings.mixing_gain * partner_BS
             if settings.objective == "composed":
                 windows = {"info_nce": labeled_BS, "a2t": partner_BS, "composed": mixed_BS}
@@ -77,23 +77,25 @@ class CompositionLoss(nn.Module):
                 windows = {"info_nce": labeled_BS, "concatenate": mixed_BS}
                 texts = {"info_nce": batch.captions, "concatenate": self._joined_captions(batch)}
         terms = settings.term_weights
-        heard = [name for name in windows if name in terms or (name == "a2t" and settings.uses_a2t)]
-        said = [name for name in texts if name in terms]
+        audio_names = [name for name in windows if name in terms or (name == "a2t" and settings.uses_a2t)]
+        text_names = [name for name in texts if name in terms]
         count = len(labeled_BS)
 
-        encoded_BD = self.model.encode_audio(torch.cat([windows[name] for name in heard]))  # Eqs. (1), (6), (12), (13)
-        audio = dict(zip(heard, encoded_BD.split(count), strict=True))
+        encoded_BD = self.model.encode_audio(
+            torch.cat([windows[name] for name in audio_names])
+        )  # Eqs. (1), (6), (12), (13)
+        audio = dict(zip(audio_names, encoded_BD.split(count), strict=True))
         tokens_PTE = None
         if settings.uses_a2t:
             unlabeled_BD = audio["a2t"].detach() if settings.detach_unlabeled else audio["a2t"]
             tokens_BTE = self.model.a2t(unlabeled_BD)  # type: ignore[misc]  # Eqs. (7), (14)
-            tokens_PTE = torch.cat([tokens_BTE for name in said if name != "info_nce"])
+            tokens_PTE = torch.cat([tokens_BTE for name in text_names if name != "info_nce"])
         encoded_BD = self.model.encode_text(  # Eqs. (2), (9), (16) of the texts of Eqs. (8), (15)
-            list(chain.from_iterable(texts[name] for name in said)),
+            list(chain.from_iterable(texts[name] for name in text_names)),
             pseudo_tokens=tokens_PTE,
             pseudo_position=settings.pseudo_position,
         )
-        text = dict(zip(said, encoded_BD.split(count), strict=True))
+        text = dict(zip(text_names, encoded_BD.split(count), strict=True))
         return torch.stack([torch.stack([audio[name], text[name]], dim=1) for name in terms], dim=1)
 
     def _joined_captions(self, batch: Batch) -> list[str]:

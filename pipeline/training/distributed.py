@@ -1,4 +1,4 @@
-"""The processes of a training: torchrun's, or just this one."""
+"""The processes of a training: those of torchrun, or this one alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """Which of how many processes this is, and the device it computes on."""
+    """The rank of this process, the number of processes, and the device of this one."""
 
     rank: int
     count: int
@@ -35,11 +35,11 @@ def join_processes(device: torch.device) -> Iterator[Processes]:
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     yield Processes(rank=rank, count=count, device=device)
-    dist.destroy_process_group()  # not after an error: it may wait for a process that is gone
+    dist.destroy_process_group()  # not after an error: it could wait for a process that has ended
 
 
 class _GatherRows(torch.autograd.Function):
-    """All ranks' rows forward; backward each rank's own rows of the gradient summed over all ranks."""
+    """Forward: the rows of all ranks. Backward: the gradient summed over all ranks, of this rank's rows."""
 
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
@@ -55,7 +55,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum over all ranks, forward and backward: what every rank's loss owes to this rank's value."""
+    """The sum over all ranks, forward and backward: every rank's loss depends on this rank's value."""
 
     @staticmethod
     def forward(ctx, value: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
@@ -71,21 +71,21 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows of every process, in the order of the ranks, with gradient to each.
+    """Return the rows of every process in the order of the ranks, with gradient to each.
 
-    Every process must then compute the same loss of the whole: the gradient that reaches a row is the sum over all
-    processes, which DDP's averaging turns back into the gradient of one process with the whole batch.
+    Every process must then compute the same loss from all rows. A row receives the sum of the gradients of all
+    processes; DDP's averaging turns it into the gradient of one process with the whole batch.
     """
     return _GatherRows.apply(rows) if dist.is_initialized() else rows
 
 
 def sum_over_processes(value: Tensor) -> Tensor:
-    """The sum of every process's value, with gradient to each, under the condition of `gather_rows`."""
+    """Return the sum of all processes' values, with gradient to each; the condition of `gather_rows` holds."""
     return _SumOverProcesses.apply(value) if dist.is_initialized() else value
 
 
 def average_gradients(module: nn.Module, processes: Processes) -> None:
-    """Replace every gradient by its mean over the processes, as DDP does while it computes them."""
+    """Replace every gradient with its mean over the processes, as DDP does."""
     if processes.count == 1:
         return
     for parameter in module.parameters():
@@ -95,21 +95,21 @@ def average_gradients(module: nn.Module, processes: Processes) -> None:
 
 
 class SynchronizedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm over the rows of all processes, which hold equally many.
+    """BatchNorm (Ioffe and Szegedy 2015) over the rows of all processes, with equally many rows each.
 
-    Ioffe and Szegedy 2015. torch's SyncBatchNorm computes the same on GPUs alone.
+    torch's SyncBatchNorm computes the same, but only on GPUs.
     """
 
-    @torch.compiler.disable  # the processes talk to each other
+    @torch.compiler.disable  # the processes communicate
     def forward(self, input: Tensor) -> Tensor:
-        """The input (B, C, H, W) normalised; in training also learns the running statistics."""
+        """Return the normalised input (B, C, H, W); in training, also update the running statistics."""
         if not self.training:
             return super().forward(input)
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        dtype, input = input.dtype, input.float()  # of bfloat16, sums would be rounded to three digits
+        dtype, input = input.dtype, input.float()  # bfloat16 would round sums to three digits
         count = input.numel() // input.shape[1] * (dist.get_world_size() if dist.is_initialized() else 1)
         mean_C11 = sum_over_processes(input.sum(dim=(0, 2, 3), keepdim=True)[0]) / count
-        # Around the mean, because the mean of squares less the square of the mean would cancel.
+        # Around the mean: the mean of squares minus the square of the mean would lose digits.
         centred = input - mean_C11
         variance_C11 = sum_over_processes(centred.square().sum(dim=(0, 2, 3), keepdim=True)[0]) / count
         with torch.no_grad():
@@ -122,7 +122,7 @@ class SynchronizedBatchNorm(nn.BatchNorm2d):
 
 
 def synchronized(norm: nn.BatchNorm2d) -> SynchronizedBatchNorm:
-    """The same BatchNorm, parameters and statistics shared with `norm`, over all processes."""
+    """Return a BatchNorm over all processes that shares parameters and statistics with `norm`."""
     own = SynchronizedBatchNorm(norm.num_features, eps=norm.eps, momentum=norm.momentum)
     own.weight, own.bias = norm.weight, norm.bias
     own.running_mean, own.running_var = norm.running_mean, norm.running_var
@@ -131,7 +131,7 @@ def synchronized(norm: nn.BatchNorm2d) -> SynchronizedBatchNorm:
 
 
 def synchronize_batch_norms(module: nn.Module) -> None:
-    """Replace every BatchNorm2d inside `module` by one over all processes; parameters keep their names."""
+    """Replace every BatchNorm2d in `module` with one over all processes; parameters keep their names."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.BatchNorm2d:

@@ -1,4 +1,4 @@
-"""The batches of a training, read by loader processes that end with it."""
+"""The batches of a training, read by loader processes that end with the training."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pipeline.training.failures import failed_loader
 def load_batches(
     batches: PairedBatches, steps: range, *, workers: int = 0, pin_memory: bool = False
 ) -> Iterator[Iterator[Batch]]:
-    """The batches of some steps in order, read ahead by `workers` processes, which end with the block.
+    """Yield the batches of some steps in order; `workers` processes prefetch them and end with the block.
 
-    Errors of loader processes leave the block as PipelineError in one line, as if this process had read the batch.
+    A PipelineError of a loader process is raised here with its one-line message, as if this process had read the batch.
     """
     loader = DataLoader(
         batches,
@@ -36,7 +36,7 @@ def load_batches(
         own = set(multiprocessing.active_children()) - others
         yield iterator
     except PipelineError as error:
-        # torch puts the traceback of the other process into the message of an exception of the same class.
+        # torch raises an exception of the same class whose message contains the traceback of the loader process.
         if "in DataLoader worker process" not in str(error):
             raise
         raise PipelineError(str(error).rsplit("PipelineError: ", 1)[-1].strip()) from None
@@ -49,19 +49,21 @@ def load_batches(
 
 
 def ignore_signals(worker: int) -> None:
-    """Let a loader process outlive SIGTERM, which SLURM sends to every process of a job, and Ctrl-C.
+    """Make a loader process ignore Ctrl-C and SIGTERM, which SLURM sends to every process of a job.
 
-    A training that loses a loader process cannot save. `end_processes` ends them with SIGKILL.
+    A training that loses a loader process cannot save. `end_processes` ends loader processes with SIGKILL.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def end_processes(processes: set[multiprocessing.process.BaseProcess]) -> None:
-    """Kill child processes and wait for their end; multiprocessing would wait for ever for one that ignores SIGTERM."""
+    """Kill child processes and wait for their end; multiprocessing sends SIGTERM, which they ignore."""
     if not processes:
         return
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise that a loader process was killed
+    handler = signal.signal(
+        signal.SIGCHLD, signal.SIG_DFL
+    )  # torch's handler raises an error when a loader process is killed
     for process in processes:
         process.kill()
     for process in processes:

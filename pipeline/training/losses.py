@@ -13,13 +13,14 @@ from torch import Tensor
 def info_nce(
     audio_BD: Tensor, text_BD: Tensor, logit_scale: Tensor | float, *, equal_BB: Tensor | None = None
 ) -> Tensor:
-    """InfoNCE of paired audio and text, Eq. (5): the sum, not the mean, of both directions' cross entropies.
+    """Return InfoNCE of paired audio and text, Eq. (5): the sum, not the mean, of both directions' cross entropies.
 
     Row i of `audio_BD` belongs to row i of `text_BD`; every other row of the batch is a negative. The embeddings need
-    not be normalised. `logit_scale` is the multiplier 1/tau of Eqs. (3) and (4), not its logarithm. Returns a scalar.
+    not be normalised. `logit_scale` is the multiplier 1/tau of Eqs. (3) and (4), not its logarithm. Returns a
+    scalar.
 
-    Where `equal_BB`, a symmetric boolean matrix, is true off its diagonal, the two rows say the same: neither is then a
-    negative of the other in either direction. The paper's sums leave out none.
+    `equal_BB` is a symmetric boolean matrix. Where it is true off its diagonal, the two rows mean the same, and neither
+    is a negative of the other. The paper's sums leave out no row.
 
     Example:
         >>> import torch
@@ -30,7 +31,7 @@ def info_nce(
         raise ValueError(
             f"info_nce takes two (B, D) tensors of one shape, found {tuple(audio_BD.shape)} and {tuple(text_BD.shape)}"
         )
-    # float32 also under autocast: at a scale of 100, bfloat16 would round the logits to steps of 0.5.
+    # float32 also under autocast: at a scale of 100, bfloat16 rounds the logits to steps of 0.5.
     audio_BD, text_BD = F.normalize(audio_BD.float(), dim=-1), F.normalize(text_BD.float(), dim=-1)
     with torch.autocast(audio_BD.device.type, enabled=False):
         logits_BB = logit_scale * (audio_BD @ text_BD.T)

@@ -1,7 +1,7 @@
-"""A step whose batch does not fit into memory at once: its slots are encoded a few at a time, its loss is of them all.
+"""A step whose batch does not fit into memory: slots are encoded in micro-batches, the loss is that of the whole batch.
 
 The method is GradCache (Gao, Zhang, Han, Callan 2021, Scaling Deep Contrastive Learning Batch Size under Memory Limited
-Setup). It is exact because every slot is encoded by itself; only BatchNorm with the batch's statistics is not so.
+Setup). It is exact because slots do not depend on each other, except through BatchNorm with the batch's statistics.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.training.distributed import Processes, average_gradients
 
 
 def micro_batches(batch: Batch, slots: int) -> Iterator[Batch]:
-    """The batch's slots in order, so many at a time; the last part may hold fewer."""
+    """Yield the slots of a batch in order, in parts of `slots`; the last part may be smaller."""
     columns = {item.name: getattr(batch, item.name) for item in dataclasses.fields(batch)}
     for first in range(0, len(batch.keys), slots):
         part = {name: column[first : first + slots] for name, column in columns.items() if column is not None}
@@ -33,14 +33,14 @@ def backward_in_micro_batches(
     processes: Processes,
     first_pass: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, Tensor]:
-    """The losses of the global batch, with their gradient in the parameters as after a plain step's backward pass.
+    """Return the losses of the global batch; their gradient is in the parameters as after a plain backward pass.
 
-    At most `slots` slots of this process are held in memory with what their backward pass needs. All slots are encoded
-    twice: first for the loss and its gradient with respect to the embeddings, then, with the same random numbers, for
-    that gradient to go on to the parameters. A slot's embeddings depend on each other (the pseudo-token on the audio),
-    on those of other slots they do not, so that this is one backward pass a micro-batch.
+    Memory holds the activations of at most `slots` slots of this process. All slots are encoded twice: first for the
+    loss and its gradient with respect to the embeddings, then, with the same random numbers, to pass that gradient on
+    to the parameters. The embeddings of a slot depend on each other (the pseudo-token on the audio) but not on other
+    slots, so one backward pass per micro-batch is enough.
 
-    first_pass: makes a context around the encoding that is done again.
+    first_pass: makes a context around the first encoding, which is repeated.
     """
     parts, states, rows = list(micro_batches(batch, slots)), [], []
     with torch.no_grad(), first_pass():
@@ -69,12 +69,12 @@ def _restore_random_state(state: tuple[Tensor, Tensor | None], device: torch.dev
 
 
 def micro_batch_that_fits(objective: CompositionLoss, batch: Batch, slots: int, reserved_bytes: int) -> int | None:
-    """The largest half, quarter, ... of `slots` whose passes fit on the device, found by trying; None if one does not.
+    """Return the largest half, quarter, ... of `slots` whose passes fit on the device; None if not even one slot fits.
 
-    `reserved_bytes` are kept free for what a whole step needs besides. The parameters keep their gradients, and no
-    other process takes part.
+    The function tries them, with `reserved_bytes` kept free for the rest of a step. The parameters keep their
+    gradients, and no other process takes part.
     """
-    with torch.compiler.set_stance("force_eager"):  # no kernels for sizes that are only tried
+    with torch.compiler.set_stance("force_eager"):  # compile no kernels for sizes that are only tried
         while slots > 1:
             slots = -(-slots // 2)
             torch.cuda.empty_cache()

@@ -1,6 +1,6 @@
-"""TensorBoard's event files, learning curves, and the account of time, hardware and arithmetic of a training.
+"""TensorBoard's event files, learning curves, and the record of time, hardware and arithmetic of a training.
 
-The first process alone writes them. None has an effect on the training itself.
+Only the first process writes them. They do not affect the training.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SECONDS_PER_NOTE = 30
-"""Seconds between two notes of the time spent so far; a kill hides that much."""
+"""Seconds between two records of the elapsed time; a kill loses at most this time from the total."""
 
 NOT_PLOTTED = {"step", "epoch"}
 PART = ("first_step", "last_step", "wall_s")
@@ -43,12 +43,12 @@ PACKAGES = ("transformers", "msclap", "audio-composed-text")
 
 
 class Monitor:
-    """The account of one training, also over several parts when it is killed and resumed."""
+    """The record of one training, over all its parts when it is interrupted and resumed."""
 
     def __init__(self, out: Path, *, steps: int, first_step: int, batch_size: int, processes: Processes) -> None:
-        """Begin a part: at step 0 it removes the event files of an earlier training, else it reads the earlier parts.
+        """Begin a part: step 0 removes the event files of an earlier training, other steps read the earlier parts.
 
-        `out` is the output folder; its checkpoints hold the notes for the next part.
+        `out` is the output folder; its folder of checkpoints has the record for the next part.
         """
         self.out = out
         self.notes = out / CHECKPOINTS / "parts.json"
@@ -59,7 +59,7 @@ class Monitor:
         self.processes = processes
         self.flops: int | None = None
         self.hardware_flops: int | None = None
-        self._repeated_flops: int | None = None  # while step 0 is counted
+        self._repeated_flops: int | None = None  # not None while step 0 is counted
         self._writer: SummaryWriter | None = None
         self._began = self._noted = self._reported = time.perf_counter()
         self._earlier: list[dict[str, float]] = []
@@ -69,7 +69,7 @@ class Monitor:
             shutil.rmtree(self.out / "tensorboard", ignore_errors=True)
 
     def _read_notes(self) -> None:
-        """Take over the earlier parts; without them the account lacks their time and the count of step 0."""
+        """Read the record of earlier parts; if it is damaged, their time and the count of step 0 are missing."""
         try:
             noted = read_json(self.notes)
             parts = [
@@ -78,7 +78,7 @@ class Monitor:
             ]
             flops, hardware_flops = noted["flops_a_step"], noted["hardware_flops_a_step"]
             if not {type(flops), type(hardware_flops)} <= {int, type(None)}:
-                raise ValueError("operations of a step are no whole numbers")
+                raise ValueError("operations of a step are not whole numbers")
         except (PipelineError, OSError, KeyError, TypeError, ValueError) as error:
             logger.warning(
                 "%s: damaged (%s); training.json will lack the time before step %d, the weights are not affected; "
@@ -90,10 +90,10 @@ class Monitor:
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
-        """Count the operations of step 0 on all processes; of no other, for counting takes time.
+        """Count the operations of step 0 on all processes; counting takes time, so other steps are not counted.
 
-        They are counted without torch.compile, which gives up for good on what it first meets under a counter. No part
-        that goes on counts again: it would take its first step without torch.compile, and an unbroken training with it.
+        Step 0 runs without torch.compile, which never compiles code that it first meets under a counter. A resumed part
+        does not count: its first step would run without torch.compile, unlike that of an uninterrupted training.
         """
         if self.first_step or self.flops is not None:
             yield
@@ -108,7 +108,7 @@ class Monitor:
 
     @contextlib.contextmanager
     def repeating(self) -> Iterator[None]:
-        """Around arithmetic that the step does again: in step 0 it is counted as the hardware's, not as the model's."""
+        """Wrap arithmetic that the step repeats: step 0 counts it for the hardware, not for the model."""
         if self._repeated_flops is None:
             yield
             return
@@ -117,7 +117,7 @@ class Monitor:
         self._repeated_flops += counter.get_total_flops()
 
     def report(self, rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
-        """Record the log's newest rows; returns the entries of the progress line."""
+        """Record the newest rows of the log; return the entries of the progress line."""
         now, self.done = time.perf_counter(), int(rows[-1]["step"]) + 1
         shown = {"loss": f"{rows[-1]['loss']:.3f}"}
         average = (self.done - self.first_step) * self.batch_size / (now - self._began)
@@ -143,7 +143,7 @@ class Monitor:
         return shown
 
     def note(self) -> None:
-        """Save the time spent so far for a next part, and flush the event files."""
+        """Save the elapsed time for a next part, and flush the event files."""
         if self.processes.is_first:
             flops = {"flops_a_step": self.flops, "hardware_flops_a_step": self.hardware_flops}
             write_json({"parts": self._parts(), **flops}, self.notes)
@@ -151,26 +151,26 @@ class Monitor:
             self._open_writer().flush()
 
     def write_curves(self, log: pa.Table, title: str) -> None:
-        """Write learning_curves.svg of a log and close the event files."""
+        """Write learning_curves.svg from a log and close the event files."""
         self._open_writer().close()
-        # Imported here: matplotlib takes a second, of which no training needs to wait.
+        # Imported here: importing matplotlib takes a second, which would delay the first step.
         from pipeline.results.plots import as_file, training_curves
 
         with write_atomically(self.out / "learning_curves.svg") as temporary:
             temporary.write_text(as_file(training_curves(log, title)), encoding="utf-8")
 
     def _open_writer(self) -> SummaryWriter:
-        # Not before the first step: its thread would be there when the loader forks its workers.
+        # Not before the first step: the loader must fork its workers before the writer starts a thread.
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # Steps that an earlier part took after its last checkpoint are taken again: TensorBoard hides the first.
+            # An earlier part may have logged steps after its last checkpoint; TensorBoard hides these.
             purge_step = self.first_step or None
             self._writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=purge_step, flush_secs=10)
         return self._writer
 
     def _memory_gb(self) -> float:
-        """The most memory that this process held at once: of its GPU, else of the machine."""
+        """Return the peak memory of this process: of its GPU, otherwise of the machine."""
         if self.processes.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.processes.device) / 1e9
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
@@ -180,7 +180,7 @@ class Monitor:
         return [*self._earlier, own]
 
     def account(self) -> dict[str, Any]:
-        """The entries of training.json on versions, hardware, time of all parts and arithmetic."""
+        """Return the entries of training.json on versions, hardware, time of all parts and arithmetic."""
         device, parts = self.processes.device, self._parts()
         gpus = [device_name(device)] * self.processes.count if device.type == "cuda" else []
         wall_s = sum(part["wall_s"] for part in parts)
@@ -191,7 +191,7 @@ class Monitor:
         return {
             "versions": {
                 "python": platform.python_version(),
-                "torch": str(torch.__version__),  # with the CUDA that it was built for
+                "torch": str(torch.__version__),  # includes its CUDA version
                 **{name: _version(name) for name in PACKAGES},
             },
             "git": git_state(Path(__file__).parents[2]),
@@ -211,8 +211,8 @@ class Monitor:
             "peak_memory_gb": self._memory_gb(),
             "flops_a_step": self.flops,
             "hardware_flops_a_step": self.hardware_flops,
-            "flops_counted": "by torch.utils.flop_counter in step 0, of all processes; a first encoding that "
-            "micro-batches do again is the hardware's alone",
+            "flops_counted": "by torch.utils.flop_counter in step 0, for all processes; the first encoding of "
+            "micro-batches, which is repeated, counts for the hardware only",
             "flops_per_s": reached,
             "model_flops_utilization": None if reached is None else utilization(reached, gpus),
             "hardware_flops_utilization": None if hardware_reached is None else utilization(hardware_reached, gpus),
@@ -222,19 +222,19 @@ class Monitor:
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # this package, where it runs from a clone
+    except importlib.metadata.PackageNotFoundError:  # this package, when it runs from a clone
         return None
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """The commit that `folder` is a working tree of, and whether a tracked file differs from it; None without git."""
+    """Return the commit of a working tree and whether a tracked file differs from it; None without git."""
 
     def ask(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
-        # A clone of something else may hold the environment that this package is installed in.
+        # The environment with this package may be inside a clone of another project.
         ask("ls-files", "--error-unmatch", str(Path(__file__).resolve()))
         return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.CalledProcessError):

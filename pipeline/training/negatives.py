@@ -1,4 +1,4 @@
-"""Which rows of a global batch say the same, so that neither may be a negative of the other.
+"""Rows of a global batch with the same meaning, which must not be negatives of each other.
 
 Shapes: B = slots of this process, N = global batch.
 """
@@ -17,22 +17,23 @@ from pipeline.training.distributed import gather_rows
 
 
 def normalised(caption: str) -> str:
-    """A caption's words in lower case, one space apart: what punctuation and spacing do not change."""
+    """Return the words of a caption in lower case with single spaces, without punctuation."""
     return " ".join(re.findall(r"\w+", caption.casefold()))
 
 
 def identity(text: str) -> int:
-    """A number of 64 bits that equal texts have in common on every machine, and others in practice never."""
+    """Return a 64-bit number: equal for equal texts on every machine, in practice different for other texts."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 
 
 def equal_pairs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """For each term of the loss, which two rows of the global batch say the same: (N, N), boolean and symmetric.
+    """Return, per term of the loss, which rows of the global batch mean the same: (N, N), boolean and symmetric.
 
-    Every process passes its own slots and gets the same matrices. Two labeled clips say the same if their captions are
-    equal but for case and punctuation, or if they are one clip; two unlabeled clips if they are one clip. Mixtures of
-    labeled and unlabeled clips say the same if both parts do; mixtures of two labeled clips also if the parts do
-    crosswise, since the captions' order says nothing of the sounds.
+    Every process passes its own slots and gets the same matrices.
+    - Two labeled clips: their captions are equal except for case and punctuation, or they are one clip.
+    - Two unlabeled clips: they are one clip.
+    - Two mixtures of a labeled and an unlabeled clip: both parts mean the same.
+    - Two mixtures of two labeled clips: both parts mean the same, in either order.
     """
     count = len(batch.keys)
     columns = [[normalised(caption) for caption in batch.captions], batch.keys]

@@ -1,4 +1,4 @@
-"""Options that both training stages share: the inputs and outputs, and how a training runs."""
+"""Command-line options of the training stages: inputs and outputs, and run options."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from pipeline.training.settings import TrainingSettings, add_settings_arguments
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Where and how a training runs; nothing here changes its result, but for rounding and the drawing of dropout.
+    """How a training runs. These options change its result only through rounding and random masks.
 
-    Which values dropout and SpecAugment hit depends on the number of processes and on `micro_batch`, not on `compiled`.
+    The masks of dropout and SpecAugment depend on the number of processes and on `micro_batch`, not on `compiled`.
     """
 
     workers: int = 0
     """Loader processes per training process."""
     micro_batch: int = 0
-    """Slots that a process holds in memory at once with what their backward pass needs; 0 for its whole share."""
+    """Slots whose activations a process holds in memory together; 0 for all its slots."""
     compiled: bool = False
-    """Whether torch.compile makes the kernels of the audio encoder."""
+    """Whether torch.compile compiles the audio encoder."""
     steps_per_checkpoint: int = 200
-    """Most steps between two checkpoints."""
+    """Maximum of steps between two checkpoints."""
     seconds_per_checkpoint: float = 600
-    """Most seconds between two checkpoints, looked at where the losses are."""
+    """Maximum of seconds between two checkpoints, checked when losses are read."""
     verify_shards: bool = False
-    """Whether the shards' checksums are computed before the first step."""
+    """Whether the checksums of the shards are verified before the first step."""
     any_version: bool = False
     """Whether a checkpoint of another version of the training is accepted."""
 
 
 def training_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the inputs, outputs and settings that every training has."""
+    """Return a parser with the inputs, outputs and settings of every training."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--pairs", type=Path, required=True, help="Parquet file of pair_clips")
     parser.add_argument(
-        "--shards", type=Path, required=True, help="folder that holds DATASET/SPLIT/ of the pairs' clips"
+        "--shards", type=Path, required=True, help="folder with DATASET/SPLIT/ of the clips in the pairs"
     )
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to write model and training.parquet to")
@@ -49,7 +49,7 @@ def training_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """One option per field of `RunOptions`, with its default."""
+    """Add one option per field of `RunOptions`."""
     default = RunOptions()
     group = parser.add_argument_group("how the training runs")
     group.add_argument("--workers", type=int, default=default.workers, help="loader processes per training process")
@@ -57,43 +57,43 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--micro-batch",
         type=int,
         default=default.micro_batch,
-        help="slots that a process holds in memory at once; the loss stays that of the global batch (default: all)",
+        help="slots that a process holds in memory together; the loss is still that of the global batch (default: all)",
     )
     group.add_argument(
         "--compile",
         type=int,
         choices=[0, 1],
         default=int(default.compiled),
-        help="1: torch.compile makes the kernels of the audio encoder before the first step (default: %(default)s)",
+        help="1: torch.compile compiles the audio encoder before the first step (default: %(default)s)",
     )
     group.add_argument(
         "--verify-shards",
         type=int,
         choices=[0, 1],
         default=1,
-        help="1: compute the shards' checksums before the first step; 0: look at their sizes (default: %(default)s)",
+        help="1: verify the shards' checksums before the first step; 0: only their sizes (default: %(default)s)",
     )
     group.add_argument(
         "--steps-per-checkpoint",
         type=int,
         default=default.steps_per_checkpoint,
-        help="most steps between two checkpoints (default: %(default)s)",
+        help="maximum of steps between two checkpoints (default: %(default)s)",
     )
     group.add_argument(
         "--seconds-per-checkpoint",
         type=float,
         default=default.seconds_per_checkpoint,
-        help="most seconds between two checkpoints (default: %(default)s)",
+        help="maximum of seconds between two checkpoints (default: %(default)s)",
     )
     group.add_argument(
         "--resume-any-version",
         action="store_true",
-        help="go on from a checkpoint of another version of the training; its weights are then those of no version",
+        help="resume from a checkpoint of another version of the training; no single version then produces the weights",
     )
 
 
 def run_options(args: argparse.Namespace) -> RunOptions:
-    """The run options in what a parser with `add_run_options` has parsed."""
+    """Return the run options from the arguments of a parser with `add_run_options`."""
     return RunOptions(
         workers=args.workers,
         micro_batch=args.micro_batch,

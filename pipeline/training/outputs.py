@@ -1,6 +1,6 @@
-"""The output folder of a training: its lock, its checksums, and whether its outputs are already made.
+"""The output folder of a training: its lock, its checksums, and the check whether its outputs are complete.
 
-Imports no torch, so that a training that has nothing to do ends in a second.
+Imports no torch, so that a training with complete outputs ends in a second.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FINISHED = "finished"
 
 ACCOUNT = "training.json"
 CHECKPOINTS = "checkpoints"
-"""Folder of the resume point inside the output folder, removed once the outputs are written."""
+"""Folder of the checkpoint in the output folder; removed when the outputs are written."""
 
 LOCK_WAIT_S = 20
 """How long a training waits for another one in its folder: one that lost its launcher saves and ends in this time."""
@@ -39,20 +39,20 @@ LOCK_WAIT_S = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Everything that defines the result of a training, but for the rounding of sums."""
+    """Everything that determines the result of a training, except for the rounding of sums."""
 
     pairs_sha256: str
     starting_weights_sha256: str
-    """Checksum of the weights that the training starts from; of random ones their description."""
+    """Checksum of the starting weights; for random weights their description."""
     settings: dict[str, Any]
     """Those of `TrainingSettings`, and `seed`."""
     stage: str
     version: int
-    """Of the stage (`pipeline.stages.VERSIONS`): it rises when the same inputs give other weights."""
+    """Version of the stage (`pipeline.stages.VERSIONS`); it rises when the same inputs give other weights."""
 
     @classmethod
     def of(cls, stage: str, pairs: Path, starting_weights: Path | str, settings: TrainingSettings, seed: int) -> Self:
-        """That of a training that is about to start, from a file of weights or from random ones of a description."""
+        """Return the origin of a new training; `starting_weights` is a file or a description of random weights."""
         if isinstance(starting_weights, Path):
             starting_weights = _sha256_of_input(starting_weights)
         return cls(
@@ -65,15 +65,15 @@ class Origin:
 
     @classmethod
     def of_account(cls, account: dict[str, Any]) -> Self:
-        """That of a finished training, by its training.json; KeyError or TypeError for one of another format."""
+        """Return the origin in the training.json of a finished training; KeyError or TypeError for another format."""
         return cls(settings=account["settings"], **account["made_from"])
 
     def made_from(self) -> dict[str, Any]:
-        """The entry of the same name in training.json, which holds the settings by themselves."""
+        """Return the entry of the same name in training.json; the settings have an entry of their own."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "settings"}
 
     def differences(self, found: Origin) -> list[str]:
-        """The names of what differs in `found`; of settings and versions also both values."""
+        """Return the names of the entries that differ in `found`; settings and versions with both values."""
         names = {"pairs_sha256": "pairs", "starting_weights_sha256": "starting weights", "stage": "stage"}
         different = [text for name, text in names.items() if getattr(found, name) != getattr(self, name)]
         changed = [
@@ -90,7 +90,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One training: what it is made from and where it writes."""
+    """One training: its inputs and outputs."""
 
     pairs: Path
     shards: Path
@@ -99,11 +99,11 @@ class Job:
     origin: Origin
     out: Path
     outcome: Path | None = None
-    """File to write `FINISHED` to, or how the training diverged; with None a training that diverges raises."""
+    """File to write `FINISHED` or the way of divergence to; with None, divergence raises."""
 
     @property
     def outputs(self) -> list[Path]:
-        """All outputs but training.json, which records their checksums."""
+        """All outputs except training.json, which records their checksums."""
         names = ["model.safetensors", "model.json", "tokenizer.json", "training.parquet", "learning_curves.svg"]
         return [self.out / name for name in names] + ([] if self.outcome is None else [self.outcome])
 
@@ -114,7 +114,7 @@ class Job:
 
     @property
     def made_from(self) -> dict[str, Any]:
-        """What decides the outputs, for `pipeline.provenance`."""
+        """The inputs that determine the outputs, for `pipeline.provenance`."""
         return dataclasses.asdict(self.origin)
 
 
@@ -126,16 +126,16 @@ def _sha256_of_input(path: Path, checksum: Callable[[Path], str] = sha256_of) ->
 
 
 def checksums(files: Sequence[Path]) -> dict[str, str]:
-    """The SHA-256 of each file by its name, as training.json holds them under `files_sha256`."""
+    """Return the SHA-256 of each file by name, the entry `files_sha256` of training.json."""
     return {file.name: sha256_of(file) for file in files}
 
 
 def keep_outputs(job: Job) -> bool:
-    """Return whether the outputs of this job are whole: those that are there, or those that an earlier run kept.
+    """Return whether the outputs of this job are complete: the present ones, or those that an earlier run kept.
 
-    Snakemake plans a training again when its inputs were written again, even with the same bytes, and deletes its
-    outputs; see `pipeline.provenance`. The number of processes, threads, loader processes and micro-batches do not
-    count. To train again all the same, delete training.json and the folder .kept.
+    When inputs are written again, even with the same bytes, Snakemake deletes the outputs and plans the training; see
+    `pipeline.provenance`. Other numbers of processes, threads, loader processes or micro-batches do not matter. To
+    train again anyway, delete training.json and the folder .kept.
     """
     is_first = os.environ.get("RANK", "0") == "0"
     if is_kept(job.files, job.made_from):
@@ -168,7 +168,7 @@ def remove_checkpoints(out: Path) -> None:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of an output folder; the kernel releases the lock when this process ends.
+    """Lock an output folder against other trainings; the kernel releases the lock when this process ends.
 
     Raises PipelineError if another process holds it for `LOCK_WAIT_S`; see `pipeline.files.try_lock`.
     """
@@ -182,7 +182,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             path.unlink()
-            for parent in reversed(made):  # leave nothing of a training that has written nothing
+            for parent in reversed(made):  # remove the folders of a training that has written nothing
                 parent.rmdir()
         os.close(file)
 

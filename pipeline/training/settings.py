@@ -1,7 +1,7 @@
 """The settings of a training, each declared once: default, bounds, description and reason.
 
 Configuration, JSON schema, `--help`, validation and the documentation page are made from these models.
-`PairingSettings` say how pairs are drawn, before the training. `TrainingSettings` are those of the training itself.
+`PairingSettings` control how pairs are drawn before the training, `TrainingSettings` the training itself.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 class Settings(BaseModel):
     """A frozen group of settings; an unknown key is an error.
 
-    Numbers may be text: YAML 1.1 reads 1e-4 as text, and Snakemake's --config gives text.
+    Numbers may be given as text: YAML 1.1 reads 1e-4 as text, and Snakemake's --config passes text.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @classmethod
     def of_values(cls, values: Mapping[str, Any], place: str = "") -> Self:
-        """The settings with these values; raises `PipelineError` that lists every wrong one."""
+        """Return the settings with these values; raises one `PipelineError` with every wrong value."""
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
@@ -44,46 +44,48 @@ class Settings(BaseModel):
 
 
 class BatchPlan(Settings):
-    """How long a training takes and how many clips a step has."""
+    """Length of a training and size of a batch."""
 
-    epochs: Count = Field(30, description="Passes over the labeled clips. The paper trains 30 and evaluates the last.")
+    epochs: Count = Field(
+        30, description="Passes over the labeled clips. The paper trains 30 and evaluates the last one."
+    )
     batch_size: Annotated[int, Field(ge=2)] = Field(
         32, description="Global batch, over all processes. The paper's is 256."
     )
 
 
 class PairingSettings(Settings):
-    """How a pairs file draws from the clips."""
+    """How clips are drawn for a pairs file."""
 
     captions_per_clip: Literal["one", "all"] = Field(
         "one",
         description="Captions of a labeled clip per epoch. one: drawn again in each epoch. all: each in its own slot; "
-        "an epoch then has as many steps as fit all captions, and a batch of 256 holds about seven pairs of one "
-        "Clotho clip, which are false negatives of each other (see mask_false_negatives).",
+        "an epoch then covers all captions. With all, a batch of 256 has about seven pairs of Clotho captions of one "
+        "clip, which are false negatives of each other (see mask_false_negatives).",
     )
     partners: Literal["each_epoch", "fixed"] = Field(
         "each_epoch",
-        description="When the partner of a labeled clip is drawn: in each epoch, so that a clip meets many partners, "
-        "or once for the whole training. The paper does not say.",
+        description="When the partner of a labeled clip is drawn: in each epoch, so that a clip gets many partners, or "
+        "once for the whole training. The paper does not specify it.",
     )
     windows: Literal["random", "first", "center"] = Field(
         "random",
-        description="Window of a training clip that is longer than the model's. random: as ms-clap crops, so that "
-        "over the epochs the whole clip is used. first, center: as in evaluation.windows.",
+        description="Window of a training clip that is longer than the model's window. random: as ms-clap crops; over "
+        "the epochs the whole clip is used. first, center: as in evaluation.windows.",
     )
     short_clips: Literal["repeat", "pad"] = Field(
         "repeat",
-        description="What fills the window of a shorter clip: the clip again, as in ms-clap, or silence. The model "
-        "keeps it (model.json), so that evaluation, search and classification do the same.",
+        description="How the window of a shorter clip is filled: with the repeated clip, as in ms-clap, or with "
+        "silence. model.json records it, and evaluation, search and classification use it too.",
     )
 
     def differing(self) -> dict[str, Any]:
-        """The values that are not the default: entries of a pairs file's footer."""
+        """Return the values that are not the default: entries of a pairs file's footer."""
         return self.model_dump(exclude_defaults=True)
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Self:
-        """The settings of a pairs file, by its footer."""
+        """Return the pairing settings among some values, such as the footer of a pairs file."""
         return cls(**{name: facts[name] for name in cls.model_fields if name in facts})
 
 
@@ -92,8 +94,8 @@ class OptimizationSettings(Settings):
 
     learning_rate: Rate = Field(
         0.0001,
-        description="Peak learning rate of the encoders. The paper names none. Depends on the backbone: 0.0003 for "
-        "mini, 0.00005 for published weights (WavCaps; LAION-CLAP has 0.0001, DCASE 2024 0.00002).",
+        description="Peak learning rate of the encoders. The paper gives none. Depends on the backbone: 0.0003 for "
+        "mini, 0.00005 for published weights (as WavCaps; LAION-CLAP uses 0.0001, DCASE 2024 0.00002).",
     )
     a2t_learning_rate: Rate = Field(
         0.0001,
@@ -101,17 +103,17 @@ class OptimizationSettings(Settings):
         "published weights, as in Pic2Word.",
     )
     warmup_steps: Annotated[int, Field(ge=0)] = Field(
-        0, description="Steps of linear warm-up before the cosine, for both learning rates. WavCaps has none."
+        0, description="Steps of linear warm-up before the cosine, for both learning rates. WavCaps uses none."
     )
-    weight_decay: Weight = Field(0.0, description="Adam's weight decay. The paper names Adam and no decay.")
+    weight_decay: Weight = Field(0.0, description="Adam's weight decay. The paper uses Adam and mentions no decay.")
     a2t_dropout: Fraction = Field(0.1, description="Dropout of the a2t module, as in Pic2Word.")
     detach_unlabeled: bool = Field(
         False,
-        description="Keep the gradient of the pseudo-token out of the audio encoder. Eq. (18) is one sum whose terms "
-        "refine both encoders, so the default lets it in. Pic2Word freezes its encoders.",
+        description="Stop the gradient of the pseudo-token before the audio encoder. Eq. (18) is one sum whose terms "
+        "train both encoders, so the default passes it on. Pic2Word freezes its encoders.",
     )
     pseudo_tokens: Annotated[int, Field(ge=1, le=16)] = Field(
-        1, description="Pseudo-tokens that the a2t module makes of a clip. Eq. (7) makes one."
+        1, description="Pseudo-tokens per clip from the a2t module. Eq. (7) has one."
     )
     pseudo_position: Literal["before_end", "after_end"] = Field(
         "before_end",
@@ -124,42 +126,43 @@ class OptimizationSettings(Settings):
     conjunction: str = Field(
         " ",
         description="Text between the two captions of `concatenate`. The paper only says that texts are concatenated. "
-        "Works it cites use ` and ` and ` followed by `.",
+        "Works that it cites use ` and ` and ` followed by `.",
     )
     mixing_gain: Fraction = Field(
         0.5, description="Gain g of the partner in a mixture (1 - g) X + g X_unlabel. Eq. (11) has 0.5."
     )
     info_nce_weight: Weight = Field(
         1.0,
-        description="Weight of L_InfoNCE, the first term of Eq. (18); 0 leaves it out. `finetune` is this term alone, "
-        "with weight 1.",
+        description="Weight of L_InfoNCE, the first term of Eq. (18); 0 omits it. `finetune` is this term alone, with "
+        "weight 1.",
     )
-    a2t_weight: Weight = Field(1.0, description="Weight of L_a2t, the second term of Eq. (18); 0 leaves it out.")
+    a2t_weight: Weight = Field(1.0, description="Weight of L_a2t, the second term of Eq. (18); 0 omits it.")
     composed_weight: Weight = Field(
         1.0,
-        description="Weight of L_composed, the third term of Eq. (18), or of the mixtures' loss of `concatenate`; "
-        "0 leaves it out.",
+        description="Weight of L_composed, the third term of Eq. (18), or of the loss of the mixtures in "
+        "`concatenate`; 0 omits it.",
     )
     mask_false_negatives: bool = Field(
         False,
-        description="Leave rows of a batch with equal captions, or of the same clip, out of each other's negatives. "
-        "The sums of Eqs. (3) and (4) keep them.",
+        description="Rows of a batch with equal captions, or of the same clip, are not negatives of each other. In the "
+        "sums of Eqs. (3) and (4) they are.",
     )
     learn_temperature: bool = Field(
-        True, description="Learn the temperature, starting at the checkpoint's. false keeps the checkpoint's."
+        True, description="Learn the temperature, starting from the checkpoint's. false keeps the checkpoint's."
     )
     max_logit_scale: Rate = Field(
-        100.0, description="Upper bound of 1/tau where it is learned, as in CLIP, LAION-CLAP and open_clip."
+        100.0, description="Upper bound of a learned 1/tau, as in CLIP, LAION-CLAP and open_clip."
     )
     encoder_regularisation: bool = Field(
         False,
-        description="The encoders' SpecAugment, DropPath and dropout in training. Depends on the backbone: true for "
-        "published weights, as ms-clap trains; false for mini.",
+        description="Use the encoders' SpecAugment, DropPath and dropout in training. Depends on the backbone: true "
+        "for published weights, as ms-clap trains; false for mini.",
     )
     batch_norm: Literal["frozen", "batch", "synchronized"] = Field(
         "frozen",
-        description="Statistics of the front end's BatchNorm: the checkpoint's, or learned from each process's share "
-        "of the batch, or from the global batch. Several encodings per step and small batches would move them.",
+        description="Statistics of the front end's BatchNorm. frozen: the checkpoint's. batch: learned from each "
+        "process's share of the batch. synchronized: learned from the global batch. Several encodings per step and "
+        "small batches would change them, so frozen is the default.",
     )
 
 
@@ -173,7 +176,7 @@ class TrainingSettings(OptimizationSettings):
     )
 
     def model_post_init(self, context: Any) -> None:
-        """Raise `PipelineError` when no term of the objective is left."""
+        """Raise `PipelineError` when every term of the objective has weight 0."""
         if not self.term_weights:
             raise PipelineError(
                 f"every term of the objective {self.objective} has weight 0, so there is nothing to train; "
@@ -182,7 +185,7 @@ class TrainingSettings(OptimizationSettings):
 
     @property
     def term_weights(self) -> dict[str, float]:
-        """The terms of the loss that are computed, with their weights; terms of weight 0 are left out."""
+        """The terms of the loss with their weights; terms of weight 0 are omitted."""
         info_nce, a2t, composed = self.info_nce_weight, self.a2t_weight, self.composed_weight
         weights = {
             "finetune": {"info_nce": 1.0},
@@ -193,7 +196,7 @@ class TrainingSettings(OptimizationSettings):
 
     @property
     def uses_a2t(self) -> bool:
-        """True where a term goes through the a2t module."""
+        """True if a term uses the a2t module."""
         return self.objective == "composed" and not {"a2t", "composed"}.isdisjoint(self.term_weights)
 
 
@@ -201,7 +204,7 @@ class TrainingSettings(OptimizationSettings):
 
 
 def describe_errors(error: ValidationError, model: type[BaseModel], place: str = "") -> list[str]:
-    """One line per error: the key, what is wrong with it, and the keys or values that would be right."""
+    """Return one line per error: the key, the problem, and the keys or values that are allowed."""
     lines: list[str] = []
     unknown: dict[tuple[str, ...], list[str]] = {}
     for item in error.errors(include_url=False):
@@ -255,7 +258,7 @@ def _reason(item: Any) -> str:
 
 
 def _known_keys(model: type[BaseModel], path: tuple[str, ...]) -> list[str]:
-    """The keys that a model takes at a path of keys."""
+    """Return the keys that a model allows at a path of keys."""
     kind: Any = model
     for part in path:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -266,7 +269,7 @@ def _known_keys(model: type[BaseModel], path: tuple[str, ...]) -> list[str]:
 
 
 def _plain(annotation: Any) -> Any:
-    """A type without Annotated and without None."""
+    """Return a type without Annotated and without None."""
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     if isinstance(annotation, UnionType):
@@ -296,7 +299,7 @@ def add_settings_arguments(parser: argparse.ArgumentParser, kind: type[Settings]
 
 
 def _checked(name: str, type_of: Any, field: FieldInfo) -> Any:
-    """A conversion of argparse that obeys the bounds of a field."""
+    """Return a type for argparse that checks the bounds of a field."""
     from pydantic import TypeAdapter
 
     adapter = TypeAdapter(Annotated[type_of, field])
@@ -308,17 +311,17 @@ def _checked(name: str, type_of: Any, field: FieldInfo) -> Any:
         except ValidationError as error:
             raise argparse.ArgumentTypeError(_reason(error.errors()[0])) from None
 
-    convert.__name__ = type_of.__name__  # for argparse's message about text that is no number
+    convert.__name__ = type_of.__name__  # for argparse's message about text that is not a number
     return convert
 
 
 def settings_from_arguments(args: argparse.Namespace, kind: type[Kind]) -> Kind:
-    """The settings in what a parser with `add_settings_arguments` has parsed."""
+    """Return the settings from the arguments of a parser with `add_settings_arguments`."""
     return kind.of_values({name: getattr(args, name) for name in kind.model_fields})
 
 
 def settings_flags(settings: Settings) -> list[str]:
-    """The settings as flags of a stage: `--learning-rate=0.001 --no-detach-unlabeled`."""
+    """Return the settings as flags of a stage: `--learning-rate=0.001 --no-detach-unlabeled`."""
     return [_flag(name, value) for name, value in settings.model_dump().items()]
 
 

@@ -17,15 +17,15 @@ from pipeline.training.distributed import Processes
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What all processes of a training do after a step."""
+    """The decision of all processes after a step."""
 
     stop: int = 0
-    """The signal that asked them to save and stop; 0 for none."""
+    """The signal that requested to save and stop; 0 for none."""
     save: bool = False
 
 
 class StopRequest:
-    """The signal that asked this process to stop: SIGTERM, as SLURM sends before it preempts, or Ctrl-C.
+    """A request to stop this process: SIGTERM, which SLURM sends before it preempts a job, or Ctrl-C.
 
     A training whose launcher was killed gets SIGTERM, see `pipeline.processes`.
     """
@@ -37,10 +37,10 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGTERM and SIGINT as requests inside the block.
+        """Treat SIGTERM and SIGINT as requests inside the block.
 
-        A process of several that fails after SIGTERM ends by it: torchrun sends it when another one has failed, and the
-        error is then most likely that this one is gone.
+        torchrun sends SIGTERM to all processes when one fails. An error after that is most likely a consequence of the
+        failed process. So a process of several that fails after SIGTERM ends with this signal.
         """
         handlers = {number: signal.signal(number, self._take) for number in (signal.SIGTERM, signal.SIGINT)}
         is_failed = True
@@ -60,7 +60,7 @@ class StopRequest:
         self._signal = max(self._signal, number)
 
     def note_save(self) -> None:
-        """Begin the time to the next checkpoint."""
+        """Start the time to the next checkpoint."""
         self._saved = time.monotonic()
 
     @property
@@ -69,7 +69,7 @@ class StopRequest:
         return self._signal != 0
 
     def decide(self, processes: Processes) -> Decision:
-        """The same on every process: stop once one of them was asked, save once the first one's time has come."""
+        """Return the same decision on every process: stop if one has a request, save if it is time on the first."""
         is_due = time.monotonic() - self._saved >= self._seconds_per_checkpoint
         asked = torch.tensor(
             [self._signal if self.is_made else 0, is_due and processes.is_first], dtype=torch.int32, device="cpu"

@@ -1,4 +1,4 @@
-"""How much arithmetic a training step is, and what share of the device's peak it reaches."""
+"""The arithmetic of a training step, and the share of the device's peak that it reaches."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ PEAK_FLOPS = {
     "L4": 121e12,
     "A10": 125e12,
 }
-"""Dense bfloat16 operations a second of GPUs by the words in their names, the first that fits; NVIDIA's data sheets."""
+"""Dense bfloat16 operations/s of GPUs (NVIDIA's data sheets) by words in their names; the first match is used."""
 
 
 def flop_counter() -> FlopCounterMode:
-    """torch's counter of the floating-point operations of matrix products, convolutions and attention.
+    """Return torch's counter of floating-point operations in matrix products, convolutions and attention.
 
-    Enter it around a step; `get_total_flops()` counts a multiplication and an addition as two, attention as if it were
-    not causal, and no element-wise operation and no FFT. torch 2.11 has no formula for attention on a CPU (its issue
-    195460): it gets the one of the GPU's kernels.
+    Enter it around a step. `get_total_flops()` counts a multiplication and an addition as two operations, and attention
+    as if it were not causal. It counts no element-wise operations and no FFT. torch 2.11 has no formula for attention
+    on a CPU (its issue 195460), so the one of the GPU kernels is used.
     """
     return FlopCounterMode(
         display=False,
@@ -44,9 +44,9 @@ def flop_counter() -> FlopCounterMode:
 
 
 def peak_flops(device_name: str) -> float | None:
-    """A device's peak for bfloat16 matrix products, in operations a second; None where it is not known.
+    """Return a device's peak for bfloat16 matrix products, in operations per second; None if it is unknown.
 
-    Nor is it known of a slice of a GPU (MIG), which bears the name of the whole.
+    It is also unknown for a slice of a GPU (MIG), which has the name of the whole GPU.
     """
     words = set(device_name.replace("-", " ").split())
     if "MIG" in words:
@@ -55,6 +55,6 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def utilization(flops_per_s: float, gpus: Sequence[str]) -> float | None:
-    """The share of these GPUs' peaks, by the names that drivers give; None without GPUs, or with unknown ones."""
+    """Return the share of these GPUs' peaks, by driver names; None without GPUs or for unknown ones."""
     peaks = [peak for name in gpus if (peak := peak_flops(name)) is not None]
     return flops_per_s / sum(peaks) if peaks and len(peaks) == len(gpus) else None

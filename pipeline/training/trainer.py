@@ -1,4 +1,4 @@
-"""The training loop: the steps that a pairs file prescribes, resumable to the bit, logged step by step."""
+"""The training loop: the steps that a pairs file prescribes, logged step by step and resumable bit for bit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import math
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -29,7 +28,6 @@ from pipeline.parquet import write_parquet
 from pipeline.provenance import remember
 from pipeline.training.batches import Batch, PairedBatches
 from pipeline.training.checkpoints import Checkpoints
-from pipeline.training.compilation import compile_audio_encoder
 from pipeline.training.composition import CompositionLoss
 from pipeline.training.distributed import Processes, gather_rows, synchronize_batch_norms
 from pipeline.training.failures import (
@@ -52,30 +50,28 @@ from pipeline.training.stopping import StopRequest
 logger = logging.getLogger(__name__)
 
 STEPS_PER_REPORT = 20
-"""Steps on GPUs between two looks at the losses, and between two questions whether to stop: each waits for the GPUs."""
-
-SAVED_AND_STOPPED = 128 + signal.SIGTERM
-"""Exit status after SIGTERM: the checkpoint is written, the same command goes on from it. After Ctrl-C it is 130."""
+"""Steps on GPUs between two reads of the losses and two checks for requests to stop; both wait for the GPUs."""
 
 
 def train(model: ClapModel, job: Job, processes: Processes, options: RunOptions) -> None:
-    """Train `model` in place and write the outputs of `job`; resume from its checkpoint where there is one.
+    """Train `model` in place and write the outputs of `job`; resume from its checkpoint if there is one.
 
-    The model takes short clips as the pairs do (`model.short_clips`), and channels as the shards. A job with a file for
-    its outcome also writes all outputs when it diverges; its weights are then of no use.
+    The model gets the setting for short clips from the pairs and that for channels from the shards. A job with a file
+    for its outcome also writes all outputs when it diverges; its weights are then useless.
 
-    Every step draws its random numbers (dropout, SpecAugment) from (seed, step, rank) alone, so that a training that
-    was killed ends with the weights of an unbroken one.
+    The random numbers of a step (dropout, SpecAugment) depend only on (seed, step, rank). So a training that was killed
+    and resumed ends with the weights of an uninterrupted one.
 
     Raises:
-        PipelineError: damaged or unfit inputs, a checkpoint of another training, another training in the folder.
-        DivergedError: a loss or a weight is not finite, and the job has no file for its outcome.
-        SystemExit: asked to stop by SIGTERM or Ctrl-C, the checkpoint is saved.
+        PipelineError: Inputs are damaged or unsuitable, the checkpoint belongs to another training, or another training
+            uses the folder.
+        DivergedError: A loss or a weight is not finite, and the job has no file for its outcome.
+        SystemExit: The checkpoint is saved after SIGTERM (status 143) or Ctrl-C (130).
     """
     if options.micro_batch and job.settings.batch_norm != "frozen":
         raise PipelineError(
-            f"micro_batch is {options.micro_batch}, but batch_norm is {job.settings.batch_norm}: statistics of the "
-            "batch need it whole; set the one to 0 or the other to frozen"
+            f"micro_batch is {options.micro_batch}, but batch_norm is {job.settings.batch_norm}, which needs the "
+            "whole batch; set micro_batch to 0 or batch_norm to frozen"
         )
     with lock_folder(job.out) if processes.is_first else nullcontext():
         Trainer(model, job, processes, options).run()
@@ -96,7 +92,9 @@ class Trainer:
         check_mixing(self.batches, job.settings, job.pairs)
         self._prepare_model()
         self.steps = len(self.batches)
-        self.objective = CompositionLoss(model, job.settings)  # first: it decides whether the temperature is learned
+        self.objective = CompositionLoss(
+            model, job.settings
+        )  # before the optimizer: sets whether the temperature is learned
         self.optimizer = torch.optim.Adam(
             parameter_groups(model, job.settings), weight_decay=job.settings.weight_decay, fused=True
         )
@@ -106,7 +104,7 @@ class Trainer:
         self.rows: list[dict[str, float]] = []
         """Rows of the log, with numbers."""
         self.pending: list[dict[str, Any]] = []
-        """Rows of the newest steps, with tensors that the device may still compute."""
+        """Rows of the newest steps, with tensors that the device may still be computing."""
         self.step = 0
         """Steps taken so far."""
         self.checkpoints = Checkpoints(job.out, job.origin, any_version=options.any_version)
@@ -123,7 +121,7 @@ class Trainer:
         )
 
     def run(self) -> None:
-        """Take the steps that are left and write the outputs."""
+        """Take the remaining steps and write the outputs."""
         stop = StopRequest(self.options.seconds_per_checkpoint)
         with stop.listening():
             outcome = self._take_steps(stop)
@@ -153,7 +151,7 @@ class Trainer:
         check_common_start(self.step, path, self.processes)
 
     def _take_steps(self, stop: StopRequest) -> str:
-        """Take the steps that are left; returns `FINISHED`, or how a training diverged that may."""
+        """Take the remaining steps; return `FINISHED`, or the way of divergence if the job records it."""
         batch = None
         on_gpu = self.processes.device.type == "cuda"
         loading = load_batches(
@@ -174,7 +172,7 @@ class Trainer:
         return FINISHED
 
     def take_step(self, batch: Batch) -> dict[str, Any]:
-        """Take one step of the optimizer; returns its row of the log, whose losses the device may still compute."""
+        """Take one step of the optimizer; return its row of the log, whose losses may not be computed yet."""
         shortage = ""
         try:
             with self.monitor.counting():
@@ -185,7 +183,7 @@ class Trainer:
             if not is_failed_compilation(error):
                 raise
             raise failed_compilation(error, self.processes.device) from error
-        if shortage:  # outside of the `except`, whose error keeps the step's tensors alive
+        if shortage:  # outside of the `except`: its error keeps the tensors of the step alive
             self.optimizer.zero_grad(set_to_none=True)
             slots = self.options.micro_batch or len(batch.keys)
             raise out_of_memory(shortage, self.objective, batch, slots, self.optimizer)
@@ -212,11 +210,11 @@ class Trainer:
         return {name: value.detach() for name, value in losses.items()}
 
     def _after_step(self, stop: StopRequest, progress: tqdm[Any]) -> None:
-        """Look at the losses, save and stop, where it is time to; every process decides the same."""
+        """Read the losses, save and stop, each when due; every process decides the same."""
         is_last = self.step == self.steps
         is_save = self.step % self.options.steps_per_checkpoint == 0 and not is_last
         is_report = self.processes.device.type == "cpu" or self.step % STEPS_PER_REPORT == 0
-        # A process that is alone need not ask the others: on a slow GPU so many steps are longer than SLURM waits.
+        # A single process checks after every step: on a slow GPU, STEPS_PER_REPORT steps may exceed SLURM's grace time.
         is_asked = self.processes.count == 1 and stop.is_made
         if not (is_report or is_asked or is_save or is_last):
             return
@@ -234,7 +232,7 @@ class Trainer:
             self._save()
             stop.note_save()
         if stop_signal:
-            progress.close()  # or its last state would come after the reason
+            progress.close()  # otherwise its last line follows the reason
             logger.warning(
                 "asked to stop: saved step %d of %d; the same command goes on from there", self.step, self.steps
             )
@@ -256,14 +254,14 @@ class Trainer:
             dist.barrier()
 
     def _check_last_weights(self, batch: Batch) -> None:
-        """Raise DivergedError for weights that are finite, but so large that nothing can be embedded with them."""
+        """Raise DivergedError for weights that are finite, but too large to embed anything."""
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             loss = self.objective(batch)["loss"].item()
         if not math.isfinite(loss):
             raise DivergedError(f"step {self.steps - 1}: the loss after it is {loss}")
 
     def _describe(self, error: DivergedError) -> str:
-        """How the training diverged, on which clips, and what is left of it."""
+        """Return how the training diverged, on which clips, and whether a checkpoint exists."""
         step, path = len(self.rows) - 1, self.checkpoints.path
         kept = f"the checkpoint {path} is kept" if path.exists() else "there is no checkpoint yet"
         clips = ", ".join(self.batches.keys_of_all(step))
@@ -281,7 +279,7 @@ class Trainer:
         )
 
     def _write_outputs(self, outcome: str) -> None:
-        """Write everything, training.json last: with it the outputs are recognised as whole."""
+        """Write all outputs, training.json last: it marks the outputs as complete."""
         job = self.job
         save_model(self.model, job.out)
         settings = {**job.settings.model_dump(), "seed": job.seed}
@@ -304,15 +302,26 @@ class Trainer:
         write_json(account, job.out / ACCOUNT)
 
 
+def compile_audio_encoder(model: ClapModel) -> None:
+    """Let torch.compile compile the audio encoder after the spectrogram; parameters keep their names.
+
+    The encoder does three quarters of a step's arithmetic. The text encoder is not compiled: its lengths differ between
+    steps, and kernels for all lengths depend on the first ones, so a resumed training would not be equal bit for bit.
+    Each number of windows gets its own kernels. Random numbers are those of a run without torch.compile, so that both
+    passes of a micro-batch draw the same.
+    """
+    model.audio_encoder.compile(dynamic=False, options={"fallback_random": True})
+
+
 def learning_rate_factor(step: int, steps: int, warmup_steps: int) -> float:
-    """Share of the peak learning rate at a step counted from 0: linear warm-up, then a cosine to 0 after the last."""
+    """Return the share of the peak learning rate at a step, from 0: linear warm-up, then a cosine to 0."""
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
 
 
 def parameter_groups(model: ClapModel, settings: TrainingSettings) -> list[dict[str, Any]]:
-    """Adam's groups: the encoders, with the temperature if it is learned, and the a2t module with a rate of its own."""
+    """Return Adam's groups: the encoders with a learned temperature, and the a2t module with its own rate."""
     a2t = set() if model.a2t is None else set(model.a2t.parameters())
     encoders = [value for value in model.parameters() if value.requires_grad and value not in a2t]
     groups = [{"params": encoders, "lr": settings.learning_rate}]
@@ -322,7 +331,7 @@ def parameter_groups(model: ClapModel, settings: TrainingSettings) -> list[dict[
 
 
 def check_mixing(batches: PairedBatches, settings: TrainingSettings, pairs: Path) -> None:
-    """Raise PipelineError when the pairs were made for another objective."""
+    """Raise PipelineError if the pairs were made for another objective."""
     batch = batches[0]
     if batch.partner_captions:
         found = "labeled partners"
@@ -336,7 +345,7 @@ def check_mixing(batches: PairedBatches, settings: TrainingSettings, pairs: Path
 
 
 def check_common_start(first_step: int, checkpoint: Path, processes: Processes) -> None:
-    """Raise PipelineError when the processes would resume at different steps, as nodes without a common folder do."""
+    """Raise PipelineError if processes would resume at different steps, as on nodes without a shared folder."""
     first_steps = gather_rows(torch.tensor([first_step], device=processes.device)).tolist()
     if len(set(first_steps)) > 1:
         raise PipelineError(
@@ -356,10 +365,10 @@ def backward_pass(
     micro_batch: int = 0,
     first_pass: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Backward:
-    """The way to losses and gradients: in one piece, averaged over the processes by DDP, or by micro-batches.
+    """Return the function for losses and gradients: in one pass, averaged over processes by DDP, or in micro-batches.
 
-    micro_batch: slots of a micro-batch; 0 for one piece.
-    first_pass: makes a context around what micro-batches encode a first time, to encode it again.
+    micro_batch: slots of a micro-batch; 0 for one pass.
+    first_pass: makes a context around the first encoding of micro-batches, which is repeated.
     """
     if micro_batch:
         return partial(

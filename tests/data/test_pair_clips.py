@@ -431,7 +431,7 @@ def test_several_unlabeled_sets_are_one_from_which_every_clip_is_as_likely(tiny_
 def test_a_share_that_is_none_is_refused(tiny_study, tmp_path, capsys, fraction):
     with pytest.raises(SystemExit):
         pair_part(tiny_study, tmp_path / "pairs.parquet", f"--labeled-fraction={fraction}")
-    assert "--labeled-fraction must be above 0 and at most 1" in capsys.readouterr().err
+    assert "--labeled-fraction: must be above 0 and at most 1" in capsys.readouterr().err
 
 
 def test_a_part_smaller_than_a_batch_is_refused_with_the_share(tiny_study, tmp_path):

@@ -172,7 +172,7 @@ def without_captions(arrays):
         (with_clip_without_caption, "clip clotho_evaluation_05 has no caption"),
         (with_no_clip, "0 clips and 0 texts"),
         (with_repeated_key, "clip clotho_evaluation_00 occurs 2 times"),
-        (with_shuffled_texts, "not in the order of their clips"),
+        (with_shuffled_texts, "not sorted by clip"),
         (with_other_width, r"do not fit .* \(120, 11\)"),
         (without_captions, "holds no caption"),
     ],

@@ -214,6 +214,6 @@ def test_without_the_hub_the_error_says_what_to_get(name: str, tmp_path: Path, m
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("transformers.utils.hub._is_offline_mode", True)
     with pytest.raises(
-        PipelineError, match=r"of the Hugging Face hub's .* is not to be had .*give .*(tokenizer|weights)"
+        PipelineError, match=r"on the Hugging Face hub cannot be downloaded .*give .*(tokenizer|weights)"
     ):
         load_model(name)

@@ -13,8 +13,7 @@ from torch import Tensor
 from torchlibrosa.augmentation import DropStripes
 
 from pipeline.models import mini
-from pipeline.models.a2t import AudioToText
-from pipeline.models.clap import ClapModel
+from pipeline.models.clap import AudioToText, ClapModel
 from pipeline.models.htsat import random_stripes
 from pipeline.models.tokenization import END_OF_TEXT, GPT2_TEXT
 

@@ -161,7 +161,7 @@ def test_one_micro_batch_of_all_slots_draws_the_random_numbers_of_a_plain_step(r
 
 @pytest.mark.parametrize("batch_norm", ["batch", "synchronized"])
 def test_statistics_of_the_batch_are_refused_in_micro_batches(tiny_study, tmp_path, batch_norm):
-    with pytest.raises(PipelineError, match=f"micro_batch is 3, but batch_norm is {batch_norm}.*set the one to 0"):
+    with pytest.raises(PipelineError, match=f"micro_batch is 3, but batch_norm is {batch_norm}.*set micro_batch to 0"):
         train.main(
             ["--pretrained", str(tiny_study.pretrained), "--pairs", str(tiny_study.pairs("finetune"))]
             + ["--shards", str(tiny_study.shards), "--seed=0", "--out", str(tmp_path)]

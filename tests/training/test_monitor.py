@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -27,7 +28,7 @@ from pipeline.training.micro_batches import micro_batches
 from pipeline.training.monitor import Monitor, git_state
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.throughput import flop_counter, peak_flops, utilization
-from pipeline.training.trainer import SAVED_AND_STOPPED, Trainer
+from pipeline.training.trainer import Trainer
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -132,7 +133,7 @@ def test_a_stopped_training_accounts_for_both_parts_and_shows_no_step_twice(
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as stopped:
         patched.setattr(Trainer, "take_step", stopped_in_step(3))
         train.main(arguments(tiny_study, tmp_path, "composed"))
-    assert stopped.value.code == SAVED_AND_STOPPED
+    assert stopped.value.code == 128 + signal.SIGTERM
     train.main(arguments(tiny_study, tmp_path, "composed"))
     found = account(tmp_path)
     first, second = found["parts"]

@@ -9,7 +9,7 @@ rule embed:
     """Embed the audio and captions of a target's test split with a run's model."""
     input:
         model=ask(study.model),
-        split=ask(study.test_summary),
+        split=ask(study.target_summary, role="test"),
     output:
         embeddings="results/evaluations/{run}/seed{seed}/{target}/embeddings.npz",
     log:
@@ -52,7 +52,7 @@ rule evaluate:
         "logs/evaluate/{run}/seed{seed}/{target}.log",
     params:
         version=VERSIONS["evaluate"],
-        split=ask(study.test_split),
+        split=ask(study.target_split, role="test"),
         expected=ask(study.expected_clips_flags),
         seed=lambda wildcards: wildcards.seed,
         outcome=[],

@@ -8,8 +8,8 @@ find_near_duplicates  a split and the held-out splits         -> results/reports
 rule pair_clips:
     """Fix which clips, captions and windows stand in every slot of every step of a run."""
     input:
-        labeled=ask(study.labeled_summaries),
-        unlabeled=ask(study.unlabeled_summaries),
+        labeled=ask(study.training_summaries, use="labeled"),
+        unlabeled=ask(study.training_summaries, use="unlabeled"),
         # Only what clips are recognised by: a corrected caption of a test split changes no pair.
         held_out=study.held_out("identities.parquet"),
     output:

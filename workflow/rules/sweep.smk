@@ -38,7 +38,7 @@ use rule embed as embed_candidate with:
     input:
         model="results/sweep/{learning_rate}/{run}/model.safetensors",
         outcome="results/sweep/{learning_rate}/{run}/outcome.txt",
-        split=ask(study.validation_summary),
+        split=ask(study.target_summary, role="validation"),
     output:
         embeddings="results/sweep/{learning_rate}/{run}/{target}/embeddings.npz",
     log:
@@ -66,7 +66,7 @@ use rule evaluate as evaluate_candidate with:
         "logs/evaluate_candidate/{learning_rate}/{run}/{target}.log",
     params:
         version=VERSIONS["evaluate"],
-        split=ask(study.validation_split),
+        split=ask(study.target_split, role="validation"),
         expected=[],
         seed=study.config.sweep.seed,
         outcome=lambda wildcards, input: [f"--outcome={input.outcome}"],

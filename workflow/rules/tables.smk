@@ -9,7 +9,7 @@ draw_curves  pairs and contributions         -> results/curves/{curve}.csv, .svg
 rule compare:
     """Compare a table's rows with their target's finetune row by a paired bootstrap over clips."""
     input:
-        contributions=ask(study.table_contributions),
+        contributions=ask(study.table_files, name="contributions.parquet"),
     output:
         csv=report(
             "results/comparisons/{table}.csv",
@@ -23,7 +23,7 @@ rule compare:
         version=VERSIONS["compare"],
         protocol=study.protocol,
         datasets=ask(study.table_datasets),
-        rows=ask(study.contribution_rows),
+        rows=ask(study.table_rows, name="contributions.parquet"),
     shell:
         "python -m pipeline.stages.compare"
         " --protocol={params.protocol}"
@@ -36,7 +36,7 @@ rule compare:
 rule tabulate:
     """Write a table's rows as CSV, Markdown and LaTeX in the paper's arrangement."""
     input:
-        metrics=ask(study.table_metrics),
+        metrics=ask(study.table_files, name="metrics.json"),
         comparisons="results/comparisons/{table}.csv",
         published=study.published,
     output:
@@ -61,7 +61,7 @@ rule tabulate:
         note=as_is(study.note),
         protocol=study.protocol,
         datasets=ask(study.table_datasets),
-        rows=ask(study.metrics_rows),
+        rows=ask(study.table_rows, name="metrics.json"),
         published=as_is([f"--published={path}" for path in study.published]),
     shell:
         "python -m pipeline.stages.tabulate"

@@ -17,7 +17,7 @@ rule models:
     """The weights of the backbone and of every run."""
     input:
         study.pretrained(),
-        study.trained("model.safetensors"),
+        study.models(),
 
 
 rule evaluations:

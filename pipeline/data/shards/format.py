@@ -194,7 +194,10 @@ def check_tar(path: Path, size: int, sha256: str | None) -> None:
 
 
 def check_tars(folder: Path, summary: Mapping[str, Any], *, verify: bool = False, share: slice = slice(None)) -> None:
-    """Raise `PipelineError` unless every tar of a split exists in its folder or at its address with its size."""
+    """Raise `PipelineError` unless every tar of a split exists in its folder or at its address with its size.
+
+    verify: also compare the checksums of tars in a folder; share: the tars that this process compares.
+    """
     shards = summary["shards"]
     if "address" in summary:
         check_sizes({f"{summary['address']}/{shard['tar']}": shard["bytes"] for shard in shards})

@@ -21,12 +21,15 @@ def decode_clip(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def stream_clips(folder: str | Path, *, verify: bool = False) -> webdataset.WebDataset:
-    """Every clip of a split in the order of its shards, as dictionaries; an IterableDataset for a DataLoader.
+    """Return an IterableDataset of a split's clips in the order of its shards, as dictionaries.
 
-    Tars are shared out among nodes and loader workers, so the parts differ in size by up to a tar: a training that
-    needs equal parts reads by offset instead (`pipeline.training.batches`). Tars at an address are streamed from there
-    by webdataset, which calls curl for http. Raises PipelineError for a tar that is missing or of another size, which
-    webdataset would read up to where it is cut, without an error; with `verify` also for one with another checksum.
+    Nodes and loader workers each read some of the tars, so their parts differ in size by up to one tar. A training that
+    needs equal parts reads by offset (`pipeline.training.batches`). Tars at an address are streamed by webdataset,
+    which calls curl for http.
+
+    Raises:
+        PipelineError: A tar is missing or has another size, or with `verify` another checksum. webdataset itself would
+            stop at the cut without an error.
 
     Example:
         >>> import pipeline

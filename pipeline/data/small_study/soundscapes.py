@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.data.small_study.captions import write_captions
+from pipeline.data.small_study.recordings import Recording, withheld_from_general
+from pipeline.data.small_study.styles import STYLES, TRAINING, Style, part_of_set
 from pipeline.errors import PipelineError
-from pipeline.small_study.captions import write_captions
-from pipeline.small_study.recordings import Recording, withheld_from_general
-from pipeline.small_study.styles import STYLES, TRAINING, Style, part_of_set
 
 WINDOW_S = 2.56  # window of the small model; in short clips every window of this length contains every event
 SPEEDS_OF_TRAINING = np.arange(88, 115) / 100

@@ -8,9 +8,9 @@ from functools import cache
 import numpy as np
 import soxr
 
-from pipeline.small_study.recordings import Recording
-from pipeline.small_study.soundscapes import Event, Soundscape
-from pipeline.small_study.styles import STYLES
+from pipeline.data.small_study.recordings import Recording
+from pipeline.data.small_study.soundscapes import Event, Soundscape
+from pipeline.data.small_study.styles import STYLES
 
 EVENT_LEVEL_DBFS = -21.0  # RMS of an event's loudest 100 ms before its gain
 PEAK = 0.9  # louder mixtures are scaled down to this peak, which leaves room for a resampler's overshoot

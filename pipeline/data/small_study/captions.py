@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.small_study.recordings import Recording
-from pipeline.small_study.styles import Style
+from pipeline.data.small_study.recordings import Recording
+from pipeline.data.small_study.styles import Style
 
 BACKGROUND_GAP_DB = 4.0
 """An event that is softer than all others by this much may be described as in the background."""

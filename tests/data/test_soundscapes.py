@@ -21,13 +21,13 @@ from pipeline.data.adapters.audiocaps import read_audiocaps
 from pipeline.data.adapters.audioset import read_audioset
 from pipeline.data.adapters.clotho import read_clotho
 from pipeline.data.adapters.folder import read_folder
+from pipeline.data.small_study.captions import BACKGROUND_GAP_DB
+from pipeline.data.small_study.layouts import PROVENANCE
+from pipeline.data.small_study.mixing import EVENT_LEVEL_DBFS, render
+from pipeline.data.small_study.recordings import Recording, load_recordings, withheld_from_general
+from pipeline.data.small_study.soundscapes import WINDOW_S, Event, Soundscape, draw_split
+from pipeline.data.small_study.styles import HELD_OUT_PARTS, STYLES, TRAINING, part_of_set
 from pipeline.errors import PipelineError
-from pipeline.small_study.captions import BACKGROUND_GAP_DB
-from pipeline.small_study.layouts import PROVENANCE
-from pipeline.small_study.mixing import EVENT_LEVEL_DBFS, render
-from pipeline.small_study.recordings import Recording, load_recordings, withheld_from_general
-from pipeline.small_study.soundscapes import WINDOW_S, Event, Soundscape, draw_split
-from pipeline.small_study.styles import HELD_OUT_PARTS, STYLES, TRAINING, part_of_set
 from pipeline.stages.mix_soundscapes import main, mix_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -500,7 +500,7 @@ def test_failure_midway_leaves_the_earlier_folder(copied: Path, tmp_path: Path) 
 def test_folder_of_someone_else_is_not_replaced(copied: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("mine")
-    with pytest.raises(PipelineError, match="thesis: holds something other than soundscapes"):
+    with pytest.raises(PipelineError, match="thesis: contains files other than soundscapes"):
         mix(copied, tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "mine"
 
@@ -512,7 +512,7 @@ def test_too_few_recordings_for_the_clips_are_refused(recordings: dict[str, Reco
 
 @pytest.mark.parametrize("arguments", [["--seed", "-1"], ["--scale", "0"], ["--scale", "-2"]])
 def test_seed_and_scale_out_of_range_are_refused(arguments: list[str], tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match="the seed starts at 0, the scale above 0"):
+    with pytest.raises(PipelineError, match="give a seed of at least 0 and a scale above 0"):
         mix(RECORDINGS, tmp_path / "out", *arguments)
 
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.small_study.recordings import Recording
-from pipeline.small_study.soundscapes import Soundscape
-from pipeline.small_study.styles import STYLES
+from pipeline.data.small_study.recordings import Recording
+from pipeline.data.small_study.soundscapes import Soundscape
+from pipeline.data.small_study.styles import STYLES
 
 PROVENANCE = "soundscapes.csv"
 

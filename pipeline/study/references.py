@@ -1,0 +1,130 @@
+"""Checks of a configuration that a schema cannot express: references, missing files and roles without a split."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pipeline.errors import PipelineError
+from pipeline.study.configuration import (
+    GENERATED,
+    Configuration,
+    Dataset,
+    Run,
+    resolved_settings,
+    training_settings,
+)
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+"""OWNER/NAME of a model on the Hugging Face hub."""
+
+
+def wrong_references(config: Configuration) -> Iterable[str]:
+    """Yield one line per wrong reference, missing file and role without a split."""
+    for name, dataset in config.datasets.items():
+        yield from wrong_dataset(name, dataset)
+    for name, given in config.runs.items():
+        yield from wrong_run(name, given, config)
+    yield from wrong_rows(config)
+    for name, curve in config.curves.items():
+        yield from wrong_target(f"curves.{name}.target", curve.target, config.datasets)
+        for line, names in curve.lines.items():
+            for run in names:
+                if run not in config.runs:
+                    yield f"curves.{name}.lines.{line}: there is no run {run}; runs: {', '.join(config.runs)}"
+                elif config.runs[run].objective == "vanilla":
+                    yield f"curves.{name}.lines.{line}: {run} is vanilla, which is trained on nothing"
+    if len(set(config.seeds)) < len(config.seeds):
+        yield f"seeds: {config.seeds} holds one seed twice"
+    published = config.study.published
+    if published is not None and not Path(published).is_file():
+        yield f"study.published: there is no file {published}"
+    for key, path in (
+        ("study.published", published),
+        *((f"backbone.{key}", getattr(config.backbone, key)) for key in ("weights", "tokenizer")),
+    ):
+        if path is not None and set(path) & set("{}<>"):
+            yield f"{key}: {path} holds one of {{ }} < >, which Snakemake replaces in its inputs; rename it"
+    yield from wrong_backbone(config)
+
+
+def wrong_dataset(name: str, dataset: Dataset) -> Iterable[str]:
+    """Yield what is wrong with the location of one dataset."""
+    if (dataset.root is None) != (dataset.adapter is None) or (dataset.root is None) == (dataset.shards is None):
+        yield f"datasets.{name}: give adapter and root of a raw tree, or shards, the address of ready ones"
+    if dataset.tars is not None and dataset.shards is None:
+        yield f"datasets.{name}.tars: is for ready shards, and there is no datasets.{name}.shards"
+    generated = dataset.root == f"{GENERATED}{name}"
+    if dataset.folder is not None and not generated and not Path(dataset.folder).is_dir():
+        yield f"datasets.{name}.root: there is no directory {dataset.root}; set it to the raw tree of {name}"
+
+
+def wrong_run(name: str, run: Run, config: Configuration) -> Iterable[str]:
+    """Yield what is wrong with one run: datasets that its objective lacks or cannot use, or that do not exist."""
+    if name == "pretrain":
+        yield "runs.pretrain: this name is the pretraining's; choose another"
+    uses = {"labeled": run.objective != "vanilla", "unlabeled": run.objective == "composed"}
+    for key, is_needed in uses.items():
+        names = getattr(run, key)
+        if is_needed and names is None:
+            yield f"runs.{name}: the objective {run.objective} needs {key} datasets"
+        if not is_needed and names is not None:
+            yield f"runs.{name}.{key}: the objective {run.objective} uses no {key} datasets"
+        if getattr(run, f"{key}_fraction") is not None and names is None:
+            yield f"runs.{name}.{key}_fraction: the run has no {key} datasets"
+        for dataset in names or []:
+            if dataset not in config.datasets:
+                yield f"runs.{name}.{key}: there is no dataset {dataset}; datasets: {', '.join(config.datasets)}"
+            elif key == "labeled" and not config.datasets[dataset].captions:
+                yield f"runs.{name}.labeled: dataset {dataset} has no captions (datasets.{dataset}.captions is false)"
+    both = set(run.labeled or []) & set(run.unlabeled or [])
+    if both:
+        yield f"runs.{name}: {', '.join(sorted(both))} is labeled and unlabeled at once"
+    if run.objective != "vanilla":
+        try:
+            training_settings(run.objective, resolved_settings(config, run))
+        except PipelineError as error:
+            yield f"runs.{name}: {error}"
+
+
+def wrong_rows(config: Configuration) -> Iterable[str]:
+    """Yield what is wrong with the rows of the tables."""
+    for table, rows in config.tables.items():
+        seen: dict[tuple[str, str], str] = {}
+        for index, row in enumerate(rows):
+            place = f"tables.{table}.{index}"
+            if (row.target, row.run) in seen:
+                yield f"{place}: repeats {seen[row.target, row.run]}"
+            seen[row.target, row.run] = place
+            if row.run not in config.runs:
+                yield f"{place}.run: there is no run {row.run}; runs: {', '.join(config.runs)}"
+            yield from wrong_target(f"{place}.target", row.target, config.datasets)
+
+
+def wrong_target(place: str, target: str, datasets: Mapping[str, Dataset]) -> Iterable[str]:
+    """Yield why a dataset cannot be a target: it does not exist, has no test split or no captions."""
+    if target not in datasets:
+        yield f"{place}: there is no dataset {target}; datasets: {', '.join(datasets)}"
+    elif datasets[target].splits.test is None:
+        yield f"{place}: datasets.{target}.splits names no test split"
+    elif not datasets[target].captions:
+        yield f"{place}: dataset {target} has no captions to retrieve"
+
+
+def wrong_backbone(config: Configuration) -> Iterable[str]:
+    """Yield what is wrong with the backbone's files, or with the pretraining of the small model."""
+    backbone = config.backbone
+    if backbone.name == "mini":
+        if backbone.weights or backbone.tokenizer:
+            yield "backbone: mini is made by the pretraining; weights and tokenizer must be null"
+        name = config.pretrain.dataset
+        if name not in config.datasets:
+            yield f"pretrain.dataset: there is no dataset {name}; datasets: {', '.join(config.datasets)}"
+        elif not config.datasets[name].captions:
+            yield f"pretrain.dataset: dataset {name} has no captions (datasets.{name}.captions is false)"
+    for key in ("weights", "tokenizer"):
+        path = getattr(backbone, key)
+        may_be_on_the_hub = backbone.name == "laion-clap" and key == "weights" and HUB_NAME.fullmatch(str(path))
+        if path is not None and not Path(path).exists() and not may_be_on_the_hub:
+            yield f"backbone.{key}: there is no {path}"
