@@ -11,10 +11,10 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.data.parquet import content_sha256, read_parquet, write_parquet
 from pipeline.errors import PipelineError
+from pipeline.evaluation.npz import read_npz, write_npz
 from pipeline.files import read_json, sha256_of, write_json
-from pipeline.npz import read_npz, write_npz
-from pipeline.parquet import content_sha256, read_parquet, write_parquet
 
 TABLE = pa.table({"key": ["a", "b", "c"], "frames": [1, 2, 3]}).replace_schema_metadata({"facts": '{"seed": 0}'})
 VALUES = {"shards": [{"clips": 3, "sha256": "ab"}], "rows": 3.5, "name": "Caf\u00e9"}

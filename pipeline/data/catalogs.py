@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.adapters.rows import SourceRow
+from pipeline.data.parquet import open_parquet
 from pipeline.errors import PipelineError
-from pipeline.parquet import open_parquet
 
 OK, DROPPED, FAILED = "ok", "dropped", "failed"
 

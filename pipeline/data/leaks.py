@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.catalogs import REASONS, read_table
+from pipeline.data.parquet import parquet_writer
 from pipeline.data.shards.format import usable_batches
 from pipeline.errors import PipelineError
-from pipeline.parquet import parquet_writer
 
 logger = logging.getLogger(__name__)
 

@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.leaks import LEAKED_SCHEMA, LOOKED_AT, check_leaked, leaks_of
+from pipeline.data.parquet import open_parquet, parquet_writer
 from pipeline.data.shards.format import count_rows, usable_batches
 from pipeline.errors import PipelineError
-from pipeline.parquet import open_parquet, parquet_writer
 from pipeline.training.settings import PairingSettings
 
 NO_CAPTION = -1

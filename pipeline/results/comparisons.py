@@ -24,10 +24,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.data.parquet import read_parquet
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import FIGURES, PROTOCOLS, contributions, resampled
 from pipeline.evaluation.ranking import Retrieval
-from pipeline.parquet import read_parquet
 
 SAMPLES = 10_000
 """Bootstrap samples: the smallest p, 2 / 10,001, stays below 0.05 after a correction over 200 rows."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import PipelineError, crash_message, printable
-from pipeline.processes import end_with_parent
+from pipeline.stages.processes import end_with_parent
 
 VERSIONS = {
     "mix_soundscapes": 1,

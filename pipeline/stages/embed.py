@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError
+from pipeline.evaluation.npz import write_npz
 from pipeline.evaluation.outcomes import read_divergence
 from pipeline.evaluation.windows import BATCH_SIZE, WINDOWS
 from pipeline.files import read_json, sha256_of
 from pipeline.models import MODEL_FILES, load_model
 from pipeline.models.devices import add_device_argument, choose_device
-from pipeline.npz import write_npz
 from pipeline.provenance import remember, restore
 from pipeline.stages import VERSIONS, at_least, run
 

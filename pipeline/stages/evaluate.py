@@ -12,14 +12,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.data.parquet import write_parquet
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import PROTOCOLS, figures, intervals, mean_over_captions
+from pipeline.evaluation.npz import read_npz
 from pipeline.evaluation.outcomes import read_divergence
 from pipeline.evaluation.ranking import Retrieval, rank_embeddings
 from pipeline.evaluation.vectors import check_vectors
 from pipeline.files import write_json
-from pipeline.npz import read_npz
-from pipeline.parquet import write_parquet
 from pipeline.results.comparisons import contributions_table, no_contributions
 from pipeline.stages import run
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pipeline.data.adapters import ADAPTERS
 from pipeline.data.catalogs import ROW_GROUP_ROWS, Loss, catalog_of, check_losses
+from pipeline.data.parquet import write_parquet
 from pipeline.data.shards.partition import read_assignment, write_plan
-from pipeline.parquet import write_parquet
 from pipeline.stages import at_least, run
 
 logger = logging.getLogger(__name__)

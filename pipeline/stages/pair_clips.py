@@ -13,11 +13,11 @@ import pyarrow as pa
 
 from pipeline.data.leaks import LEAKED_SCHEMA, AudioForm, read_audio_form, read_held_out
 from pipeline.data.pairs import Clips, pair_epoch, read_clips, slots_per_epoch, subset, with_keys, write_pairs
+from pipeline.data.parquet import write_parquet
 from pipeline.data.shards.format import check_manifest, read_summary
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of
 from pipeline.models.backbones import BACKBONES
-from pipeline.parquet import write_parquet
 from pipeline.stages import at_least, run
 from pipeline.training.settings import PairingSettings, add_settings_arguments, settings_from_arguments
 

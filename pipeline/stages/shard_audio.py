@@ -20,12 +20,12 @@ from typing import Any
 from pipeline.data.audio import CHANNELS
 from pipeline.data.catalogs import OK
 from pipeline.data.containers import Members
+from pipeline.data.parquet import write_parquet
 from pipeline.data.shards.format import FACTS_KEY, ShardFacts, read_rows, rows_table
 from pipeline.data.shards.partition import Assignment, part_of, read_plan, read_shard
 from pipeline.data.shards.writer import AudioSettings, write_clips
 from pipeline.errors import PipelineError, lacks_memory
 from pipeline.files import sha256_of, write_atomically, write_json
-from pipeline.parquet import write_parquet
 from pipeline.stages import VERSIONS, at_least, run
 
 logger = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ import sys
 import psutil
 
 from pipeline.errors import PipelineError
-from pipeline.processes import PARENT
 from pipeline.stages import INTERRUPTED, run
+from pipeline.stages.processes import PARENT
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from pipeline.data.parquet import content_sha256
 from pipeline.errors import PipelineError
 from pipeline.files import read_json, sha256_of, try_lock
-from pipeline.parquet import content_sha256
 from pipeline.provenance import is_kept, restore
 from pipeline.stages import VERSIONS
 from pipeline.training.settings import TrainingSettings

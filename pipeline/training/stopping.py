@@ -27,7 +27,7 @@ class Decision:
 class StopRequest:
     """A request to stop this process: SIGTERM, which SLURM sends before it preempts a job, or Ctrl-C.
 
-    A training whose launcher was killed gets SIGTERM, see `pipeline.processes`.
+    A training whose launcher was killed gets SIGTERM, see `pipeline.stages.processes`.
     """
 
     def __init__(self, seconds_per_checkpoint: float) -> None:

@@ -20,11 +20,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from pipeline.data.parquet import write_parquet
 from pipeline.errors import PipelineError
 from pipeline.files import write_checked_text, write_json
 from pipeline.models import save_model
 from pipeline.models.clap import ClapModel
-from pipeline.parquet import write_parquet
 from pipeline.provenance import remember
 from pipeline.training.batches import Batch, PairedBatches
 from pipeline.training.checkpoints import Checkpoints

@@ -16,10 +16,10 @@ from outputs import change_manifest, inspected, refused, verified
 from pipeline.__main__ import main
 from pipeline.data.leaks import leaked_path, read_leaked
 from pipeline.data.pairs import read_epoch
+from pipeline.data.parquet import write_parquet
 from pipeline.data.shards.format import read_manifest
 from pipeline.data.shards.reader import open_shards
 from pipeline.files import read_json, write_json
-from pipeline.parquet import write_parquet
 from pipeline.stages import train
 
 

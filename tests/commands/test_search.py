@@ -13,6 +13,7 @@ import soundfile
 import torch
 
 from pipeline.__main__ import main
+from pipeline.data.parquet import write_parquet
 from pipeline.data.shards.format import read_manifest
 from pipeline.data.shards.reader import open_shards
 from pipeline.errors import PipelineError
@@ -21,7 +22,6 @@ from pipeline.evaluation.search import search
 from pipeline.evaluation.vectors import check_vectors, nearest, unit_rows
 from pipeline.files import read_json, sha256_of
 from pipeline.models import load_model, mini, save_model
-from pipeline.parquet import write_parquet
 
 
 @pytest.fixture(autouse=True)

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from pipeline.data.adapters import ADAPTERS, SourceRow
 from pipeline.data.catalogs import catalog_of, read_catalog
 from pipeline.data.containers import Members
+from pipeline.data.parquet import write_parquet
 from pipeline.data.shards.format import read_rows
 from pipeline.data.shards.partition import read_assignment
 from pipeline.errors import PipelineError
-from pipeline.parquet import write_parquet
 from pipeline.stages import shard_audio
 
 AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -39,11 +39,11 @@ from pipeline.data.pairs import (
     with_keys,
     write_pairs,
 )
+from pipeline.data.parquet import write_parquet
 from pipeline.data.shards.format import read_summary, rows_table
 from pipeline.errors import PipelineError
 from pipeline.evaluation.windows import window_starts as evaluation_starts
 from pipeline.files import read_json, sha256_of, write_json
-from pipeline.parquet import write_parquet
 from pipeline.stages import pair_clips
 from pipeline.training.settings import PairingSettings
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pipeline.data import catalogs
 from pipeline.data.adapters.rows import SourceRow
 from pipeline.data.catalogs import CATALOG_SCHEMA, catalog_of, regrouped
+from pipeline.data.parquet import write_parquet
 from pipeline.data.shards.partition import (
     FIRST_SHARD,
     LEAST_SHARE,
@@ -27,7 +28,6 @@ from pipeline.data.shards.partition import (
     write_plan,
 )
 from pipeline.errors import PipelineError
-from pipeline.parquet import write_parquet
 
 
 def catalog(names: list[str], **changes: str) -> pa.Table:

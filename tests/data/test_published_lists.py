@@ -21,10 +21,10 @@ from pipeline.data.adapters import ADAPTERS
 from pipeline.data.catalogs import read_catalog
 from pipeline.data.leaks import AudioForm, leaked_path, write_identities
 from pipeline.data.pairs import read_epoch, read_facts
+from pipeline.data.parquet import write_parquet
 from pipeline.data.shards.format import MANIFEST_SCHEMA, ShardFacts, read_manifest
 from pipeline.errors import PipelineError
 from pipeline.files import read_json, sha256_of, write_json
-from pipeline.parquet import write_parquet
 from pipeline.stages import index_audio, index_shards, pair_clips, shard_audio
 
 LISTS = Path(__file__).resolve().parents[3] / "shared" / "metadata"

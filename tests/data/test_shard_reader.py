@@ -24,12 +24,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pipeline.data.parquet import write_parquet
 from pipeline.data.shards import reader as shards
 from pipeline.data.shards.format import MANIFEST_SCHEMA, read_manifest, rows_table
 from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError
 from pipeline.files import read_json, sha256_of, write_json
-from pipeline.parquet import write_parquet
 
 CLIPS = 7  # of 0.2, 0.4, ... 1.4 s, in shards of at most 3
 

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 
+from pipeline.data.parquet import write_parquet
 from pipeline.data.shards.format import read_manifest
 from pipeline.data.shards.partition import read_assignment, write_plan
 from pipeline.data.shards.reader import ShardReader, open_shards
@@ -18,7 +19,6 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.embedding import captions_of, embed_audio, embed_sounds, embed_texts
 from pipeline.files import read_json, sha256_of
 from pipeline.models import load_model, save_model
-from pipeline.parquet import write_parquet
 from pipeline.stages import embed, evaluate, index_shards, shard_audio, tabulate
 
 WINDOW = 40_960  # 2.56 s at 16 kHz; the clips last 1 to 4 s

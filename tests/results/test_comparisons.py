@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.data.parquet import write_parquet
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import FIGURES, PROTOCOLS, figures, intervals
 from pipeline.evaluation.ranking import Retrieval, rank_embeddings
 from pipeline.files import sha256_of
-from pipeline.parquet import write_parquet
 from pipeline.results.comparisons import (
     Evaluation,
     compare,

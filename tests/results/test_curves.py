@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from pipeline.data.pairs import write_pairs
+from pipeline.data.parquet import write_parquet
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import figures, intervals
 from pipeline.evaluation.ranking import rank_embeddings
 from pipeline.files import sha256_of
-from pipeline.parquet import write_parquet
 from pipeline.results.comparisons import contributions_table
 from pipeline.stages import draw_curves
 

@@ -16,9 +16,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training import arguments, stopped_in_step
 
+from pipeline.data.parquet import content_sha256
 from pipeline.files import read_json, sha256_of
 from pipeline.models import load_model
-from pipeline.parquet import content_sha256
 from pipeline.results.plots import training_curves
 from pipeline.stages import train
 from pipeline.training.batches import PairedBatches

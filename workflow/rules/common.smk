@@ -6,7 +6,7 @@ from snakemake.exceptions import WorkflowError
 
 from pipeline.errors import PipelineError
 from pipeline.models.backbones import PUBLISHED
-from pipeline.processes import PARENT, lock_for_this_process
+from pipeline.stages.processes import PARENT, lock_for_this_process
 from pipeline.stages import VERSIONS
 from pipeline.study import Study
 
@@ -18,7 +18,7 @@ config.update(study.config.model_dump())  # with defaults, for the captions of S
 
 
 # exec: a signal to a job reaches its stage, and no shell dies before a checkpoint is written.
-# PPID is Snakemake: a stage does not outlive it (pipeline/processes.py).
+# PPID is Snakemake: a stage does not outlive it (pipeline/stages/processes.py).
 shell.prefix(f"set -euo pipefail; export {PARENT}=$PPID; exec ")
 
 

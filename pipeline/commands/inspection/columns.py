@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.catalogs import OK
+from pipeline.data.parquet import open_parquet
 from pipeline.data.shards.reader import hashes_of
-from pipeline.parquet import open_parquet
 
 BATCH_ROWS = 1 << 16
 MAKER = "the stage that wrote it"

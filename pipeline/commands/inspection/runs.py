@@ -13,10 +13,10 @@ import pyarrow as pa
 
 from pipeline.commands.inspection.columns import batches, read_schema
 from pipeline.commands.inspection.targets import TRAINING_COLUMNS
+from pipeline.data.parquet import check_parquet
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
 from pipeline.models import check_files
-from pipeline.parquet import check_parquet
 
 
 def describe_run(folder: Path) -> dict[str, Any]:

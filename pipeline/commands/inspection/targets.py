@@ -14,10 +14,10 @@ from pipeline.commands.inspection.columns import MAKER, read_schema
 from pipeline.data.catalogs import CATALOG_SCHEMA
 from pipeline.data.leaks import LEAKED_SCHEMA
 from pipeline.data.pairs import SCHEMA as PAIRS_SCHEMA
+from pipeline.data.parquet import check_parquet
 from pipeline.data.shards.format import FACTS_KEY, MANIFEST_SCHEMA
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
-from pipeline.parquet import check_parquet
 
 TRAINING_COLUMNS = {"step", "epoch", "loss", "learning_rate"}
 ACCEPTED = (

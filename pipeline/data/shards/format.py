@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 
 from pipeline.data.addresses import check_sizes, read_file
 from pipeline.data.catalogs import OK, read_table
+from pipeline.data.parquet import open_parquet
 from pipeline.errors import PipelineError, read_error_message
 from pipeline.files import parse_json, read_json, sha256_of
-from pipeline.parquet import open_parquet
 
 MANIFEST_SCHEMA = pa.schema(
     [

@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.data.catalogs import CATALOG_SCHEMA, catalog_tables, read_catalog_rows, read_table, regrouped
+from pipeline.data.parquet import write_parquet
 from pipeline.errors import PipelineError
-from pipeline.parquet import write_parquet
 
 FIRST_SHARD = "00000"
 LEAST_SHARE = 4

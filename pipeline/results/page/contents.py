@@ -12,11 +12,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.data.parquet import read_parquet
 from pipeline.data.shards.format import read_summary
 from pipeline.errors import PipelineError
+from pipeline.evaluation.npz import read_npz
 from pipeline.files import read_json
-from pipeline.npz import read_npz
-from pipeline.parquet import read_parquet
 
 NOT_LOSSES = ("step", "epoch", "learning_rate", "a2t_learning_rate", "logit_scale")
 """Columns of training.parquet that are no term of the loss."""

@@ -12,13 +12,13 @@ import psutil
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.processes import PARENT, lock_for_this_process
+from pipeline.stages.processes import PARENT, lock_for_this_process
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HOLDS_THE_LOCK = """
 import sys, time
 from pathlib import Path
-from pipeline.processes import lock_for_this_process
+from pipeline.stages.processes import lock_for_this_process
 
 lock_for_this_process(Path(sys.argv[1]), "here")
 print("locked", flush=True)
