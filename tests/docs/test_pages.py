@@ -122,7 +122,8 @@ def literals() -> str:
 
 def test_messages_of_the_troubleshooting_page_exist():
     page, texts = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"), literals()
-    cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| ")]
+    tables = re.findall(r"^\| message contains .*\n\|.*\n((?:\|.*\n)+)", page, flags=re.MULTILINE)
+    cells = [line.split("|")[1] for table in tables for line in table.splitlines()]
     parts = [
         part.strip() for cell in cells for quoted in re.findall(r"`([^`]+)`", cell) for part in quoted.split("...")
     ]
