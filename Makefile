@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo table1 test test-faults test-slurm sweep lint bench-data bench-train bench-evaluation bench-planning bench-scheduling gpu-check schema docs lock clean
+.PHONY: demo table1 test test-all test-faults test-slurm sweep lint bench-data bench-train bench-evaluation bench-planning bench-scheduling gpu-check schema docs lock clean
 
 demo: .venv/locked  ## A first look: a small study of three rows, in the folder demo/
 	mkdir -p demo
@@ -13,11 +13,14 @@ demo: .venv/locked  ## A first look: a small study of three rows, in the folder 
 table1: .venv/locked  ## The small study, end to end: results/table1.csv and results/table1.tex
 	snakemake --cores all results/table1.tex
 
-test: .venv/locked  ## Every test that needs no GPU
+test: .venv/locked  ## The tests that need no GPU and no more than 20 s each
 	python -m pytest -q -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 test-faults: .venv/locked  ## A tiny study killed 100 times at random moments, in about 10 minutes; KILLS=10 is short
 	python -m bench.faults $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
+
+test-all: .venv/locked  ## The slow tests, too: compiled kernels and whole studies
+	python -m pytest -q -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder -m "not slurm"
 
 test-slurm: .venv/locked  ## The workflow on a SLURM cluster of its own; needs root and Debian
 	python -m pytest -q -rs -m slurm tests/slurm

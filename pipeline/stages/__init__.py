@@ -12,17 +12,17 @@ from pipeline.errors import PipelineError, crash_message, printable
 from pipeline.stages.processes import end_with_parent
 
 VERSIONS = {
-    "mix_soundscapes": 1,
+    "mix_soundscapes": 2,
     "index_audio": 1,
     "shard_audio": 1,
     "index_shards": 1,
     "stage_shards": 1,
     "pair_clips": 1,
     "find_near_duplicates": 1,
-    "pretrain": 1,
+    "pretrain": 2,
     "import_weights": 1,
-    "train": 1,
-    "embed": 1,
+    "train": 2,
+    "embed": 2,
     "evaluate": 1,
     "compare": 1,
     "tabulate": 1,

@@ -241,7 +241,7 @@ def test_outcome_of_a_finished_training_changes_nothing(tmp_path, arrays):
 
 
 def test_missing_or_empty_outcome_is_named(tmp_path, arrays):
-    for message in (r"outcome\.txt: cannot be read", r"outcome\.txt: is empty"):
+    for message in (r"outcome\.txt: not found", r"outcome\.txt: is empty"):
         with pytest.raises(PipelineError, match=message):
             run_stage(tmp_path, arrays, "--outcome", str(tmp_path / "outcome.txt"))
         (tmp_path / "outcome.txt").write_text("\n")

@@ -149,7 +149,7 @@ def changed(folder: Path, to: Path, name: str, **changes: object) -> Path:
 def test_models_with_feature_fusion_are_refused(folder: Path, tmp_path: Path) -> None:
     config = {"enable_fusion": True, "fusion_type": "aff_2d"}
     fused = changed(folder, tmp_path, "config.json", audio_config=config)
-    with pytest.raises(PipelineError, match=r"feature fusion.*take one without, such as laion/clap-htsat-unfused"):
+    with pytest.raises(PipelineError, match=r"feature fusion.*use one without it, such as laion/clap-htsat-unfused"):
         load_model("laion-clap", weights=fused)
 
 

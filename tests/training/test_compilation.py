@@ -29,6 +29,7 @@ def two_blocks(tmp_path, monkeypatch):
     return tmp_path / "pretrained"
 
 
+@pytest.mark.slow  # g++ compiles the kernels of forward and backward pass
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
 def test_a_compiled_training_takes_the_steps_of_a_plain_one_and_goes_on_to_the_bit(
     tiny_study, two_blocks, tmp_path, monkeypatch
@@ -54,6 +55,7 @@ def test_a_compiled_training_takes_the_steps_of_a_plain_one_and_goes_on_to_the_b
     assert_same_weights(tmp_path / "compiled", tmp_path / "stopped")
 
 
+@pytest.mark.slow  # torch traces the model before it asks for the compiler
 def test_a_missing_compiler_is_named(tiny_study, tmp_path):
     words = ["-m", "pipeline.stages.train", *arguments(tiny_study, tmp_path / "run", "finetune", "--compile=1")]
     caches = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}

@@ -414,7 +414,7 @@ def test_a_candidate_whose_last_step_leaves_weights_too_large_to_embed_with_has_
 
 
 def test_uneven_shares_are_refused(tiny_study):
-    with pytest.raises(PipelineError, match="batches of 8 cannot be shared by 3 processes"):
+    with pytest.raises(PipelineError, match="batches of 8 cannot be divided equally among 3 processes"):
         PairedBatches(tiny_study.pairs("finetune"), tiny_study.shards, 0, 3)
 
 

@@ -75,6 +75,7 @@ def limited(folder: Path) -> tuple[dict[str, str], list[str]]:
     return variables, ["sh", "-c", 'umask 077; ulimit -n 64; exec "$@"', "sh"]
 
 
+@pytest.mark.slow  # twelve rules, one after the other
 def test_hostile_names_go_through_every_rule_in_a_poor_environment(project):
     (project / "hostile.yaml").write_text(yaml.safe_dump(study()), encoding="utf-8")
     variables, command = limited(project)

@@ -229,6 +229,7 @@ def test_touched_folders_and_lock_files_rerun_nothing(project, tiny):
     assert "Nothing to be done" in snakemake(project, "--configfile", tiny, "-n")
 
 
+@pytest.mark.slow  # all trainings are looked at again
 def test_a_corrected_caption_of_a_test_split_trains_nothing_again(project, tiny):
     path = project / "own" / "clotho" / "clotho_captions_evaluation.csv"
     lines = path.read_text().splitlines()
@@ -244,6 +245,7 @@ def test_a_corrected_caption_of_a_test_split_trains_nothing_again(project, tiny)
     assert "Nothing to be done" in snakemake(project, "--configfile", tiny)
 
 
+@pytest.mark.slow  # it trains the candidates of a sweep
 def test_a_sweep_goes_on_past_a_rate_that_diverges_and_chooses_the_other(project, tiny):
     """tests/stages/test_choose_learning_rates.py has the choice among several."""
     rates, run = [0.001, 1e14], "clotho_composed_audioset"

@@ -124,7 +124,7 @@ def read_published_summary(address: str) -> dict[str, Any]:
     try:
         text = read_file(path)
     except PipelineError as error:
-        raise PipelineError(f"{error}; the address of one split's shards is asked for, .../DATASET/SPLIT") from error
+        raise PipelineError(f"{error}; give the address of one split's shards, .../DATASET/SPLIT") from error
     summary = parse_json(text, path)
     if missing := _missing_facts(summary):
         raise PipelineError(f"{path}: has no {', '.join(missing[:3])}; it is not what index_shards writes")
