@@ -28,6 +28,7 @@ from pipeline.study import (
     markdown,
     schema,
 )
+from pipeline.training.options import add_run_options, training_parser
 from pipeline.training.settings import (
     OptimizationSettings,
     PairingSettings,
@@ -339,6 +340,21 @@ def test_command_line_and_configuration_refuse_the_same_values(config, flag, val
     name = flag.replace("-", "_")
     config["training"][name] = value
     assert f"training.{name}: " in problem(config)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("threads", "0"), ("seed", "-1"), ("workers", "-1"), ("micro-batch", "-3"), ("steps-per-checkpoint", "0"),
+     ("steps-per-checkpoint", "many"), ("seconds-per-checkpoint", "-1"), ("seconds-per-checkpoint", "nan")],
+)  # fmt: skip
+def test_a_training_refuses_numbers_out_of_bounds(flag, value, capsys):
+    parser = training_parser("")
+    add_run_options(parser)
+    given = ["--pairs=p", "--shards=s", "--out=o", "--seed=0"]
+    assert parser.parse_args([*given, f"--{flag}=1"])
+    with pytest.raises(SystemExit):
+        parser.parse_args([*given, f"--{flag}={value}"])
+    assert f"argument --{flag}: " in capsys.readouterr().err
 
 
 def test_every_setting_is_declared_once():

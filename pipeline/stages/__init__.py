@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,19 @@ def at_least(least: int) -> Callable[[str], int]:
         value = int(text)
         if value < least:
             raise argparse.ArgumentTypeError(f"{value} must be at least {least}")
+        return value
+
+    return number
+
+
+def between(least: float, most: float) -> Callable[[str], float]:
+    """Return a type for argparse: finite numbers from `least` to `most`; `most` may be infinite."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not (least <= value <= most and math.isfinite(value)):  # false for nan
+            bounds = f"between {least:g} and {most:g}" if math.isfinite(most) else f"a number of at least {least:g}"
+            raise argparse.ArgumentTypeError(f"{text} must be {bounds}")
         return value
 
     return number

@@ -13,7 +13,7 @@ from pipeline.files import write_checked_text
 from pipeline.results.comparisons import SAMPLES, Evaluation, compare, corrected, mean_over_seeds, read_contributions
 from pipeline.results.table.differences import ComparedRow, comparisons_csv
 from pipeline.results.table.rows import Row, add_row_arguments
-from pipeline.stages import run
+from pipeline.stages import at_least, run
 
 logger = logging.getLogger(__name__)
 
@@ -88,12 +88,12 @@ def compare_rows(rows: Mapping[Row, tuple[Evaluation, int]], *, seed: int, sampl
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_row_arguments(parser, "contributions.parquet")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="number of bootstrap draws (default: %(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the draws (default: %(default)s)")
+    parser.add_argument(
+        "--samples", type=at_least(1), default=SAMPLES, help="number of bootstrap draws (default: %(default)s)"
+    )
     parser.add_argument("--csv", type=Path, required=True, help="CSV file to write")
     args = parser.parse_args(argv)
-    if args.samples < 1:
-        parser.error(f"--samples must be at least 1, not {args.samples}")
 
     rows = read_rows(args.row, args.datasets, args.protocol)
     compared = compare_rows(rows, seed=args.seed, samples=args.samples)

@@ -12,7 +12,7 @@ from pipeline.files import write_atomically, write_checked_text
 from pipeline.results.comparisons import SAMPLES
 from pipeline.results.curves import AXES, SHOWN, draw_points, to_csv
 from pipeline.results.plots import as_file, data_curves
-from pipeline.stages import run
+from pipeline.stages import at_least, run
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +25,13 @@ def main(argv: list[str]) -> None:
     )  # fmt: skip
     parser.add_argument("--against", choices=AXES, required=True, help="the horizontal axis")
     parser.add_argument("--protocol", choices=PROTOCOLS, required=True)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="number of bootstrap draws (default: %(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the draws (default: %(default)s)")
+    parser.add_argument(
+        "--samples", type=at_least(1), default=SAMPLES, help="number of bootstrap draws (default: %(default)s)"
+    )
     parser.add_argument("--csv", type=Path, required=True, help="CSV file to write")
     parser.add_argument("--svg", type=Path, required=True, help="plot to write")
     args = parser.parse_args(argv)
-    if args.samples < 1:
-        parser.error(f"--samples must be at least 1, not {args.samples}")
 
     points = []
     for line, *files in args.point:

@@ -21,7 +21,7 @@ from pipeline.evaluation.ranking import Retrieval, rank_embeddings
 from pipeline.evaluation.vectors import check_vectors
 from pipeline.files import write_json
 from pipeline.results.comparisons import contributions_table, no_contributions
-from pipeline.stages import run
+from pipeline.stages import at_least, run
 
 logger = logging.getLogger(__name__)
 
@@ -166,10 +166,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--embeddings", type=Path, required=True, help="npz file of the stage embed")
     parser.add_argument("--outcome", type=Path, help="outcome.txt of the training; after divergence nothing is ranked")
     parser.add_argument("--run", required=True, help="name of the run, recorded in the outputs")
-    parser.add_argument("--seed", type=int, required=True, help="seed of the run, recorded in the outputs")
+    parser.add_argument("--seed", type=at_least(0), required=True, help="seed of the run, recorded in the outputs")
     parser.add_argument("--target", required=True, help="dataset of the split, recorded in the outputs")
     parser.add_argument("--split", required=True, help="name of the split, recorded in the outputs")
-    parser.add_argument("--n-audio-expected", type=int, help="number of clips in the publisher's split")
+    parser.add_argument("--n-audio-expected", type=at_least(1), help="number of clips in the publisher's split")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--ranks", type=Path, required=True, help="Parquet file to write the rank of every query to")
     parser.add_argument(

@@ -12,7 +12,7 @@ from pipeline.data.adapters import ADAPTERS
 from pipeline.data.catalogs import ROW_GROUP_ROWS, Loss, catalog_of, check_losses
 from pipeline.data.parquet import write_parquet
 from pipeline.data.shards.partition import read_assignment, write_plan
-from pipeline.stages import at_least, run
+from pipeline.stages import at_least, between, run
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,10 @@ def main(argv: list[str]) -> None:
     captions.add_argument("--labeled", action="store_true", help="drop clips without a caption")
     captions.add_argument("--unlabeled", action="store_true", help="ignore captions")
     parser.add_argument(
-        "--max-dropped-fraction", type=float, default=0.0, help="fail if more rows are lost (default: %(default)s)"
+        "--max-dropped-fraction",
+        type=between(0, 1),
+        default=0.0,
+        help="fail if more rows are lost (default: %(default)s)",
     )
     parser.add_argument("--clips-per-shard", type=at_least(1), required=True, help="maximum of catalog rows per shard")
     parser.add_argument("--catalog", type=Path, required=True, help="Parquet file to write")

@@ -20,7 +20,7 @@ from pipeline.data.shards.format import MANIFEST_SCHEMA, ShardFacts, check_tar, 
 from pipeline.data.shards.partition import Assignment, read_plan
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_atomically, write_json
-from pipeline.stages import run
+from pipeline.stages import between, run
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--summary", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--identities", type=Path, required=True, help="Parquet file to write, for the leak guard")
     parser.add_argument(
-        "--max-dropped-fraction", type=float, default=0.0, help="fail if more rows are lost (default: %(default)s)"
+        "--max-dropped-fraction",
+        type=between(0, 1),
+        default=0.0,
+        help="fail if more rows are lost (default: %(default)s)",
     )
     args = parser.parse_args(argv)
 

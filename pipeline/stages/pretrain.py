@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.data.pairs import read_facts
 from pipeline.data.shards.reader import open_shards
 from pipeline.models.devices import choose_device
+from pipeline.stages import at_least
 from pipeline.training.command import run_training
 from pipeline.training.options import RunOptions, training_parser
 from pipeline.training.outputs import Job, Origin, keep_outputs
@@ -25,7 +26,12 @@ def read_captions(pairs: Path, shards: Path) -> list[str]:
 
 def main(argv: list[str]) -> None:
     parser = training_parser(__doc__)
-    parser.add_argument("--vocabulary-size", type=int, required=True, help="tokens of the tokenizer")
+    parser.add_argument(
+        "--vocabulary-size",
+        type=at_least(257),
+        required=True,
+        help="tokens of the tokenizer: 256 bytes, the end, others",
+    )
     args = parser.parse_args(argv)
     settings = settings_from_arguments(args, TrainingSettings)
     starting_weights = f"random, of {args.vocabulary_size} tokens"

@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import logging
+import math
 import os
 import tarfile
 import tempfile
@@ -26,7 +27,7 @@ from pipeline.data.shards.partition import Assignment, part_of, read_plan, read_
 from pipeline.data.shards.writer import AudioSettings, write_clips
 from pipeline.errors import PipelineError, lacks_memory
 from pipeline.files import sha256_of, write_atomically, write_json
-from pipeline.stages import VERSIONS, at_least, run
+from pipeline.stages import VERSIONS, at_least, between, run
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--channels", choices=CHANNELS, default="mean", help="mono signal of several channels (default: %(default)s)"
     )
-    parser.add_argument("--min-duration-s", type=float, default=0.1, help="drop shorter clips (default: %(default)s)")
+    parser.add_argument(
+        "--min-duration-s", type=between(0, math.inf), default=0.1, help="drop shorter clips (default: %(default)s)"
+    )
     parser.add_argument("--shards", type=Path, required=True, help="folder to write tars and row files to")
     parser.add_argument("--done", type=Path, required=True, help="JSON file to write when all shards are complete")
     args = parser.parse_args(argv)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.models.devices import add_device_argument
+from pipeline.stages import at_least, between
 from pipeline.training.settings import TrainingSettings, add_settings_arguments
 
 
@@ -40,9 +42,9 @@ def training_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--shards", type=Path, required=True, help="folder with DATASET/SPLIT/ of the clips in the pairs"
     )
-    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--seed", type=at_least(0), required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to write model and training.parquet to")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads per process (default: %(default)s)")
+    parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads per process (default: %(default)s)")
     add_device_argument(parser)
     add_settings_arguments(parser, TrainingSettings)
     return parser
@@ -52,10 +54,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add one option per field of `RunOptions`."""
     default = RunOptions()
     group = parser.add_argument_group("how the training runs")
-    group.add_argument("--workers", type=int, default=default.workers, help="loader processes per training process")
+    group.add_argument(
+        "--workers", type=at_least(0), default=default.workers, help="loader processes per training process"
+    )
     group.add_argument(
         "--micro-batch",
-        type=int,
+        type=at_least(0),
         default=default.micro_batch,
         help="slots that a process holds in memory together; the loss is still that of the global batch (default: all)",
     )
@@ -75,13 +79,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--steps-per-checkpoint",
-        type=int,
+        type=at_least(1),
         default=default.steps_per_checkpoint,
         help="maximum of steps between two checkpoints (default: %(default)s)",
     )
     group.add_argument(
         "--seconds-per-checkpoint",
-        type=float,
+        type=between(0, math.inf),
         default=default.seconds_per_checkpoint,
         help="maximum of seconds between two checkpoints (default: %(default)s)",
     )
