@@ -37,7 +37,8 @@ def write_audio(reader: ShardReader, keys: Iterable[str], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for key in keys:
         samples_S = reader.read_window(key, 0, reader.frames(key))
-        soundfile.write(folder / f"{key}.mp3", samples_S, reader.sample_rate_hz)
+        with write_atomically(folder / f"{key}.mp3") as temporary:
+            soundfile.write(temporary, samples_S, reader.sample_rate_hz, format="MP3")
 
 
 def write_answers(

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import resource
 import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -118,6 +122,18 @@ def test_plots_are_well_formed_and_take_the_ink_of_the_page(page):
 def test_every_clip_can_be_played(page, tiny_study):
     manifest = read_json(tiny_study.shards / "labeled" / "train" / "manifest.json")
     assert len(list((page / "audio").glob("*.mp3"))) == manifest["clips"]
+
+
+def test_a_clip_that_cannot_be_written_is_named(results, tiny_study, tmp_path):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+
+    command = [sys.executable, "-m", "pipeline.stages.report", *arguments(results, tiny_study, tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, preexec_fn=limit, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert re.search(r"^report: .*/audio/\w+\.mp3: cannot be written \(File too large\)", done.stderr.splitlines()[-1])
+    assert not list((tmp_path / "audio").iterdir())
 
 
 def test_recall_curve_counts_the_ranks_within_k():
