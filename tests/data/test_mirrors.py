@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -460,6 +461,25 @@ def test_the_projects_own_shards_can_be_read_again(tmp_path: Path) -> None:
     again = catalog_file(tmp_path / "results", "webdataset", "train", tmp_path / "again.parquet")
     assert read_catalog(again)["source_id"].null_count == len(read_catalog(again)) == 5
     assert samples_of(make_shards(again, tmp_path / "again", 2)) == samples_of(first)
+
+
+def test_names_that_lead_out_of_a_tar_become_clips_in_the_shards(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    stems = ["../up", "../../../far", f"{tmp_path}/absolute", "a/../../b", "-x$(touch y)"]
+    audio = {stem: encoded(noise(0.2, seed)) for seed, stem in enumerate(stems)}
+    texts = [(f"{stem}.txt", f"clip {number}".encode()) for number, stem in enumerate(stems)]
+    write_tar(raw / "train.tar", *((f"{stem}.wav", data) for stem, data in audio.items()), *texts)
+    rows = read("webdataset", raw, "train")
+    assert audio_of(rows, raw) == audio
+
+    shards = make_shards(catalog_file(raw, "webdataset", "train", tmp_path / "catalog.parquet"), tmp_path / "shards")
+    assert sorted(samples_of(shards)) == [f"clip {number}" for number in range(len(stems))]
+    names = []
+    for path in shards.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            names += tar.getnames()
+    assert all(re.fullmatch(r"\w+\.(wav|json)", name) for name in names), names
+    assert {path.name for path in tmp_path.iterdir()} == {"raw", "catalog.parquet", "catalog.shards.parquet", "shards"}
 
 
 def test_keys_may_repeat_between_tars(tmp_path: Path) -> None:
