@@ -26,12 +26,8 @@ def read_captions(pairs: Path, shards: Path) -> list[str]:
 
 def main(argv: list[str]) -> None:
     parser = training_parser(__doc__)
-    parser.add_argument(
-        "--vocabulary-size",
-        type=at_least(257),
-        required=True,
-        help="tokens of the tokenizer: 256 bytes, the end, others",
-    )
+    # 257: the 256 bytes and the end token
+    parser.add_argument("--vocabulary-size", type=at_least(257), required=True, help="tokens of the tokenizer")
     args = parser.parse_args(argv)
     settings = settings_from_arguments(args, TrainingSettings)
     starting_weights = f"random, of {args.vocabulary_size} tokens"
