@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.data.catalogs import OK, Loss, check_losses, regrouped
 from pipeline.data.leaks import AudioForm, write_identities
-from pipeline.data.shards.format import MANIFEST_SCHEMA, ShardFacts, check_tar, manifest_batches, read_rows
+from pipeline.data.shards.format import MANIFEST_SCHEMA, ShardFacts, check_tar, manifest_batches, read_rows, write_card
 from pipeline.data.shards.partition import Assignment, read_plan
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_atomically, write_json
@@ -146,6 +146,7 @@ def main(argv: list[str]) -> None:
     summary = summarize(args.manifest, facts)
     write_identities(args.manifest, AudioForm.of(summary), args.identities)
     write_json(summary, args.summary)
+    write_card(summary, args.summary.parent)
     logger.info(
         "%s: %d of %d clips, %.1f h, %s", args.manifest, summary["clips"], summary["rows"],
         summary["duration_s"] / 3600, summary["reason"] or "none lost",

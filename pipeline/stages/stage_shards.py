@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from pipeline.data.addresses import check_ranges, copy_file
 from pipeline.data.leaks import AudioForm, write_identities
-from pipeline.data.shards.format import read_published_summary
+from pipeline.data.shards.format import read_published_summary, write_card
 from pipeline.files import sha256_of, write_json
 from pipeline.stages import run
 
@@ -57,6 +57,7 @@ def main(argv: list[str]) -> None:
         with ThreadPoolExecutor(CONNECTIONS) as pool:
             tasks = pool.map(lambda shard: stage_tar(address, args.manifest.parent, shard), shards)
             copied = sum(tqdm(tasks, total=len(shards), unit="shard", disable=None))
+        write_card(summary, args.manifest.parent)
         found = f"{copied} copied, {len(shards) - copied} present before"
     copy_file(f"{address}/manifest.parquet", args.manifest, summary["manifest_sha256"])
     write_identities(args.manifest, AudioForm.of({"channels": "mean", **summary}), args.identities)

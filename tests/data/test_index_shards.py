@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import yaml
 from audio_files import (
     RATE,
     assert_refused,
@@ -112,6 +113,13 @@ def test_a_split_of_many_row_groups_is_the_same_manifest(
     assert read_manifest(folder / "manifest.parquet").equals(whole)
     expected = summary | {"manifest_sha256": sha256_of(folder / "manifest.parquet")}
     assert read_json(folder / "manifest.json") == expected
+
+
+def test_the_card_names_the_tars_for_the_datasets_library(tmp_path: Path, catalog: Path) -> None:
+    card = (make_shards(catalog, tmp_path / "out", 2) / "README.md").read_text()
+    _, header, text = card.split("---\n")
+    assert yaml.safe_load(header) == {"configs": [{"config_name": "default", "data_files": "*.tar"}]}
+    assert text.startswith("3 clips of sounds/train")
 
 
 def test_no_more_shards_are_read_than_a_row_group_needs(tmp_path: Path, catalog: Path) -> None:

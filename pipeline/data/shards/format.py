@@ -19,7 +19,7 @@ from pipeline.data.addresses import check_sizes, read_file
 from pipeline.data.catalogs import OK, read_table
 from pipeline.data.parquet import open_parquet
 from pipeline.errors import PipelineError, read_error_message
-from pipeline.files import parse_json, read_json, sha256_of
+from pipeline.files import parse_json, read_json, sha256_of, write_atomically
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -116,6 +116,17 @@ def _missing_facts(summary: Mapping[str, Any]) -> list[str]:
     for shard in shards if isinstance(shards, list) else [{}]:
         missing += [f"shards.{name}" for name in ("shard", "tar", "bytes", "sha256", "clips") if name not in shard]
     return missing
+
+
+def write_card(summary: Mapping[str, Any], folder: Path) -> None:
+    """Write a dataset card for the library `datasets`, which would otherwise read each clip once per Parquet file."""
+    card = (
+        '---\nconfigs:\n- config_name: default\n  data_files: "*.tar"\n---\n'
+        f"{summary['clips']} clips of {summary['dataset']}/{summary['split']} as mono audio at "
+        f"{summary['sample_rate_hz']} Hz, in WebDataset tars. `manifest.parquet` has one row per clip.\n"
+    )
+    with write_atomically(folder / "README.md") as temporary:
+        temporary.write_text(card, encoding="utf-8")
 
 
 def read_published_summary(address: str) -> dict[str, Any]:
