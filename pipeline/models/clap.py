@@ -235,7 +235,7 @@ class ClapModel(nn.Module):
 
         embeds_BLE = self.caption_encoder.embed(send(torch.tensor(padded), device))
         if pseudo_tokens is not None and (pseudo_count := len(pseudo_tokens)):
-            # The last pseudo-token is the last position but one, before the end token, or the last.
+            # Eqs. (8), (15): the last pseudo-token is the last position but one, before the end token, or the last.
             back_K = torch.arange(-pseudo_tokens.shape[1], 0, device=device) - int(pseudo_position == "before_end")
             rows_P1 = torch.arange(len(ids) - pseudo_count, len(ids), device=device)[:, None]
             place_PK = lengths_B[-pseudo_count:, None] + back_K

@@ -71,6 +71,7 @@ class CompositionLoss(nn.Module):
             mixed_BS = (1 - settings.mixing_gain) * labeled_BS + settings.mixing_gain * partner_BS
             if settings.objective == "composed":
                 windows = {"info_nce": labeled_BS, "a2t": partner_BS, "composed": mixed_BS}
+                # Texts of Eq. (8), a2t, and Eq. (15), composed; `encode_text` adds the pseudo-tokens.
                 prompts = [settings.prompt] * len(labeled_BS)
                 texts = {"info_nce": batch.captions, "a2t": prompts, "composed": batch.captions}
             else:
