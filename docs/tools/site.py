@@ -43,6 +43,13 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     return config
 
 
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """The text of a page of docs/, its links to root files as links to their pages."""
+    for name, uri in PAGES.items():
+        markdown = markdown.replace(f"](../{name}", f"]({uri}")
+    return markdown
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, uri in PAGES.items():
         files.append(File.generated(config, uri, content=page((ROOT / name).read_text(encoding="utf-8"))))

@@ -28,11 +28,9 @@ def tool(name: str):
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors of a page: explicit ones, and those that headings get on the site and on repository hosts."""
-    text = path.read_text(encoding="utf-8")
-    headings = [re.sub(r"\{.*?\}|`", "", line) for line in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)]
-    slugs = {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
-    return slugs | set(re.findall(r"\{ #([\w-]+) \}", text))
+    """The anchors that the headings of a page get, on the site and on repository hosts."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
 
 
 def test_command_line_page_is_fresh():
@@ -56,12 +54,15 @@ def test_links_lead_to_files_and_anchors(path):
         if "://" in target:
             continue
         name, _, anchor = target.partition("#")
-        if path.parent.name == "docs" and name in ("index.md", "contributing.md", "changelog.md"):
-            found = ROOT / {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md"}.get(name, "CHANGELOG.md")
-        else:
-            found = path.parent / name if name else path
+        found = path.parent / name if name else path
         assert found.exists(), f"{path.name}: {target}"
         assert not anchor or anchor in anchors(found), f"{path.name}: {target}"
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: path.name)
+def test_headings_have_no_attributes(path):
+    """Repository hosts would show them as text."""
+    assert re.findall(r"^#+ .*\{ *[#.:].*\}", path.read_text(encoding="utf-8"), flags=re.MULTILINE) == []
 
 
 def test_documentation_follows_the_rules_for_words():
