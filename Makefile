@@ -37,10 +37,10 @@ lint: .venv/locked  ## Formatting, static checks and types
 	hadolint Dockerfile
 	python docs/tools/check_words.py README.md CHANGELOG.md CONTRIBUTING.md docs
 
-bench-data: .venv/locked  ## Speed and memory of the data stages, beside what they are compared with
+bench-data: .venv/locked  ## Speed and memory of the data stages, next to what they are compared with
 	python -m bench.data
 
-bench-train: .venv/locked  ## How fast the composed step of ms-clap is here, beside the straightforward way
+bench-train: .venv/locked  ## How fast the composed step of ms-clap is here, next to the straightforward way
 	python -m bench.train
 
 bench-evaluation: .venv/locked  ## What metrics, embedding and search cost on one core; FULL=1 a million x 100,000
@@ -63,7 +63,7 @@ docs: .venv/locked  ## The documentation as a site that needs no network: build/
 gpu-check: .venv/locked  ## Tests, training step and a short run on this GPU, in some minutes: benchmarks/gpu_check/report.md
 	python -m bench.gpu_check
 
-lock: .venv/locked  ## Resolve the dependencies anew
+lock: .venv/locked  ## Resolve the dependencies again
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --upgrade --no-annotate \
 		--override requirements/overrides.txt --custom-compile-command "make lock" -o requirements/lock.txt -q
 	echo uv | uv pip compile - --universal --generate-hashes --upgrade --no-annotate \
