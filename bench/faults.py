@@ -35,7 +35,8 @@ import yaml
 from bench.planning import ROOT
 from bench.scheduling import SHIPPED
 from pipeline.data.shards.format import FACTS_KEY
-from pipeline.files import sha256_of
+from pipeline.errors import PipelineError
+from pipeline.files import read_json, sha256_of
 from pipeline.stages import index_audio, index_shards, mix_soundscapes, shard_audio
 
 RUN = "clotho_composed_audioset"
@@ -152,15 +153,15 @@ def is_snakemakes_own(path: Path) -> bool:
 def result_digest(path: Path) -> str:
     """The SHA-256 of a file, or what a whole one holds without the entries that differ between any two runs.
 
-    These are the times in training.json and its SHA-256 in made_from.json, and in the row files of shards the digest of
+    These are the times in training.json with its checksums, and in the row files of shards the digest of
     the raw files' times.
     """
-    with contextlib.suppress(ValueError):  # a damaged file
+    with contextlib.suppress(ValueError, PipelineError):  # a damaged file
         if path.name == "training.json":
-            account = json.loads(path.read_text())
+            account = read_json(path)
             return json.dumps({name: value for name, value in account.items() if name not in TIMES}, sort_keys=True)
         if path.name == "made_from.json":
-            record = json.loads(path.read_text())
+            record = read_json(path)
             return json.dumps({**record, "sha256": sorted(record["sha256"])}, sort_keys=True)
         if path.suffix == ".parquet" and FACTS_KEY in (metadata := pq.read_schema(path).metadata or {}):
             facts = json.loads(metadata[FACTS_KEY]) | {"sources": ""}

@@ -15,6 +15,7 @@ import pytest
 
 from bench.faults import MARK, contents, differences, kind_of, processes_of, result_digest
 from pipeline.data.shards.format import FACTS_KEY
+from pipeline.files import write_json
 
 
 @pytest.fixture
@@ -23,12 +24,12 @@ def unbroken(tmp_path: Path) -> dict[str, str]:
     results = tmp_path / "study" / "results"
     results.mkdir(parents=True)
     (results / "table.csv").write_text("target,method\n")
-    (results / "training.json").write_text(json.dumps({"wall_s": 1.0, "steps": 6}))
+    write_json({"wall_s": 1.0, "steps": 6}, results / "training.json")
     return contents(tmp_path / "study")
 
 
 def test_a_study_without_a_fault_differs_in_nothing(tmp_path, unbroken):
-    (tmp_path / "study" / "results" / "training.json").write_text(json.dumps({"wall_s": 2.0, "steps": 6}))
+    write_json({"wall_s": 2.0, "steps": 6}, tmp_path / "study" / "results" / "training.json")
     (tmp_path / "study" / "logs").mkdir()
     (tmp_path / "study" / "logs" / "train.log").touch()
     (tmp_path / "study" / "tmp" / "snakemake1").mkdir(parents=True)
