@@ -10,7 +10,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.arguments import add_shards_argument, at_least
+from pipeline.commands.arguments import add_shards_argument
+from pipeline.stages import at_least
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline.commands.arguments import add_shards_argument, share
+from pipeline.commands.arguments import add_shards_argument
 from pipeline.errors import PipelineError, printable
+from pipeline.stages import between
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slot", type=int, default=0, help="of the step's batch (default: %(default)s)")
     parser.add_argument(
         "--mixing-gain",
-        type=share,
+        type=between(0, 1),
         default=0.5,
         metavar="G",
         help="of (1 - G) labeled + G partner: the mixing_gain of the run (default: %(default)s)",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline.commands.arguments import at_least
+from pipeline.stages import at_least
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

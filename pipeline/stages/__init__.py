@@ -57,6 +57,7 @@ def at_least(least: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{value} must be at least {least}")
         return value
 
+    number.__name__ = "whole number"  # argparse puts it into its message
     return number
 
 
