@@ -35,7 +35,7 @@ lint: .venv/locked  ## Formatting, static checks and types
 	snakefmt --check Snakefile workflow
 	snakemake --lint
 	hadolint Dockerfile
-	python docs/tools/check_words.py README.md CHANGELOG.md CONTRIBUTING.md docs
+	python docs/tools/check_words.py README.md CHANGELOG.md CONTRIBUTING.md docs pipeline
 
 bench-data: .venv/locked  ## Speed and memory of the data stages, next to what they are compared with
 	python -m bench.data

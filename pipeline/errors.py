@@ -22,7 +22,7 @@ _REMEDIES = {
 
 
 _NO_MEMORY = re.compile(r"[Cc]annot allocate memory|can't allocate memory|bad_alloc|failed to map segment")
-"""What libraries write into errors of their own where memory ran out; the last is of one that cannot be loaded."""
+"""Texts in errors of libraries that ran out of memory. The last one is of a library that cannot be loaded."""
 
 
 class PipelineError(Exception):

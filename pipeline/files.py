@@ -46,7 +46,7 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(mode)  # safetensors puts a file of its own there, which a group could not read
+        temporary.chmod(mode)  # safetensors puts another file there, which a group could not read
         temporary.replace(path)
 
 

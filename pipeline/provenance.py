@@ -1,8 +1,8 @@
-"""What the outputs of a job were made from, so that a job that is run again with the same inputs keeps its outputs.
+"""A record of the inputs of a job, so that a job that is run again with the same inputs keeps its outputs.
 
 Snakemake plans a job when an input was written again, even with the same bytes, and deletes its outputs before it runs.
 A stage that takes long therefore remembers its outputs: hard links in a hidden folder next to them, which take no room,
-and a description of what they were made from. When it starts with the same inputs, it links the outputs back.
+and a description of the inputs. When it starts with the same inputs, it links the outputs back.
 """
 
 from __future__ import annotations

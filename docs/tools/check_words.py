@@ -27,7 +27,7 @@ AVOID = {
     r"\banew\b": "again",
     r"\bbeside\b(?! the point)": "next to",
     r"\btold\b|\btells\b": "shown, says, expected",
-    r"\bheard\b": "audible, played",
+    r"(?<!can be )\bheard\b": "audible, played",
     r"\bsaid\b": "stated, printed",
     r"\bsettles?\b|\bsettled\b": "decides, fixes",
     r"\bwhatever\b": "any",

@@ -24,7 +24,7 @@ argparse before it runs, so that help comes at once."""
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
-    """The parser of all commands, each with a parser of its own."""
+    """The parser of all commands, each with its parser."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():

@@ -1,7 +1,7 @@
-"""Fetch raw datasets, as far as they can be had without an account.
+"""Fetch raw datasets, if they are available without an account.
 
 Fetch Clotho (audio and captions), or the lists of AudioCaps or AudioSet, into the layout that the pipeline reads. Sizes
-and licence are printed first; an interrupted download goes on when run again.
+and licence are printed first; an interrupted download continues when run again.
 """
 
 from __future__ import annotations

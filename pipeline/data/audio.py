@@ -173,8 +173,8 @@ class _Levels:
 def fit_window(samples_S: NDArray[Any], frames: int, short_clips: str) -> NDArray[Any]:
     """The window (frames,) that begins with these samples; of fewer samples `short_clips` says what follows them.
 
-    `repeat` begins again with the first, as often as it takes, as ms-clap does; `pad` adds silence. What a model was
-    trained with is its `short_clips`. Raises ValueError for any other way.
+    `repeat` begins again with the first, as often as it takes, as ms-clap does; `pad` adds silence. Use the
+    model's `short_clips`. Raises ValueError for any other way.
     """
     if short_clips not in SHORT_CLIPS:
         raise ValueError(f"short_clips {short_clips!r}; one of {', '.join(SHORT_CLIPS)} was expected")

@@ -303,7 +303,7 @@ def write_pairs(epochs: Iterator[pa.Table], path: Path, facts: dict[str, Any]) -
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """What a pairs file says of itself: seed, epochs, steps an epoch, batch size, window, the manifests' checksums."""
+    """The description in a pairs file: seed, epochs, steps per epoch, batch size, window, the manifests' checksums."""
     with open_parquet(path, "pair_clips") as file:
         metadata = file.schema_arrow.metadata or {}
     if b"pairs" not in metadata:

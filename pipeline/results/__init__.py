@@ -1,1 +1,1 @@
-"""What is made of the metrics: comparisons, tables, curves, the page, and folders to pass on."""
+"""Comparisons, tables, curves, the page, and exported folders, made from the metrics."""

@@ -70,7 +70,7 @@ class Checkpoints:
             reason = str(error).splitlines()[0]
             raise PipelineError(
                 f"{self.path}: cannot be written ({reason}); make room or give write access, then run the same command "
-                "again: it goes on from the checkpoint before"
+                "again: it continues from the checkpoint before"
             ) from error
 
     def _check(self, origin: Origin, libraries: dict[str, str]) -> None:
@@ -80,7 +80,7 @@ class Checkpoints:
             way_on = "give --resume-any-version" if is_version_alone else "restore what it was made from"
             raise PipelineError(
                 f"{self.path}: is the checkpoint of another training (different: {', '.join(different)}); "
-                f"delete {self.path.parent} to start again, or {way_on} to go on"
+                f"delete {self.path.parent} to start again, or {way_on} to continue"
             )
         for name, version in library_versions().items():
             if libraries.get(name) != version:

@@ -1,4 +1,4 @@
-"""What ends a training before its last step: losses and weights that are not finite, memory, compilers, loaders."""
+"""Errors that end a training before its last step: losses and weights that are not finite, memory, compilers, loaders."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def failed_loader(error: Exception, loaders: Collection[BaseProcess]) -> Pipelin
     if is_full or ("shared memory" in text and ("DataLoader worker" in text or "unable to allocate" in text)):
         return PipelineError(
             "the loader processes have too little shared memory: enlarge /dev/shm (docker run --shm-size), or set "
-            "the resource loader_workers to 0; the same command goes on from the last checkpoint"
+            "the resource loader_workers to 0; the same command continues from the last checkpoint"
         )
     for process in loaders:
         process.join(timeout=0)
@@ -94,6 +94,6 @@ def failed_loader(error: Exception, loaders: Collection[BaseProcess]) -> Pipelin
         reason = f"by {killed[0]}" if killed else text.splitlines()[0].strip()
         return PipelineError(
             f"a loader process was ended ({reason}); mostly the machine's memory ran out: lower the resource "
-            "loader_workers or ask for more memory; the same command goes on from the last checkpoint"
+            "loader_workers or ask for more memory; the same command continues from the last checkpoint"
         )
     return None

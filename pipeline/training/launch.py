@@ -3,7 +3,7 @@
 `python -m pipeline.training.launch --processes 4 -m pipeline.stages.train ...` starts four processes here; with
 `--nodes 2` inside a SLURM job it starts two on each of the job's two nodes, through srun. SIGTERM or Ctrl-C reaches
 every process: the training saves its checkpoint, for as long as it needs, this command exits with 143 or 130, and the
-same command goes on from there. SLURM sends SIGTERM before the time limit when a job asks with
+same command continues from there. SLURM sends SIGTERM before the time limit when a job asks with
 `--signal=TERM@SECONDS`; then the job is put back into SLURM's queue. SLURM's own limits hold besides.
 """
 
@@ -34,7 +34,7 @@ FAILED_ON_A_NODE = 255
 returns the highest status of all, which must not read as `STOPPED`."""
 
 MOST_REQUEUES = 50
-"""How often a job puts itself back into the queue: a time limit too short for a single step must not go on for ever."""
+"""How often a job puts itself back into the queue: a time limit too short for a single step must not repeat for ever."""
 
 
 def torchrun(processes: int, rendezvous: list[str], command: list[str]) -> list[str]:
@@ -82,7 +82,7 @@ def run_torchrun(arguments: list[str]) -> int:
             return failure.exitcode
         raise PipelineError(
             f"process {rank} was ended by {signal.Signals(-failure.exitcode).name}; SIGKILL mostly means that the "
-            "machine's memory ran out; the same command goes on from the last checkpoint"
+            "machine's memory ran out; the same command continues from the last checkpoint"
         ) from None
     return 0
 
@@ -145,7 +145,7 @@ def wait_through_signals(command: list[str]) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    # What srun starts has another parent.
+    # Processes that srun starts have another parent.
     ends_with_this = {} if command[0] == "srun" else {PARENT: str(os.getpid())}
     process = subprocess.Popen(command, env={**os.environ, **ends_with_this})
     if received:
@@ -166,7 +166,7 @@ def requeue(job: str) -> None:
     if int(restarts) >= MOST_REQUEUES:
         logger.warning("SLURM job %s was started %s times before; not putting it back again", job, restarts)
         return
-    logger.warning("putting SLURM job %s back into the queue; it goes on from the checkpoint", job)
+    logger.warning("putting SLURM job %s back into the queue; it continues from the checkpoint", job)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     if subprocess.run(["scontrol", "requeue", job]).returncode == 0:
         signal.sigtimedwait({signal.SIGTERM}, 60)  # SLURM ends the job; its own end could count as a failure

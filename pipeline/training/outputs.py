@@ -69,7 +69,7 @@ class Origin:
         return cls(settings=account["settings"], **account["made_from"])
 
     def made_from(self) -> dict[str, Any]:
-        """Return the entry of the same name in training.json; the settings have an entry of their own."""
+        """Return the entry of the same name in training.json; the settings have a separate entry."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "settings"}
 
     def differences(self, found: Origin) -> list[str]:

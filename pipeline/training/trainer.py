@@ -234,7 +234,7 @@ class Trainer:
         if stop_signal:
             progress.close()  # otherwise its last line follows the reason
             logger.warning(
-                "asked to stop: saved step %d of %d; the same command goes on from there", self.step, self.steps
+                "asked to stop: saved step %d of %d; the same command continues from there", self.step, self.steps
             )
             raise SystemExit(128 + stop_signal)
 

@@ -236,7 +236,7 @@ def test_a_training_that_was_cancelled_ends_with_the_same_weights_when_it_is_sub
     wait_until((run / "checkpoints" / "last.pt").exists, "no checkpoint", seconds=120)
     ask("scancel", cancelled)
     log = tmp_path / f"train-{cancelled}.log"
-    wait_until(lambda: "the same command goes on from there" in log.read_text(), "it does not save", seconds=60)
+    wait_until(lambda: "the same command continues from there" in log.read_text(), "it does not save", seconds=60)
     wait_until(lambda: cancelled not in ask("squeue", "-h", "--format=%i").split(), "it does not end")
     assert state_of(cancelled) == "CANCELLED", "a cancelled job must not put itself back into the queue"
 

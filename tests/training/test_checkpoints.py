@@ -90,7 +90,7 @@ def test_a_checkpoint_of_other_content_is_refused(tmp_path, content):
         ({"pairs_sha256": "c"}, r"different: pairs\); delete .*checkpoints to start again, or restore what it was"),
         ({"starting_weights_sha256": "c"}, r"different: starting weights\)"),
         ({"settings": {"learning_rate": 0.2, "seed": 0}}, r"different: settings: learning_rate 0\.1, now 0\.2\)"),
-        ({"version": 2}, r"different: version of the training: 1, now 2\); .*or give --resume-any-version to go on"),
+        ({"version": 2}, r"different: version of the training: 1, now 2\); .*or give --resume-any-version to continue"),
     ],
 )
 def test_a_checkpoint_of_another_training_is_refused_by_name(tmp_path, changed, named):

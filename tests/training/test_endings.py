@@ -77,7 +77,7 @@ def test_ctrl_c_saves_and_ends_every_process(tiny_study, tmp_path, processes):
     process, below = begin(tiny_study, tmp_path, "--workers=2", processes=processes)
     os.killpg(process.pid, signal.SIGINT)
     lines = end(process, below, 130)
-    assert re.search(r"asked to stop: saved step \d+ of 1200; the same command goes on from there", lines[-1]), lines
+    assert re.search(r"asked to stop: saved step \d+ of 1200; the same command continues from there", lines[-1]), lines
     assert torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["step"] > 0
 
 

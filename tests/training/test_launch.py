@@ -25,7 +25,7 @@ def test_sigterm_to_the_launcher_saves_and_the_same_command_ends_with_the_same_w
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     output = finish(process, STOPPED)
-    assert re.search("asked to stop: saved step [34] of 6; the same command goes on from there", output)
+    assert re.search("asked to stop: saved step [34] of 6; the same command continues from there", output)
     train.main(words)
     train.main(arguments(tiny_study, tmp_path / "unbroken", "finetune"))
     assert_same_weights(tmp_path / "unbroken", tmp_path / "run")
@@ -52,7 +52,7 @@ def test_the_last_word_is_that_of_the_process_that_failed(tiny_study, tmp_path):
 def test_a_signal_that_ends_a_process_is_named():
     words = ["-m", "timeit", "-n1", "-r1", "import os; os.kill(os.getpid(), 9)"]
     output = finish(launch(["-m", "pipeline.training.launch", "--processes", "2", *words]), 1)
-    assert re.search(r"^launch: process [01] was ended by SIGKILL; .*goes on from", output.splitlines()[-1])
+    assert re.search(r"^launch: process [01] was ended by SIGKILL; .*continues from", output.splitlines()[-1])
     assert "Traceback" not in output
 
 

@@ -1,1 +1,1 @@
-"""What `composed-text inspect`, `verify` and `listen` read, check and show. Nothing here imports torch."""
+"""Reading, checks and output of `composed-text inspect`, `verify` and `listen`. Nothing here imports torch."""

@@ -1,7 +1,7 @@
-"""Parquet columns, a batch of rows at a time, and what is counted of them.
+"""Parquet columns, read in batches of rows, and counts over them.
 
-What is kept of a row is at most a few numbers, so that the manifest of ten million clips fits in memory; texts are
-compared by 64-bit hashes.
+At most a few numbers are kept per row, so that the manifest of ten million clips fits in memory. Texts are compared
+by 64-bit hashes.
 """
 
 from __future__ import annotations

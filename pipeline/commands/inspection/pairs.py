@@ -22,7 +22,7 @@ from pipeline.files import sha256_of
 from pipeline.training.settings import PairingSettings
 
 PLAN = {"seed", "epochs", "steps_per_epoch", "batch_size", "window_frames", "sample_rate_hz"}
-"""What the footer of every pairs file says of its plan."""
+"""Entries in the footer of every pairs file that describe its plan."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -160,7 +160,7 @@ def match_names(names: Iterable[str], files: AudioFiles, outer: str = "") -> dic
     """Path, or the reason why there is none, of every listed name.
 
     A name with folders must lie there, one without may lie deeper. Names are compared ever more loosely, each time only
-    with files that no stricter comparison has claimed: `Rain .wav` without a file of its own never takes the one of
+    with files that no stricter comparison has claimed: `Rain .wav` that has no file never takes the one of
     `Rain.wav`. A name that fits several files, or a file that fits several names, is `ambiguous_file`.
 
     Names that are left are compared again as POSIX paths below `outer`: `./a.wav`, `dog\\1.wav`. Of an absolute name

@@ -66,7 +66,7 @@ def _listed_clips(listing: Path) -> Iterator[VideoClip]:
 
 
 def _joined(rows: Iterable[tuple[int, dict[str, str]]], listing: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows, with the rest of a caption that goes on in the next line put back.
+    """The rows, with captions joined that continue in the next line.
 
     Version 2 was published with line breaks in captions that have no quotes around them. Such a line has one field that
     is no number.

@@ -140,7 +140,7 @@ class _ListedRow:
     column: str
     """Of the audio."""
     identity: tuple[Any, ...]
-    """Tells it from rows of other clips."""
+    """Differs from that of every other clip."""
     number: str | None
     """The publisher's number of its caption."""
     is_known_id: bool
@@ -253,7 +253,7 @@ def _separated(rows: list[_ListedRow]) -> list[_ListedRow]:
             others.add(listed.identity)
         separated.append(listed)
     if others:
-        logger.warning("%d clips share a name with other clips and have audio of their own", len(others))
+        logger.warning("%d clips share a name with other clips but have other audio", len(others))
     return separated
 
 

@@ -24,7 +24,7 @@ class SourceRow:
     path: str | None = None
     """The audio file found for it, or the file that it is a member of."""
     member: str | None = None
-    """Where in that file its bytes lie, as `pipeline.data.containers` writes it; None for a file of its own."""
+    """Where in that file its bytes lie, as `pipeline.data.containers` writes it; None if the clip is a whole file."""
     reason: str | None = None
     """Why it cannot be used: `missing_file`, `ambiguous_file` or `duplicate`."""
     source_id: str | None = None

@@ -136,7 +136,7 @@ def _named_files(names: Sequence[str], starts: dict[str, set[float]]) -> _NamedF
 def _start_of(name: re.Match[str], starts_s: set[float]) -> float | None:
     """The start of a clip that a file's name gives in seconds or milliseconds; None where no clip starts there.
 
-    The end tells the units apart where it is there: no clip is as long as 1,000 s or as short as a second.
+    The end, if given, decides the unit: no clip is as long as 1,000 s or as short as a second.
     """
     start = float(name["start"])
     readings = [start, start / 1000]

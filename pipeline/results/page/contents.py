@@ -1,4 +1,4 @@
-"""What the page shows, read from the outputs of the other stages and checked to belong together."""
+"""Contents of the page, read from the outputs of the other stages and checked to belong together."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def read_test_set(evaluations: Sequence[Evaluation]) -> TestSet:
 
 
 def retrieved(evaluations: Sequence[Evaluation], test_set: TestSet) -> dict[str, Any]:
-    """What the browser shows of one target, as JSON: clips, captions, and each run's ranks and top ten.
+    """Contents of one target for the browser, as JSON: clips, captions, and each run's ranks and top ten.
 
     A run with several seeds is shown by its first.
     """
@@ -170,7 +170,7 @@ def read_losses(path: Path) -> pd.DataFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitAccount:
-    """What became of a split's rows."""
+    """Counts of a split's rows, used and not used."""
 
     dataset: str
     split: str
