@@ -1,4 +1,4 @@
-"""Errors that end a training before its last step: losses and weights that are not finite, memory, compilers, loaders."""
+"""Errors that end a training before its last step: non-finite losses and weights, memory, compilers, loaders."""
 
 from __future__ import annotations
 

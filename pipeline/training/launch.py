@@ -34,7 +34,7 @@ FAILED_ON_A_NODE = 255
 returns the highest status of all, which must not read as `STOPPED`."""
 
 MOST_REQUEUES = 50
-"""How often a job puts itself back into the queue: a time limit too short for a single step must not repeat for ever."""
+"""Times that a job puts itself back into the queue: a time limit too short for one step must not repeat for ever."""
 
 
 def torchrun(processes: int, rendezvous: list[str], command: list[str]) -> list[str]:
