@@ -67,9 +67,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     paths: dict[str, Any] = {"type": Path, "nargs": "+", "action": "extend"}
     parser.add_argument("--labeled", required=True, help="manifest.parquet of labeled splits", **paths)
-    partners = parser.add_mutually_exclusive_group()
-    partners.add_argument("--unlabeled", default=[], help="manifest.parquet of unlabeled splits", **paths)
-    partners.add_argument("--mix-labeled", action="store_true", help="partners are labeled clips too (`concatenate`)")
+    parser.add_argument("--unlabeled", default=[], help="manifest.parquet of unlabeled splits", **paths)
+    parser.add_argument(
+        "--mix-labeled",
+        action="store_true",
+        help="partners are labeled clips too (`concatenate`); with --unlabeled, second partners for text mixing",
+    )
     parser.add_argument("--held-out", default=[], help="identities.parquet of validation and test splits", **paths)
     parser.add_argument(
         "--leaks", choices=["drop", "fail"], default="fail", help="for clips with held-out sources or audio"
@@ -158,7 +161,7 @@ def draw_pairs(
         )
         for epoch in range(plan.epochs)
     )
-    return with_keys(drawn, args.labeled, args.labeled if args.mix_labeled else args.unlabeled)
+    return with_keys(drawn, args.labeled, args.unlabeled)
 
 
 def facts_of(

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.data.pairs import read_facts
 from pipeline.models.devices import choose_device
 from pipeline.training.command import run_training
 from pipeline.training.options import RunOptions, add_run_options, run_options, training_parser
 from pipeline.training.outputs import Job, Origin, keep_outputs
-from pipeline.training.settings import TrainingSettings, settings_from_arguments
+from pipeline.training.settings import PairingSettings, TrainingSettings, settings_from_arguments
 
 
 def main(argv: list[str]) -> None:
@@ -52,7 +53,8 @@ def train_job(job: Job, pretrained: Path, device: str | None, threads: int, opti
     with join_processes(choose_device(device)) as processes:
         model = load_model(pretrained)
         model.a2t = None  # that of a composed run: DDP would wait for its gradient if it is not trained
-        if job.settings.uses_a2t:
+        has_unlabeled_partners = PairingSettings.of(read_facts(job.pairs)).labeled_partners < 1
+        if job.settings.uses_a2t and has_unlabeled_partners:
             torch.manual_seed(job.seed)  # the same first a2t weights on every process
             model.add_a2t(dropout=job.settings.a2t_dropout, tokens=job.settings.pseudo_tokens)
         train(model, job, processes, options)

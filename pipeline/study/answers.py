@@ -191,7 +191,8 @@ class Study:
         given, settings = self.run(run), self.settings(run)
         flags = [f"--labeled={_manifest(path)}" for path in self.training_summaries(run, "labeled")]
         flags += [f"--unlabeled={_manifest(path)}" for path in self.training_summaries(run, "unlabeled")]
-        flags += ["--mix-labeled"] if given.objective == "concatenate" else []
+        has_text_mixing = given.objective == "composed" and settings.text_mixing_weight > 0
+        flags += ["--mix-labeled"] if given.objective == "concatenate" or has_text_mixing else []
         for name in ("labeled_fraction", "unlabeled_fraction"):
             if getattr(given, name) is not None:
                 flags.append(f"--{name.replace('_', '-')}={getattr(given, name)}")

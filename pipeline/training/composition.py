@@ -1,18 +1,20 @@
 """The losses of one training step: one audio pass and one text pass encode all inputs, then InfoNCE compares them.
 
-Shapes: B = slots of this process, N = global batch, S = samples, D = joint width, E = token width, T = pseudo-tokens of
-a clip, P = texts with pseudo-tokens, K = terms of the loss (up to three for `composed`, two for `concatenate`, one for
-`finetune`).
+Shapes: B = slots of this process, N = global batch, U = slots whose partner is unlabeled, S = samples, D = joint width,
+E = token width, T = pseudo-tokens of a clip, P = texts with pseudo-tokens, K = terms of the loss (up to four for
+`composed`, two for `concatenate`, one for `finetune`).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.models.clap import ClapModel
+from pipeline.models.devices import send
 from pipeline.training.batches import Batch
 from pipeline.training.distributed import gather_rows
 from pipeline.training.losses import info_nce
@@ -21,6 +23,14 @@ from pipeline.training.settings import TrainingSettings
 
 PCM_SCALE = 1 / 32768
 """int16 to [-1, 1)."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """An input of the text encoder."""
+
+    words: str
+    has_pseudo_tokens: bool = False
 
 
 class CompositionLoss(nn.Module):
@@ -53,53 +63,112 @@ class CompositionLoss(nn.Module):
         weights, scale = self.settings.term_weights, self.model.logit_scale.exp()
         all_NK2D = gather_rows(own_BK2D)  # one gather for all terms
         equal = equal_pairs(batch, own_BK2D.device) if self.settings.mask_false_negatives else {}
+        present = {}
+        if "a2t" in weights and batch.partner_captions is not None:  # on all processes or on none
+            is_unlabeled_B = torch.tensor([caption is None for caption in batch.partner_captions], dtype=torch.uint8)
+            present["a2t"] = gather_rows(send(is_unlabeled_B, own_BK2D.device)).bool()
         terms = {
-            name: info_nce(all_NK2D[:, kind, 0], all_NK2D[:, kind, 1], scale, equal_BB=equal.get(name))
+            name: info_nce(
+                all_NK2D[:, kind, 0],
+                all_NK2D[:, kind, 1],
+                scale,
+                equal_BB=equal.get(name),
+                present_B=present.get(name),
+            )
             for kind, name in enumerate(weights)  # Eqs. (5), (10), (17)
         }
         return {"loss": torch.stack([weights[name] * term for name, term in terms.items()]).sum(), **terms}  # Eq. (18)
 
     def _embed(self, batch: Batch, device: torch.device) -> Tensor:
-        settings = self.settings
-        labeled_BS = batch.labeled_BS.to(device, non_blocking=True) * PCM_SCALE
-        if settings.objective == "finetune":
-            windows, texts = {"info_nce": labeled_BS}, {"info_nce": batch.captions}
-        else:
-            assert batch.partner_BS is not None
-            partner_BS = batch.partner_BS.to(device, non_blocking=True) * PCM_SCALE
-            # Eq. (11); a gain of 0.5 gives exactly half of the sum, because halving is exact.
-            mixed_BS = (1 - settings.mixing_gain) * labeled_BS + settings.mixing_gain * partner_BS
-            if settings.objective == "composed":
-                windows = {"info_nce": labeled_BS, "a2t": partner_BS, "composed": mixed_BS}
-                # Texts of Eq. (8), a2t, and Eq. (15), composed; `encode_text` adds the pseudo-tokens.
-                prompts = [settings.prompt] * len(labeled_BS)
-                texts = {"info_nce": batch.captions, "a2t": prompts, "composed": batch.captions}
-            else:
-                windows = {"info_nce": labeled_BS, "concatenate": mixed_BS}
-                texts = {"info_nce": batch.captions, "concatenate": self._joined_captions(batch)}
-        terms = settings.term_weights
+        settings, terms = self.settings, self.settings.term_weights
+        unlabeled = self._unlabeled_slots(batch)
+        windows, texts = self._windows(batch, unlabeled, device), self._texts(batch)
         audio_names = [name for name in windows if name in terms or (name == "a2t" and settings.uses_a2t)]
-        text_names = [name for name in texts if name in terms]
-        count = len(labeled_BS)
-
         encoded_BD = self.model.encode_audio(
             torch.cat([windows[name] for name in audio_names])
         )  # Eqs. (1), (6), (12), (13)
-        audio = dict(zip(audio_names, encoded_BD.split(count), strict=True))
-        tokens_PTE = None
-        if settings.uses_a2t:
-            unlabeled_BD = audio["a2t"].detach() if settings.detach_unlabeled else audio["a2t"]
-            tokens_BTE = self.model.a2t(unlabeled_BD)  # type: ignore[misc]  # Eqs. (7), (14)
-            tokens_PTE = torch.cat([tokens_BTE for name in text_names if name != "info_nce"])
-        encoded_BD = self.model.encode_text(  # Eqs. (2), (9), (16) of the texts of Eqs. (8), (15)
-            list(chain.from_iterable(texts[name] for name in text_names)),
-            pseudo_tokens=tokens_PTE,
-            pseudo_position=settings.pseudo_position,
-        )
-        text = dict(zip(text_names, encoded_BD.split(count), strict=True))
+        sizes = [len(windows[name]) for name in audio_names]
+        audio = dict(zip(audio_names, encoded_BD.split(sizes), strict=True))
+
+        tokens_UTE = None
+        if settings.uses_a2t and self.model.a2t is not None:
+            unlabeled_UD = audio["a2t"].detach() if settings.detach_unlabeled else audio["a2t"]
+            tokens_UTE = self.model.a2t(unlabeled_UD)  # Eqs. (7), (14)
+        text = self._encode_texts({name: texts[name] for name in texts if name in terms}, tokens_UTE)
+        if "a2t" in terms and len(unlabeled) < len(batch.keys):
+            slots_U = send(torch.tensor(unlabeled, dtype=torch.long), device)
+            for encoded in (audio, text):  # `compare` leaves out the other rows
+                rows_UD = encoded["a2t"]
+                encoded["a2t"] = rows_UD.new_zeros(len(batch.keys), rows_UD.shape[1]).index_copy(0, slots_U, rows_UD)
         return torch.stack([torch.stack([audio[name], text[name]], dim=1) for name in terms], dim=1)
 
-    def _joined_captions(self, batch: Batch) -> list[str]:
-        assert batch.partner_captions is not None
-        joined = zip(batch.captions, batch.partner_captions, strict=True)
-        return [first + self.settings.conjunction + second for first, second in joined]
+    def _unlabeled_slots(self, batch: Batch) -> list[int]:
+        """Return the slots whose partner gets a pseudo-token."""
+        captions = batch.partner_captions or [None] * len(batch.keys)
+        return [slot for slot, caption in enumerate(captions) if caption is None and batch.partner_BS is not None]
+
+    def _windows(self, batch: Batch, unlabeled: list[int], device: torch.device) -> dict[str, Tensor]:
+        """Return the audio of every term, (B, S), of a2t (U, S)."""
+        gain = self.settings.mixing_gain
+        labeled_BS = batch.labeled_BS.to(device, non_blocking=True) * PCM_SCALE
+        windows = {"info_nce": labeled_BS}
+        if self.settings.objective != "finetune":
+            assert batch.partner_BS is not None
+            partner_BS = batch.partner_BS.to(device, non_blocking=True) * PCM_SCALE
+            if self.settings.objective == "composed":
+                all_are = len(unlabeled) == len(batch.keys)
+                windows["a2t"] = partner_BS if all_are else partner_BS[send(torch.tensor(unlabeled).long(), device)]
+            # Eq. (11); a gain of 0.5 gives exactly half of the sum, because halving is exact.
+            windows[self._mixture] = (1 - gain) * labeled_BS + gain * partner_BS
+        if "text_mixing" in self.settings.term_weights:
+            assert batch.second_BS is not None
+            second_BS = batch.second_BS.to(device, non_blocking=True) * PCM_SCALE
+            windows["text_mixing"] = (1 - gain) * labeled_BS + gain * second_BS
+        return windows
+
+    @property
+    def _mixture(self) -> str:
+        """The name of the term of the mixtures."""
+        return "composed" if self.settings.objective == "composed" else "concatenate"
+
+    def _texts(self, batch: Batch) -> dict[str, list[Text]]:
+        """Return the texts of every term; those with a pseudo-token in the order of the unlabeled slots."""
+        own = [Text(caption) for caption in batch.captions]
+        texts = {"info_nce": own}
+        if self.settings.objective == "composed":
+            prompt = Text(self.settings.prompt, has_pseudo_tokens=True)
+            texts["a2t"] = [prompt] * len(self._unlabeled_slots(batch))  # Eq. (8)
+        if self.settings.objective != "finetune":
+            captions = batch.partner_captions or [None] * len(own)
+            texts[self._mixture] = [self._joined(*pair) for pair in zip(batch.captions, captions, strict=True)]
+        if "text_mixing" in self.settings.term_weights:
+            assert batch.second_captions is not None
+            pairs = zip(batch.captions, batch.second_captions, strict=True)
+            texts["text_mixing"] = [self._joined(*pair) for pair in pairs]
+        return texts
+
+    def _joined(self, caption: str, partner: str | None) -> Text:
+        """Return the text of a mixture, Eq. (15): the partner's caption has the place of the pseudo-token."""
+        if partner is None:
+            return Text(caption, has_pseudo_tokens=True)
+        return Text(caption + self.settings.conjunction + partner)
+
+    def _encode_texts(self, texts: dict[str, list[Text]], tokens_UTE: Tensor | None) -> dict[str, Tensor]:
+        """Return the embeddings of the texts of every term, encoded together: Eqs. (2), (9), (16)."""
+        listed = list(chain.from_iterable(texts.values()))
+        order = sorted(range(len(listed)), key=lambda place: listed[place].has_pseudo_tokens)  # they come last
+        tokens_PTE = None
+        if tokens_UTE is not None and len(tokens_UTE):
+            terms = sum(text.has_pseudo_tokens for text in listed) // len(tokens_UTE)
+            tokens_PTE = torch.cat([tokens_UTE] * terms)
+        encoded_BD = self.model.encode_text(
+            [listed[place].words for place in order],
+            pseudo_tokens=tokens_PTE,
+            pseudo_position=self.settings.pseudo_position,
+        )
+        if tokens_UTE is not None and tokens_PTE is None:
+            encoded_BD = encoded_BD + tokens_UTE.sum()  # 0: other processes wait for a gradient of the a2t module
+        if order != sorted(order):
+            places = torch.tensor(order).argsort()
+            encoded_BD = encoded_BD[send(places, encoded_BD.device)]
+        return dict(zip(texts, encoded_BD.split([len(part) for part in texts.values()]), strict=True))

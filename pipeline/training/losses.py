@@ -11,7 +11,12 @@ from torch import Tensor
 
 
 def info_nce(
-    audio_BD: Tensor, text_BD: Tensor, logit_scale: Tensor | float, *, equal_BB: Tensor | None = None
+    audio_BD: Tensor,
+    text_BD: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    equal_BB: Tensor | None = None,
+    present_B: Tensor | None = None,
 ) -> Tensor:
     """Return InfoNCE of paired audio and text, Eq. (5): the sum, not the mean, of both directions' cross entropies.
 
@@ -21,6 +26,9 @@ def info_nce(
 
     `equal_BB` is a symmetric boolean matrix. Where it is true off its diagonal, the two rows mean the same, and neither
     is a negative of the other. The paper's sums leave out no row.
+
+    `present_B` is a boolean mask of the rows that take part; the mean is over them, and is 0 without any. It keeps the
+    shapes independent of values, for which a GPU would wait.
 
     Example:
         >>> import torch
@@ -35,10 +43,13 @@ def info_nce(
     audio_BD, text_BD = F.normalize(audio_BD.float(), dim=-1), F.normalize(text_BD.float(), dim=-1)
     with torch.autocast(audio_BD.device.type, enabled=False):
         logits_BB = logit_scale * (audio_BD @ text_BD.T)
+    own_BB = torch.eye(len(logits_BB), dtype=torch.bool, device=logits_BB.device)
     if equal_BB is not None:
-        own_BB = torch.eye(len(logits_BB), dtype=torch.bool, device=logits_BB.device)
         logits_BB = logits_BB.masked_fill(equal_BB & ~own_BB, -torch.inf)
+    if present_B is not None:  # the other rows keep their own logit alone, so their loss and its gradient are 0
+        logits_BB = logits_BB.masked_fill(~(present_B[:, None] & present_B) & ~own_BB, -torch.inf)
     pairs_B = torch.arange(len(logits_BB), device=logits_BB.device)
     audio_to_text = F.cross_entropy(logits_BB, pairs_B)  # Eq. (3)
     text_to_audio = F.cross_entropy(logits_BB.T, pairs_B)  # Eq. (4)
-    return text_to_audio + audio_to_text  # Eq. (5)
+    loss = text_to_audio + audio_to_text  # Eq. (5)
+    return loss if present_B is None else loss * len(present_B) / present_B.sum().clamp(min=1)

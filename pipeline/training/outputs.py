@@ -45,7 +45,7 @@ class Origin:
     starting_weights_sha256: str
     """Checksum of the starting weights; for random weights their description."""
     settings: dict[str, Any]
-    """Those of `TrainingSettings`, and `seed`."""
+    """Those of `TrainingSettings.recorded`, and `seed`."""
     stage: str
     version: int
     """Version of the stage (`pipeline.stages.VERSIONS`); it rises when the same inputs give other weights."""
@@ -58,7 +58,7 @@ class Origin:
         return cls(
             pairs_sha256=_sha256_of_input(pairs, content_sha256),
             starting_weights_sha256=starting_weights,
-            settings={**settings.model_dump(), "seed": seed},
+            settings={**settings.recorded(), "seed": seed},
             stage=stage,
             version=VERSIONS[stage],
         )

@@ -25,6 +25,10 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
+ADDED = "added"
+"""Marks a setting that came after the first studies. At its default it is neither a flag of a stage nor recorded, so it
+changes no job and no output of a study that does not use it."""
+
 
 class Settings(BaseModel):
     """A frozen group of settings; an unknown key is an error.
@@ -41,6 +45,14 @@ class Settings(BaseModel):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise PipelineError("; ".join(describe_errors(error, cls, place))) from None
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the values by name, without settings marked `ADDED` that have their default."""
+        fields = type(self).model_fields
+        values = self.model_dump().items()
+        return {
+            name: value for name, value in values if ADDED not in fields[name].metadata or value != fields[name].default
+        }
 
 
 class BatchPlan(Settings):
@@ -77,6 +89,11 @@ class PairingSettings(Settings):
         "repeat",
         description="How the window of a shorter clip is filled: with the repeated clip, as in ms-clap, or with "
         "silence. model.json records it, and evaluation, search and classification use it too.",
+    )
+    labeled_partners: Annotated[Fraction, ADDED] = Field(
+        0.0,
+        description="Share of the partners in `composed` that are drawn from the run's own labeled clips. The text of "
+        "such a mixture has the partner's caption in place of the pseudo-token. 0 is Eq. (18), 1 is text mixing.",
     )
 
     def differing(self) -> dict[str, Any]:
@@ -125,7 +142,7 @@ class OptimizationSettings(Settings):
     )
     conjunction: str = Field(
         " ",
-        description="Text between the two captions of `concatenate`. The paper only says that texts are concatenated. "
+        description="Text between two joined captions. The paper only says that texts are concatenated. "
         "Works that it cites use ` and ` and ` followed by `.",
     )
     mixing_gain: Fraction = Field(
@@ -141,6 +158,11 @@ class OptimizationSettings(Settings):
         1.0,
         description="Weight of L_composed, the third term of Eq. (18), or of the loss of the mixtures in "
         "`concatenate`; 0 omits it.",
+    )
+    text_mixing_weight: Annotated[Weight, ADDED] = Field(
+        0.0,
+        description="Weight of a fourth term in `composed`: InfoNCE between mixtures of two labeled clips and their "
+        "joined captions, as in `concatenate`. 0 omits it, as Eq. (18) does.",
     )
     mask_false_negatives: bool = Field(
         False,
@@ -189,7 +211,12 @@ class TrainingSettings(OptimizationSettings):
         info_nce, a2t, composed = self.info_nce_weight, self.a2t_weight, self.composed_weight
         weights = {
             "finetune": {"info_nce": 1.0},
-            "composed": {"info_nce": info_nce, "a2t": a2t, "composed": composed},
+            "composed": {
+                "info_nce": info_nce,
+                "a2t": a2t,
+                "composed": composed,
+                "text_mixing": self.text_mixing_weight,
+            },
             "concatenate": {"info_nce": info_nce, "concatenate": composed},
         }[self.objective]
         return {name: weight for name, weight in weights.items() if weight != 0}
@@ -321,8 +348,8 @@ def settings_from_arguments(args: argparse.Namespace, kind: type[Kind]) -> Kind:
 
 
 def settings_flags(settings: Settings) -> list[str]:
-    """Return the settings as flags of a stage: `--learning-rate=0.001 --no-detach-unlabeled`."""
-    return [_flag(name, value) for name, value in settings.model_dump().items()]
+    """Return the settings as flags of a stage: `--learning-rate=0.001 --no-detach-unlabeled`; see `ADDED`."""
+    return [_flag(name, value) for name, value in settings.recorded().items()]
 
 
 def _flag(key: str, value: Any) -> str:

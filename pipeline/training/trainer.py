@@ -282,7 +282,7 @@ class Trainer:
         """Write all outputs, training.json last: it marks the outputs as complete."""
         job = self.job
         save_model(self.model, job.out)
-        settings = {**job.settings.model_dump(), "seed": job.seed}
+        settings = job.origin.settings
         table = pa.Table.from_pylist(self.rows)
         table = table.replace_schema_metadata({"settings": json.dumps(settings, sort_keys=True)})
         write_parquet(table, job.out / "training.parquet")
@@ -333,14 +333,19 @@ def parameter_groups(model: ClapModel, settings: TrainingSettings) -> list[dict[
 def check_mixing(batches: PairedBatches, settings: TrainingSettings, pairs: Path) -> None:
     """Raise PipelineError if the pairs were made for another objective."""
     batch = batches[0]
-    if batch.partner_captions:
-        found = "labeled partners"
+    if batch.partner_BS is None:
+        found = "none"
     else:
-        found = "none" if batch.partner_BS is None else "unlabeled partners"
+        found = "unlabeled partners" if batches.facts["unlabeled"] else "labeled partners"
     needed = {"finetune": "none", "composed": "unlabeled partners", "concatenate": "labeled partners"}
     if found != needed[settings.objective]:
         raise PipelineError(
             f"{pairs}: pairs hold {found}, the objective `{settings.objective}` needs {needed[settings.objective]}"
+        )
+    if "text_mixing" in settings.term_weights and batch.second_BS is None:
+        raise PipelineError(
+            f"{pairs}: pairs hold no second partners, which text_mixing_weight needs; make them again with "
+            "pair_clips --mix-labeled"
         )
 
 

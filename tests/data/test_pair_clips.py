@@ -529,6 +529,80 @@ def test_fixed_partners_are_the_same_in_every_epoch_and_others_of_another_seed(m
     assert found != partners(1)
 
 
+# --- labeled partners in a composed run -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("partners", ["each_epoch", "fixed"])
+@pytest.mark.parametrize("captions_per_clip", ["one", "all"])
+def test_labeled_partners_have_their_share_and_are_never_the_clip_itself(partners, captions_per_clip):
+    labeled, shares = clips(50), []
+    for number in range(20):
+        drawing = {"partners": partners, "captions_per_clip": captions_per_clip, "labeled_partners": 0.3}
+        rows = epoch(number, labeled=labeled, unlabeled=clips(20), **drawing).to_pylist()
+        own = [row for row in rows if row["partner_caption"] != NO_CAPTION]
+        assert all(row["labeled_row"] != row["partner_row"] for row in own)
+        assert all(0 <= row["partner_caption"] < labeled.captions[row["partner_row"]] for row in own)
+        assert all(row["partner_row"] < 20 for row in rows if row["partner_caption"] == NO_CAPTION)
+        shares.append(len(own) / len(rows))
+    assert np.mean(shares) == pytest.approx(0.3, abs=0.02 if partners == "each_epoch" else 0.08)
+
+
+def test_labeled_partners_are_evenly_spread_over_the_slots():
+    tables = [epoch(number, unlabeled=clips(20), labeled_partners=0.3) for number in range(10)]
+    is_labeled = np.concatenate([table["partner_caption"].to_numpy() != NO_CAPTION for table in tables])
+    assert set(is_labeled.reshape(-1, 4).sum(axis=1)) == {1, 2}, "of the four slots of each process"
+    assert is_labeled.sum() == 0.3 * 480
+
+
+@pytest.mark.parametrize("partners", ["each_epoch", "fixed"])
+def test_a_share_of_none_or_all_draws_what_composed_or_concatenate_draws(partners):
+    drawing = {"partners": partners, "captions_per_clip": "all"}
+    none, every = (epoch(2, unlabeled=clips(20), labeled_partners=share, **drawing) for share in (0, 1))
+    assert none.equals(epoch(2, unlabeled=clips(20), **drawing))
+    assert every.equals(epoch(2, mix_labeled=True, **drawing))
+
+
+def test_a_fixed_partner_stays_labeled_or_unlabeled():
+    met = collections.defaultdict(set)
+    for number in range(8):
+        table = epoch(number, unlabeled=clips(20), labeled_partners=0.5, partners="fixed")
+        captions = table["partner_caption"].to_numpy() == NO_CAPTION
+        for own, partner in zip(
+            rows_of("labeled_row", table), zip(rows_of("partner_row", table), captions, strict=True), strict=True
+        ):
+            met[own].add(partner)
+    assert all(len(partners) == 1 for partners in met.values())
+
+
+def test_second_partners_are_labeled_and_change_nothing_else():
+    one = epoch(2, unlabeled=clips(20), labeled_partners=0.5)
+    two = epoch(2, unlabeled=clips(20), labeled_partners=0.5, mix_labeled=True)
+    assert two.select(one.column_names).equals(one)
+    assert all(row["second_row"] != row["labeled_row"] and row["second_caption"] >= 0 for row in two.to_pylist())
+
+
+def test_pairs_with_partners_of_both_kinds_are_verified_row_by_row(tiny_study, tmp_path):
+    path = tmp_path / "pairs.parquet"
+    flags = ["--unlabeled", str(tiny_study.manifest("unlabeled")), "--labeled-partners=0.5", "--mix-labeled"]
+    table, facts = pair_part(tiny_study, path, *flags)
+    assert facts["labeled_partners"] == 0.5
+    assert "72 rows; their keys" in verify_pairs(path, tiny_study.shards, quick=False)
+    labeled_slots = [slot for slot, caption in enumerate(rows_of("partner_caption", table)) if caption != NO_CAPTION]
+    assert len(labeled_slots) == 36
+    for slot, changed, told in (
+        (labeled_slots[3], {"partner_caption": 7}, "has no caption 7"),
+        (labeled_slots[3], {"partner_caption": NO_CAPTION}, "is no usable clip of the unlabeled splits"),
+        (5, {"second_caption": 9}, "second_key .* has no caption 9"),
+        (5, {"second_key": table["labeled_key"][5].as_py()}, "is its own second partner"),
+    ):
+        rows = table.to_pylist()
+        rows[slot] |= changed
+        epochs = [pa.Table.from_pylist(rows[24 * number : 24 * (number + 1)], table.schema) for number in range(3)]
+        write_pairs(iter(epochs), path, facts)
+        with pytest.raises(PipelineError, match=f"1 of 72 rows are wrong; the first: .*{told}"):
+            verify_pairs(path, tiny_study.shards, quick=False)
+
+
 def test_windows_of_long_clips_are_at_the_place_asked_and_nothing_else_changes():
     labeled, unlabeled = clips(50), clips(20)
     ways = ("random", "first", "center")

@@ -23,20 +23,31 @@ KEYS = ["dog_1", "rain_1", "wind", "rain_2", "dog_2", "wind"]
 UNLABELED = ["u1", "u2", "u3", "u2", "u4", "u1"]
 PARTNERS = [5, 0, 3, 2, 5, 1]
 """Of `concatenate`: wind with rain is there in both orders, dogs with birds in both orders of slots."""
+SECONDS = [3, 5, 4, 0, 2, 1]
+"""Of the term for text mixing."""
 
 
-def batch(objective):
-    """Six slots with captions, clips and partners that occur more than once."""
+def batch(settings, labeled_slots=()):
+    """Six slots with clips and partners that occur more than once; `composed` may have some labeled partners."""
+    objective = settings.objective
     generator = torch.Generator().manual_seed(7)
     clips = {name: torch.randint(-20_000, 20_000, (40_960,), generator=generator) for name in [*KEYS, *UNLABELED]}
-    partners = {"finetune": None, "composed": UNLABELED, "concatenate": [KEYS[i] for i in PARTNERS]}[objective]
+    slots = {"finetune": (), "composed": labeled_slots, "concatenate": range(6)}[objective]
+    partners = [KEYS[PARTNERS[slot]] if slot in slots else UNLABELED[slot] for slot in range(6)]
+    captions = [CAPTIONS[PARTNERS[slot]] if slot in slots else None for slot in range(6)]
+    seconds = [KEYS[i] for i in SECONDS] if "text_mixing" in settings.term_weights else None
+    if objective == "finetune":
+        partners = None
     return Batch(
         keys=KEYS,
         captions=CAPTIONS,
         labeled_BS=torch.stack([clips[key] for key in KEYS]).to(torch.int16),
         partner_BS=partners and torch.stack([clips[key] for key in partners]).to(torch.int16),
-        partner_captions=[CAPTIONS[i] for i in PARTNERS] if objective == "concatenate" else None,
+        partner_captions=captions if slots else None,
         partner_keys=partners,
+        second_BS=seconds and torch.stack([clips[key] for key in seconds]).to(torch.int16),
+        second_captions=seconds and [CAPTIONS[i] for i in SECONDS],
+        second_keys=seconds,
     )
 
 
@@ -101,13 +112,13 @@ def same_unlabeled(i, j):
     return UNLABELED[i] == UNLABELED[j]
 
 
-def same_mixture(i, j):
-    straight = same_labeled(i, j) and same_labeled(PARTNERS[i], PARTNERS[j])
-    return straight or (same_labeled(i, PARTNERS[j]) and same_labeled(PARTNERS[i], j))
+def same_mixture(i, j, partners=PARTNERS):
+    straight = same_labeled(i, j) and same_labeled(partners[i], partners[j])
+    return straight or (same_labeled(i, partners[j]) and same_labeled(partners[i], j))
 
 
-def losses_by_the_paper(model, settings):
-    given = batch(settings.objective)
+def losses_by_the_paper(model, settings, labeled_slots=()):
+    given = batch(settings, labeled_slots)
     scale, gain = model.logit_scale.exp(), settings.mixing_gain
     labeled = [row / 32768 for row in given.labeled_BS.float()]
     after_end = settings.pseudo_position == "after_end"
@@ -124,15 +135,37 @@ def losses_by_the_paper(model, settings):
         mixed = [(1 - gain) * x + gain * u for x, u in zip(labeled, partner, strict=True)]  # Eq. (11)
         z_mixed = [encode_one_audio(model, row) for row in mixed]
     if settings.objective == "composed":
-        z_unlabel = [encode_one_audio(model, row) for row in partner]
-        tokens = [a2t(model, z.detach() if settings.detach_unlabeled else z) for z in z_unlabel]
-        z_hat = [encode_one_text(model, settings.prompt, own, after_end) for own in tokens]
-        z_composed = [encode_one_text(model, text, own, after_end) for text, own in zip(CAPTIONS, tokens, strict=True)]
-        terms["a2t"] = term(z_unlabel, z_hat, same_unlabeled)  # Eq. (10)
-        terms["composed"] = term(
-            z_mixed, z_composed, lambda i, j: same_labeled(i, j) and same_unlabeled(i, j)
-        )  # Eq. (17)
+        unlabeled = [i for i in range(6) if i not in labeled_slots]
+        z_unlabel = {i: encode_one_audio(model, partner[i]) for i in unlabeled}
+        tokens = {i: a2t(model, z.detach() if settings.detach_unlabeled else z) for i, z in z_unlabel.items()}
+        z_hat = [encode_one_text(model, settings.prompt, tokens[i], after_end) for i in unlabeled]
+        z_composed = [
+            encode_one_text(model, text, tokens[i], after_end)
+            if i in tokens
+            else encode_one_text(model, text + settings.conjunction + CAPTIONS[PARTNERS[i]])
+            for i, text in enumerate(CAPTIONS)
+        ]
+
+        def same_partner(i, j):
+            if i in tokens and j in tokens:
+                return same_labeled(i, j) and same_unlabeled(i, j)
+            return i not in tokens and j not in tokens and same_mixture(i, j)
+
+        terms["a2t"] = term(
+            list(z_unlabel.values()), z_hat, lambda i, j: same_unlabeled(unlabeled[i], unlabeled[j])
+        )  # Eq. (10)
+        terms["composed"] = term(z_mixed, z_composed, same_partner)  # Eq. (17)
         weights |= {"a2t": settings.a2t_weight, "composed": settings.composed_weight}
+        weights["text_mixing"] = settings.text_mixing_weight
+        if settings.text_mixing_weight:
+            second = [row / 32768 for row in given.second_BS.float()]
+            z_second = [
+                encode_one_audio(model, (1 - gain) * x + gain * u) for x, u in zip(labeled, second, strict=True)
+            ]
+            joined = [one + settings.conjunction + CAPTIONS[i] for one, i in zip(CAPTIONS, SECONDS, strict=True)]
+            terms["text_mixing"] = term(
+                z_second, [encode_one_text(model, text) for text in joined], lambda i, j: same_mixture(i, j, SECONDS)
+            )
     if settings.objective == "concatenate":
         joined = [one + settings.conjunction + CAPTIONS[i] for one, i in zip(CAPTIONS, PARTNERS, strict=True)]
         terms["concatenate"] = term(z_mixed, [encode_one_text(model, text) for text in joined], same_mixture)
@@ -164,20 +197,35 @@ ABLATIONS = [
     {"objective": "concatenate", "info_nce_weight": 0.0, "conjunction": " and "},
     {"objective": "concatenate", "mask_false_negatives": True},
 ]
+LABELED_PARTNERS = [
+    ({}, (1, 4)),
+    ({"mask_false_negatives": True}, (0, 1, 2, 4)),
+    ({"pseudo_position": "after_end", "pseudo_tokens": 3}, (1, 4)),
+    ({"conjunction": " and ", "mixing_gain": 0.3, "detach_unlabeled": True}, (0, 5)),
+    ({"a2t_weight": 0.0}, (1, 4)),
+    ({"composed_weight": 0.0}, (1, 4)),
+    ({"info_nce_weight": 0.0}, (0, 1, 2, 3, 4)),
+    ({"text_mixing_weight": 0.5}, ()),
+    ({"text_mixing_weight": 0.5, "mask_false_negatives": True, "conjunction": " and "}, (2, 3)),
+]
+CASES = [(varied, ()) for varied in ABLATIONS]
+CASES += [({"objective": "composed", **varied}, slots) for varied, slots in LABELED_PARTNERS]
 
 
 @pytest.mark.parametrize(
-    "varied", ABLATIONS, ids=lambda varied: "-".join(map(str, [*varied.values(), *list(varied)[1:]]))
+    ("varied", "labeled_slots"),
+    CASES,
+    ids=lambda given: "-".join(map(str, [*given.values(), *list(given)[1:]] if isinstance(given, dict) else given)),
 )
-def test_losses_and_gradients_are_those_of_the_equations(varied):
+def test_losses_and_gradients_are_those_of_the_equations(varied, labeled_slots):
     settings = TrainingSettings(**varied)
     model = model_of(settings)
-    found = CompositionLoss(model, settings)(batch(settings.objective))
+    found = CompositionLoss(model, settings)(batch(settings, labeled_slots))
     found["loss"].backward()
     gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
     assert ("logit_scale" in gradients) is settings.learn_temperature
     model.zero_grad()
-    expected = losses_by_the_paper(model, settings)
+    expected = losses_by_the_paper(model, settings, labeled_slots)
     expected["loss"].backward()
 
     assert found.keys() == expected.keys()
@@ -221,10 +269,24 @@ def test_a_term_of_weight_zero_is_not_encoded_and_carries_no_nan(monkeypatch, va
     )
     if not settings.uses_a2t:
         torch.nn.init.constant_(model.a2t.layers[-1].weight, torch.nan)
-    losses = CompositionLoss(model, settings)(batch("composed"))
+    losses = CompositionLoss(model, settings)(batch(settings))
     assert (heard, said) == ([windows], [captions])
     assert losses.keys() == {"loss", *settings.term_weights}
     assert all(value.isfinite() for value in losses.values())
+
+
+def test_composed_with_labeled_partners_alone_is_concatenate():
+    losses, gradients = [], []
+    for objective in ("composed", "concatenate"):
+        settings = TrainingSettings(objective=objective, mask_false_negatives=True)
+        model = model_of(settings)
+        found = CompositionLoss(model, settings)(batch(settings, range(6)))
+        found["loss"].backward()
+        losses.append({"mixtures" if name == objective else name: value.item() for name, value in found.items()})
+        gradients.append({name: value.grad for name, value in model.named_parameters() if "a2t" not in name})
+        assert all(value.grad is None or not value.grad.any() for value in model.a2t.parameters())
+    assert losses[0].pop("a2t") == 0 and losses[0] == losses[1]
+    assert all(torch.equal(value, gradients[1][name]) for name, value in gradients[0].items() if value is not None)
 
 
 @pytest.mark.parametrize("objective", ["finetune", "composed", "concatenate"])
@@ -235,6 +297,6 @@ def test_a_step_never_waits_to_see_a_value_of_the_device(monkeypatch, objective)
     model = model_of(settings)
     model.set_training_mode(encoder_regularisation=True)
     model.to("meta")
-    losses = CompositionLoss(model, settings)(batch(objective))
+    losses = CompositionLoss(model, settings)(batch(settings))
     losses["loss"].backward()
     assert all(value.is_meta for value in losses.values())

@@ -36,20 +36,26 @@ CASES = {
     "fixed_temperature": {"objective": "composed", "learn_temperature": False},
     "masked": {"objective": "composed", "mask_false_negatives": True},
     "masked_concatenate": {"objective": "concatenate", "mask_false_negatives": True},
+    "mostly_labeled": {"objective": "composed", "mask_false_negatives": True},
+    "two_partners": {"objective": "composed", "text_mixing_weight": 0.5},
     **{f"{objective}_synchronized": {"objective": objective, "batch_norm": "synchronized"} for objective in OBJECTIVES},
 }
+OWN_PAIRS = {"mostly_labeled", "two_partners"}
+"""Cases whose pairs have their name; the others take those of their objective."""
 PLAIN = {f"{objective}_plain": {"objective": objective, "batch_norm": "batch"} for objective in OBJECTIVES}
 """BatchNorm with the statistics of each process's share, which is no function of the whole batch."""
 ON_FOUR = ["finetune", "composed", "concatenate", "masked_concatenate", "composed_synchronized"]
+ON_FOUR += ["mostly_labeled", "two_partners"]  # where a process has no unlabeled partner
 IN_MICRO_BATCHES = ["finetune", "composed", "detached", "fixed_temperature", "masked_concatenate"]
+IN_MICRO_BATCHES += ["mostly_labeled", "two_partners"]
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
 
 
 def cases(study, names, micro_batch=0):
     """What save_gradients takes: pairs, settings and micro-batch of each case."""
-    pairs = {objective: str(study.pairs(objective)) for objective in OBJECTIVES}
     settings = {name: {**CASES, **PLAIN}[name] for name in names}
-    return {name: (pairs[varied["objective"]], varied, micro_batch) for name, varied in settings.items()}
+    kinds = {name: name if name in OWN_PAIRS else varied["objective"] for name, varied in settings.items()}
+    return {name: (str(study.pairs(kinds[name])), varied, micro_batch) for name, varied in settings.items()}
 
 
 @pytest.fixture(scope="module")

@@ -161,17 +161,24 @@ def build(backbone: str, folder: Path, mode: FakeTensorMode, *, tokens: int = 0)
     return model
 
 
-def batch_of(model: ClapModel, objective: str) -> Batch:
-    """A batch as the loader hands it over: int16, page-locked."""
-    labeled_BS, partner_BS = (torch.zeros(len(CAPTIONS), model.window_frames, dtype=torch.int16) for _ in range(2))
-    is_mixed = objective != "finetune"
+def batch_of(model: ClapModel, settings: TrainingSettings) -> Batch:
+    """A batch as the loader hands it over: int16, page-locked. With a second partner, the first is partly labeled."""
+    windows_BS = [torch.zeros(len(CAPTIONS), model.window_frames, dtype=torch.int16) for _ in range(3)]
+    labeled_BS, partner_BS, second_BS = windows_BS
+    is_mixed, has_second = settings.objective != "finetune", "text_mixing" in settings.term_weights
+    partner_captions: list[str | None] | None = None
+    if settings.objective == "concatenate" or has_second:
+        partner_captions = [None if has_second and caption == CAPTIONS[1] else caption for caption in CAPTIONS[::-1]]
     return Batch(
         keys=list("abcd"),
         captions=CAPTIONS,
         labeled_BS=labeled_BS,
         partner_BS=partner_BS if is_mixed else None,
-        partner_captions=CAPTIONS[::-1] if objective == "concatenate" else None,
+        partner_captions=partner_captions,
         partner_keys=list("efgh") if is_mixed else None,
+        second_BS=second_BS if has_second else None,
+        second_captions=list(CAPTIONS) if has_second else None,
+        second_keys=list("abcd") if has_second else None,
     )
 
 
@@ -188,7 +195,7 @@ def train_one_step(
     optimizer = torch.optim.Adam(parameter_groups(model, settings), fused=True)
     take_backward_pass = backward_pass(objective, settings, processes, micro_batch)
     with fake, FakeGPU() as gpu:
-        batch = batch_of(model, settings.objective).pin_memory()
+        batch = batch_of(model, settings).pin_memory()
         losses = take_backward_pass(batch)
         optimizer.step()
     return losses, gpu.products
@@ -204,6 +211,7 @@ SETTINGS = {
     ),
     "masked negatives": TrainingSettings(objective="composed", mask_false_negatives=True),
     "masked mixtures": TrainingSettings(objective="concatenate", mask_false_negatives=True),
+    "labeled partners": TrainingSettings(objective="composed", text_mixing_weight=0.5, mask_false_negatives=True),
     "batch norm": TrainingSettings(objective="finetune", batch_norm="batch"),
     "synchronized batch norm": TrainingSettings(objective="finetune", batch_norm="synchronized"),
 }

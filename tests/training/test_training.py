@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.data.leaks import leaked_path
-from pipeline.data.pairs import read_facts
+from pipeline.data.pairs import NO_CAPTION, read_facts
 from pipeline.data.shards.reader import open_shards
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
@@ -212,7 +212,7 @@ def readers(study):
 
 def test_batches_hold_what_the_pairs_and_the_shards_say(tiny_study):
     """Read the long way round: row by row of the file, key by key of the readers."""
-    for objective in OBJECTIVES:
+    for objective in [*OBJECTIVES, "mostly_labeled", "two_partners"]:
         pairs = tiny_study.pairs(objective)
         labeled, unlabeled = (open_shards(tiny_study.manifest(name).parent) for name in ("labeled", "unlabeled"))
         rows = iter(pq.read_table(pairs).to_pylist())
@@ -227,12 +227,19 @@ def test_batches_hold_what_the_pairs_and_the_shards_say(tiny_study):
                 if row["partner_key"] is None:
                     assert batch.partner_BS is None
                     continue
-                reader = labeled if objective == "concatenate" else unlabeled
+                reader = unlabeled if row["partner_caption"] == NO_CAPTION else labeled
                 window = reader.read_window(row["partner_key"], row["partner_start"], 40_960)
                 assert (batch.partner_BS[slot].numpy() == window).all()
-                if objective == "concatenate":
+                if reader is labeled:
                     caption = labeled.captions(row["partner_key"])[row["partner_caption"]]
                     assert batch.partner_captions[slot] == caption
+                else:
+                    assert batch.partner_captions is None or batch.partner_captions[slot] is None
+                if objective == "two_partners":
+                    window = labeled.read_window(row["second_key"], row["second_start"], 40_960)
+                    assert (batch.second_BS[slot].numpy() == window).all()
+                    caption = labeled.captions(row["second_key"])[row["second_caption"]]
+                    assert batch.second_captions[slot] == caption
         assert next(rows, None) is None
 
 
