@@ -303,6 +303,14 @@ def test_a_missing_root_is_named(config):
             "runs.all_pairs_concatenate: every term of the objective concatenate has weight 0",
         ),
         (("backbone", "weights"), "CLAP.pth", "mini is made by the pretraining"),
+        (
+            ("runs", "clotho_finetune", "teacher"),
+            "nobody",
+            "runs.clotho_finetune.teacher: there is no run nobody",
+        ),
+        (("runs", "clotho_finetune", "teacher"), "clotho_finetune", "is among its own teachers or theirs"),
+        (("runs", "clotho_finetune", "teacher"), ["vanilla", "vanilla"], "teacher: names one run twice"),
+        (("runs", "vanilla", "teacher"), "clotho_finetune", "runs.vanilla.teacher: vanilla trains nothing"),
     ],
 )
 def test_references_to_nothing_are_named(config, path, value, message):
@@ -313,9 +321,47 @@ def test_references_to_nothing_are_named(config, path, value, message):
     assert message in problem(config)
 
 
+def test_teachers_in_a_circle_are_named(config):
+    config["runs"]["clotho_finetune"]["teacher"] = "clotho_composed_audioset"
+    config["runs"]["clotho_composed_audioset"]["teacher"] = ["vanilla", "clotho_finetune"]
+    assert "runs.clotho_composed_audioset.teacher: clotho_composed_audioset is among its own" in problem(config)
+
+
+def test_a_teacher_without_a_term_to_act_on_is_named(config):
+    config["runs"]["clotho_composed_audioset"]["teacher"] = "clotho_finetune"
+    config["runs"]["clotho_composed_audioset"]["settings"] = {"info_nce_weight": 0}
+    assert "runs.clotho_composed_audioset: a teacher acts on terms without pseudo-tokens" in problem(config)
+
+
+def test_teachers_are_trained_first_with_the_same_seed(config):
+    config["runs"]["clotho_finetune"]["teacher"] = ["vanilla", "clotho_composed_audioset"]
+    study = Study.of_config(config)
+    folders = ["results/pretrained/mini", "results/runs/clotho_composed_audioset/seed3"]
+    assert study.teachers("clotho_finetune", "3") == [f"{folder}/model.safetensors" for folder in folders]
+    assert study.training_flags("clotho_finetune", "3")[-2:] == [f"--teacher={folder}" for folder in folders]
+    assert study.teachers("clotho_composed_audioset", "3") == []
+
+
+def test_settings_beyond_the_paper_are_flags_only_where_they_are_used(config):
+    own = {"labeled_partners": 0.5, "text_mixing_weight": 1, "teacher_weight": 0.7, "teacher_temperature": 2}
+    names = [f"--{name.replace('_', '-')}=" for name in own]
+
+    def given(run):
+        flags = [*study.pairing_flags(run), *study.training_flags(run, "0")]
+        return {name for name in names for flag in flags if flag.startswith(name)}, "--mix-labeled" in flags
+
+    study = Study.of_config(config)
+    assert given("clotho_composed_audioset") == (set(), False)
+    config["runs"]["clotho_composed_audioset"]["settings"] = own
+    study = Study.of_config(config)
+    assert given("clotho_composed_audioset") == (set(names), True) and given("clotho_finetune") == (set(), False)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
+        TrainingSettings(objective="composed", text_mixing_weight=0.5, teacher_weight=0.0, teacher_temperature=3),
+        PairingSettings(labeled_partners=0.25),
         TrainingSettings(objective="composed", learning_rate=3e-4, detach_unlabeled=True, conjunction=" and "),
         PairingSettings(captions_per_clip="all", partners="fixed", windows="center", short_clips="pad"),
     ],

@@ -24,10 +24,18 @@ def main(argv: list[str]) -> None:
         type=Path,
         help="file to write `finished` or the way of divergence to; without it, divergence is an error",
     )
+    parser.add_argument(
+        "--teacher",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder of a trained model whose similarities are soft targets; may be repeated",
+    )
     add_run_options(parser)
     args = parser.parse_args(argv)
     settings = settings_from_arguments(args, TrainingSettings)
     origin = Origin.of("train", args.pairs, args.pretrained / "model.safetensors", settings, args.seed)
+    origin = origin.taught_by(args.teacher)
     job = Job(
         pairs=args.pairs,
         shards=args.shards,
@@ -36,6 +44,7 @@ def main(argv: list[str]) -> None:
         origin=origin,
         out=args.out,
         outcome=args.outcome,
+        teachers=tuple(args.teacher),
     )
     if not keep_outputs(job):
         train_job(job, args.pretrained, args.device, args.threads, run_options(args))

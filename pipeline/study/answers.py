@@ -199,13 +199,18 @@ class Study:
         drawing = PairingSettings.of(settings.model_dump())
         return [*flags, f"--epochs={settings.epochs}", f"--batch-size={settings.batch_size}", *settings_flags(drawing)]
 
-    def training_flags(self, run: str) -> list[str]:
-        """Return the settings of a run as flags of `train` or `pretrain`."""
-        return settings_flags(training_settings(self.run(run).objective, self.settings(run)))
+    def training_flags(self, run: str, seed: str) -> list[str]:
+        """Return the settings of a run and the folders of its teachers, as flags of `train` or `pretrain`."""
+        settings = settings_flags(training_settings(self.run(run).objective, self.settings(run)))
+        return [*settings, *(f"--teacher={Path(path).parent}" for path in self.teachers(run, seed))]
 
     def candidate_flags(self, run: str, learning_rate: str) -> list[str]:
         """Return the settings of a run with another learning rate, for the sweep."""
-        return [*self.training_flags(run), f"--learning-rate={float(learning_rate)}"]
+        return [*self.training_flags(run, str(self.config.sweep.seed)), f"--learning-rate={float(learning_rate)}"]
+
+    def teachers(self, run: str, seed: str) -> list[str]:
+        """Return the weights of a run's teachers, which have its seed."""
+        return [self.model(teacher, seed) for teacher in self.run(run).teacher or []]
 
     def pretrained(self) -> str:
         """Return the weights that every run starts from; `vanilla` evaluates them as they are."""

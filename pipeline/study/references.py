@@ -15,6 +15,7 @@ from pipeline.study.configuration import (
     resolved_settings,
     training_settings,
 )
+from pipeline.training.teachers import check_taught_terms
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 """OWNER/NAME of a model on the Hugging Face hub."""
@@ -81,11 +82,42 @@ def wrong_run(name: str, run: Run, config: Configuration) -> Iterable[str]:
     both = set(run.labeled or []) & set(run.unlabeled or [])
     if both:
         yield f"runs.{name}: {', '.join(sorted(both))} is labeled and unlabeled at once"
+    yield from wrong_teachers(name, run, config)
     if run.objective != "vanilla":
         try:
-            training_settings(run.objective, resolved_settings(config, run))
+            settings = training_settings(run.objective, resolved_settings(config, run))
+            if run.teacher is not None:
+                check_taught_terms(settings)
         except PipelineError as error:
             yield f"runs.{name}: {error}"
+
+
+def wrong_teachers(name: str, run: Run, config: Configuration) -> Iterable[str]:
+    """Yield what is wrong with the teachers of a run: they do not exist, or wait for the run itself."""
+    place = f"runs.{name}.teacher"
+    if run.teacher is None:
+        return
+    if run.objective == "vanilla":
+        yield f"{place}: vanilla trains nothing"
+    if len(set(run.teacher)) < len(run.teacher):
+        yield f"{place}: names one run twice"
+    for teacher in run.teacher:
+        if teacher not in config.runs:
+            yield f"{place}: there is no run {teacher}; runs: {', '.join(config.runs)}"
+    if name in all_teachers(run, config):
+        yield f"{place}: {name} is among its own teachers or theirs; a teacher is trained before its students"
+
+
+def all_teachers(run: Run, config: Configuration) -> set[str]:
+    """Return the teachers of a run, their teachers and so on."""
+    found: set[str] = set()
+    waiting = list(run.teacher or [])
+    while waiting:
+        teacher = waiting.pop()
+        if teacher in config.runs and teacher not in found:
+            found.add(teacher)
+            waiting += config.runs[teacher].teacher or []
+    return found
 
 
 def wrong_rows(config: Configuration) -> Iterable[str]:

@@ -7,6 +7,7 @@ E = token width, T = pseudo-tokens of a clip, P = texts with pseudo-tokens, K = 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -17,7 +18,7 @@ from pipeline.models.clap import ClapModel
 from pipeline.models.devices import send
 from pipeline.training.batches import Batch
 from pipeline.training.distributed import gather_rows
-from pipeline.training.losses import info_nce
+from pipeline.training.losses import cosine_logits, distillation, info_nce
 from pipeline.training.negatives import equal_pairs
 from pipeline.training.settings import TrainingSettings
 
@@ -36,18 +37,20 @@ class Text:
 class CompositionLoss(nn.Module):
     """The objective of a training as a module around the model, so that DDP sees one forward pass per step.
 
-    The constructor makes the model's temperature learnable or fixed, as the settings say.
+    The constructor makes the model's temperature learnable or fixed, as the settings say. The teachers are models in
+    evaluation mode that are not trained, so they are no submodules.
     """
 
-    def __init__(self, model: ClapModel, settings: TrainingSettings) -> None:
+    def __init__(self, model: ClapModel, settings: TrainingSettings, teachers: Sequence[ClapModel] = ()) -> None:
         super().__init__()
         self.model = model
         self.settings = settings
+        self.teachers = tuple(teachers)
         model.logit_scale.requires_grad_(settings.learn_temperature)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the terms of the loss over the global batch and their weighted sum `loss`, as scalars."""
-        return self.compare(self.embed(batch), batch)
+        return self.compare(self.embed(batch), batch, self.teach(batch))
 
     def embed(self, batch: Batch) -> Tensor:
         """Return embeddings (B, K, 2, D): audio and text of each slot and term. Slots do not depend on each other.
@@ -58,8 +61,20 @@ class CompositionLoss(nn.Module):
         with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
             return self._embed(batch, device)
 
-    def compare(self, own_BK2D: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Return the losses of the global batch, from the embeddings of all processes."""
+    def teach(self, batch: Batch) -> list[Tensor]:
+        """Return every teacher's embeddings (B, K, 2, D) of the terms without pseudo-tokens; slots are independent."""
+        device, taught = self.model.logit_scale.device, []
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+            for teacher in self.teachers:
+                windows, texts = self._windows(batch, [], device), self._texts(batch)
+                audio_BD = teacher.encode_audio(torch.cat([windows[name] for name in self.settings.taught_terms]))
+                words = [text.words for name in self.settings.taught_terms for text in texts[name]]
+                both_B2D = torch.stack([audio_BD, teacher.encode_text(words)], dim=1)
+                taught.append(torch.stack(both_B2D.split(len(batch.keys)), dim=1))
+        return taught
+
+    def compare(self, own_BK2D: Tensor, batch: Batch, taught: Sequence[Tensor] = ()) -> dict[str, Tensor]:
+        """Return the losses of the global batch, from the embeddings of all processes and those of the teachers."""
         weights, scale = self.settings.term_weights, self.model.logit_scale.exp()
         all_NK2D = gather_rows(own_BK2D)  # one gather for all terms
         equal = equal_pairs(batch, own_BK2D.device) if self.settings.mask_false_negatives else {}
@@ -77,7 +92,28 @@ class CompositionLoss(nn.Module):
             )
             for kind, name in enumerate(weights)  # Eqs. (5), (10), (17)
         }
+        if taught:
+            terms["teacher"] = self._distil(dict(zip(weights, all_NK2D.unbind(1), strict=True)), scale, taught)
+            share = self.settings.teacher_weight
+            hard = {name: weights[name] * (1 - share if name in self.settings.taught_terms else 1) for name in weights}
+            weights = {**hard, "teacher": share}
         return {"loss": torch.stack([weights[name] * term for name, term in terms.items()]).sum(), **terms}  # Eq. (18)
+
+    def _distil(self, own: dict[str, Tensor], scale: Tensor, taught: Sequence[Tensor]) -> Tensor:
+        """Return the weighted sum of the losses to the teachers' probabilities, from embeddings (N, 2, D) per term."""
+        all_taught = [gather_rows(taught_BK2D) for taught_BK2D in taught]
+        losses = []
+        for kind, name in enumerate(self.settings.taught_terms):
+            logits_NN = torch.stack(
+                [
+                    cosine_logits(taught_NK2D[:, kind, 0], taught_NK2D[:, kind, 1], teacher.logit_scale.exp())
+                    for teacher, taught_NK2D in zip(self.teachers, all_taught, strict=True)
+                ]
+            )
+            targets_NN = logits_NN.mean(dim=0) / self.settings.teacher_temperature
+            student_NN = cosine_logits(own[name][:, 0], own[name][:, 1], scale)
+            losses.append(self.settings.term_weights[name] * distillation(student_NN, targets_NN))
+        return torch.stack(losses).sum()
 
     def _embed(self, batch: Batch, device: torch.device) -> Tensor:
         settings, terms = self.settings, self.settings.term_weights

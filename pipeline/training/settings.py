@@ -164,6 +164,16 @@ class OptimizationSettings(Settings):
         description="Weight of a fourth term in `composed`: InfoNCE between mixtures of two labeled clips and their "
         "joined captions, as in `concatenate`. 0 omits it, as Eq. (18) does.",
     )
+    teacher_weight: Annotated[Fraction, ADDED] = Field(
+        0.5,
+        description="Share of the teachers' soft targets in the losses of a run with a `teacher`; the captions' own "
+        "targets have the rest. 1 trains on soft targets alone, as stage 2 of arXiv 2408.11641.",
+    )
+    teacher_temperature: Annotated[Rate, ADDED] = Field(
+        1.0,
+        description="Divisor of the teachers' logits; above 1 their targets are softer. arXiv 2408.11641 uses the "
+        "teachers' own temperature, which is 1 here.",
+    )
     mask_false_negatives: bool = Field(
         False,
         description="Rows of a batch with equal captions, or of the same clip, are not negatives of each other. In the "
@@ -220,6 +230,11 @@ class TrainingSettings(OptimizationSettings):
             "concatenate": {"info_nce": info_nce, "concatenate": composed},
         }[self.objective]
         return {name: weight for name, weight in weights.items() if weight != 0}
+
+    @property
+    def taught_terms(self) -> list[str]:
+        """The terms whose texts a teacher can read: a pseudo-token means nothing to another model."""
+        return [name for name in self.term_weights if name not in ("a2t", "composed")]
 
     @property
     def uses_a2t(self) -> bool:

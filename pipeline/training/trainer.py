@@ -46,6 +46,7 @@ from pipeline.training.outputs import ACCOUNT, FINISHED, Job, checksums, lock_fo
 from pipeline.training.progress import LinePerReport
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.stopping import StopRequest
+from pipeline.training.teachers import load_teachers
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class Trainer:
         self._prepare_model()
         self.steps = len(self.batches)
         self.objective = CompositionLoss(
-            model, job.settings
+            model, job.settings, load_teachers(job.teachers, model, job.settings)
         )  # before the optimizer: sets whether the temperature is learned
         self.optimizer = torch.optim.Adam(
             parameter_groups(model, job.settings), weight_decay=job.settings.weight_decay, fused=True

@@ -240,6 +240,79 @@ def test_losses_and_gradients_are_those_of_the_equations(varied, labeled_slots):
             )
 
 
+def teacher_of(seed, scale):
+    """A small model with other weights, another vocabulary and its own temperature."""
+    torch.manual_seed(seed)
+    model = mini.build(mini.train_tokenizer([*CAPTIONS, "and"], 270 + seed))
+    torch.nn.init.constant_(model.logit_scale, scale)
+    return model.eval().requires_grad_(False)
+
+
+def soft_loss(model, teachers, clips, texts, temperature):
+    """The cross entropies to the teachers' probabilities, entry by entry of the similarities."""
+
+    def logits(one):
+        with torch.set_grad_enabled(one is model):
+            audio, text = (
+                [encode_one_audio(one, clip) for clip in clips],
+                [encode_one_text(one, each) for each in texts],
+            )
+            return [[one.logit_scale.exp() * torch.cosine_similarity(z, other, dim=0) for other in text] for z in audio]
+
+    own, taught = logits(model), [logits(teacher) for teacher in teachers]
+    total, places = 0, range(len(clips))
+    for is_text in (False, True):
+        for i in places:
+            cells = [(j, i) if is_text else (i, j) for j in places]
+            means = [sum(one[a][b] for one in taught) / len(teachers) / temperature for a, b in cells]
+            targets = [value.exp() / sum(other.exp() for other in means) for value in means]
+            normalizer = sum(own[a][b].exp() for a, b in cells).log()
+            total = total - sum(t * (own[a][b] - normalizer) for t, (a, b) in zip(targets, cells, strict=True))
+    return total / len(clips)
+
+
+@pytest.mark.parametrize(
+    ("varied", "teachers"),
+    [
+        ({"objective": "finetune"}, [(1, 2.0)]),
+        ({"objective": "finetune", "teacher_weight": 1.0, "teacher_temperature": 2.0}, [(1, 2.0), (2, 3.0)]),
+        ({"objective": "concatenate", "teacher_weight": 0.3, "composed_weight": 2.0}, [(1, 3.0)]),
+        ({"objective": "composed", "text_mixing_weight": 0.5, "mask_false_negatives": True}, [(1, 2.0), (2, 3.0)]),
+    ],
+)
+def test_a_teacher_adds_the_cross_entropy_to_its_probabilities(varied, teachers):
+    settings = TrainingSettings(**varied)
+    model, teachers = model_of(settings), [teacher_of(seed, scale) for seed, scale in teachers]
+    given = batch(settings)
+    found = CompositionLoss(model, settings, teachers)(given)
+    found["loss"].backward()
+    gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+
+    def mixed(partner_BS):
+        return [(0.5 * x + 0.5 * u) / 32768 for x, u in zip(given.labeled_BS.float(), partner_BS.float(), strict=True)]
+
+    def joined(partners):
+        return [f"{one} {CAPTIONS[i]}" for one, i in zip(CAPTIONS, partners, strict=True)]
+
+    inputs = {"info_nce": ([row / 32768 for row in given.labeled_BS.float()], CAPTIONS)}
+    if settings.objective == "concatenate":
+        inputs["concatenate"] = (mixed(given.partner_BS), joined(PARTNERS))
+    if settings.text_mixing_weight:
+        inputs["text_mixing"] = (mixed(given.second_BS), joined(SECONDS))
+    expected = losses_by_the_paper(model, settings)
+    weights, share = settings.term_weights, settings.teacher_weight
+    soft = {name: soft_loss(model, teachers, *inputs[name], settings.teacher_temperature) for name in inputs}
+    loss = sum(weights[name] * (1 - share if name in inputs else 1) * expected[name] for name in weights)
+    loss = loss + share * sum(weights[name] * soft[name] for name in inputs)
+    loss.backward()
+    torch.testing.assert_close(found["loss"], loss, rtol=1e-4, atol=1e-5)
+    for name, value in model.named_parameters():
+        if value.grad is not None and value.grad.count_nonzero():
+            torch.testing.assert_close(gradients[name], value.grad, rtol=1e-3, atol=1e-5, msg=name)
+    assert all(value.grad is None for teacher in teachers for value in teacher.parameters())
+
+
 def test_half_and_half_is_the_half_of_the_sum_to_the_bit():
     """Eq. (11) as the paper writes it, for windows of 16-bit audio."""
     labeled, partner = (rows / 32768 for rows in torch.randint(-32768, 32768, (2, 100_000)).float())

@@ -37,7 +37,8 @@ CASES = {
     "masked": {"objective": "composed", "mask_false_negatives": True},
     "masked_concatenate": {"objective": "concatenate", "mask_false_negatives": True},
     "mostly_labeled": {"objective": "composed", "mask_false_negatives": True},
-    "two_partners": {"objective": "composed", "text_mixing_weight": 0.5},
+    "two_partners": {"objective": "composed", "text_mixing_weight": 0.5, "teachers": 2},
+    "taught": {"objective": "finetune", "teachers": 1},
     **{f"{objective}_synchronized": {"objective": objective, "batch_norm": "synchronized"} for objective in OBJECTIVES},
 }
 OWN_PAIRS = {"mostly_labeled", "two_partners"}
@@ -121,9 +122,7 @@ def test_micro_batches_on_two_processes_have_the_losses_and_gradients_of_the_who
 @pytest.mark.parametrize(("case", "slots"), [("finetune", 3), ("composed", 1), ("composed", 3), ("concatenate", 3)])
 def test_micro_batches_have_the_losses_and_gradients_of_the_whole(tiny_study, alone, case, slots):
     pairs, settings, _ = cases(tiny_study, CASES)[case]
-    found = save_gradients.gradients(
-        tiny_study.pretrained, tiny_study.shards, pairs, TrainingSettings(**settings), slots, ALONE
-    )
+    found = save_gradients.gradients(tiny_study.pretrained, tiny_study.shards, pairs, settings, slots, ALONE)
     assert_equal(found, alone[case])
 
 

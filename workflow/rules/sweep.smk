@@ -11,6 +11,7 @@ use rule train as train_candidate with:
     input:
         pretrained=study.pretrained(),
         pairs=f"results/pairs/{{run}}/seed{study.config.sweep.seed}.parquet",
+        teachers=ask(study.teachers, seed=str(study.config.sweep.seed)),
     output:
         model="results/sweep/{learning_rate}/{run}/model.safetensors",
         description="results/sweep/{learning_rate}/{run}/model.json",

@@ -2,7 +2,7 @@
 
 pretrain        results/pairs/pretrain/seed{seed}.parquet -> results/pretrained/mini/
 import_weights  published weights                         -> results/pretrained/{backbone}/
-train           pretrained weights and pairs              -> results/runs/{run}/seed{seed}/
+train           pretrained weights, pairs, teachers       -> results/runs/{run}/seed{seed}/
 
 `train` and `pretrain` keep the outputs that they made from the same inputs before, in a hidden folder next to them.
 """
@@ -39,7 +39,7 @@ rule pretrain:
         folder=subpath(output.model, parent=True),
         seed=study.config.pretrain.seed,
         vocabulary_size=study.config.pretrain.vocabulary_size,
-        settings=as_is(study.training_flags("pretrain")),
+        settings=as_is(study.training_flags("pretrain", seed=str(study.config.pretrain.seed))),
         device=device,
     shell:
         "python -m pipeline.stages.pretrain"
@@ -86,6 +86,7 @@ rule train:
     input:
         pretrained=study.pretrained(),
         pairs="results/pairs/{run}/seed{seed}.parquet",
+        teachers=ask(study.teachers),
     output:
         model="results/runs/{run}/seed{seed}/model.safetensors",
         description="results/runs/{run}/seed{seed}/model.json",
