@@ -344,6 +344,7 @@ def test_teachers_are_trained_first_with_the_same_seed(config):
 
 def test_settings_beyond_the_paper_are_flags_only_where_they_are_used(config):
     own = {"labeled_partners": 0.5, "text_mixing_weight": 1, "teacher_weight": 0.7, "teacher_temperature": 2}
+    own |= {"a2t_kind": "decoder", "a2t_layers": 3, "a2t_heads": 4, "a2t_noise": 0.1}
     names = [f"--{name.replace('_', '-')}=" for name in own]
 
     def given(run):

@@ -65,7 +65,13 @@ def train_job(job: Job, pretrained: Path, device: str | None, threads: int, opti
         has_unlabeled_partners = PairingSettings.of(read_facts(job.pairs)).labeled_partners < 1
         if job.settings.uses_a2t and has_unlabeled_partners:
             torch.manual_seed(job.seed)  # the same first a2t weights on every process
-            model.add_a2t(dropout=job.settings.a2t_dropout, tokens=job.settings.pseudo_tokens)
+            model.add_a2t(
+                dropout=job.settings.a2t_dropout,
+                tokens=job.settings.pseudo_tokens,
+                kind=job.settings.a2t_kind,
+                layers=job.settings.a2t_layers,
+                heads=job.settings.a2t_heads,
+            )
         train(model, job, processes, options)
 
 

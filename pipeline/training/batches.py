@@ -45,6 +45,8 @@ class Batch:
     """Caption of each slot's second partner, which is always labeled."""
     second_keys: list[str] | None = None
     """Key of each slot's second partner."""
+    places: list[tuple[int, int, int]] | None = None
+    """Seed of the pairs, step, and place in the global batch of each slot: what its noise depends on."""
 
     def pin_memory(self) -> Batch:
         """Move the batch to page-locked memory; the DataLoader calls it."""
@@ -115,6 +117,7 @@ class PairedBatches(Dataset[Batch]):
             labeled_BS=slots.labeled.read(here, self._memory.tensor()),
             **self._columns("partner", slots.partner, here),
             **self._columns("second", slots.second, here),
+            places=[(self.facts["seed"], step, slot) for slot in range(self.slots.start, self.slots.stop)],
         )
 
     def _columns(self, name: str, clips: _Clips | None, here: slice) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -129,6 +130,8 @@ class CompositionLoss(nn.Module):
         tokens_UTE = None
         if settings.uses_a2t and self.model.a2t is not None:
             unlabeled_UD = audio["a2t"].detach() if settings.detach_unlabeled else audio["a2t"]
+            if settings.a2t_noise:
+                unlabeled_UD = unlabeled_UD + self._noise(batch, unlabeled, unlabeled_UD)
             tokens_UTE = self.model.a2t(unlabeled_UD)  # Eqs. (7), (14)
         text = self._encode_texts({name: texts[name] for name in texts if name in terms}, tokens_UTE)
         if "a2t" in terms and len(unlabeled) < len(batch.keys):
@@ -137,6 +140,24 @@ class CompositionLoss(nn.Module):
                 rows_UD = encoded["a2t"]
                 encoded["a2t"] = rows_UD.new_zeros(len(batch.keys), rows_UD.shape[1]).index_copy(0, slots_U, rows_UD)
         return torch.stack([torch.stack([audio[name], text[name]], dim=1) for name in terms], dim=1)
+
+    def _noise(self, batch: Batch, slots: list[int], audio_UD: Tensor) -> Tensor:
+        """Return Gaussian noise for the embeddings of some slots, in units of their root mean squares.
+
+        The noise depends on the slot's place in the training alone, not on processes or micro-batches.
+        """
+        assert batch.places is not None
+        drawn_UD = np.empty(audio_UD.shape, np.float32)
+        for row, slot in enumerate(slots):
+            seed, step, place = batch.places[slot]
+            # The last word of the counter is 0 in the generators of the pairs, whose keys may be the same.
+            counter = np.array([0, 0, 0, place + 1], np.uint64)
+            generator = np.random.Generator(np.random.Philox(key=np.array([seed, step], np.uint64), counter=counter))
+            generator.standard_normal(dtype=np.float32, out=drawn_UD[row])
+        scale_U1 = audio_UD.detach().float().square().mean(dim=1, keepdim=True).sqrt()
+        return (self.settings.a2t_noise * scale_U1 * send(torch.from_numpy(drawn_UD), audio_UD.device)).to(
+            audio_UD.dtype
+        )
 
     def _unlabeled_slots(self, batch: Batch) -> list[int]:
         """Return the slots whose partner gets a pseudo-token."""

@@ -124,13 +124,29 @@ class OptimizationSettings(Settings):
     )
     weight_decay: Weight = Field(0.0, description="Adam's weight decay. The paper uses Adam and mentions no decay.")
     a2t_dropout: Fraction = Field(0.1, description="Dropout of the a2t module, as in Pic2Word.")
+    a2t_kind: Annotated[Literal["mlp", "decoder"], ADDED] = Field(
+        "mlp",
+        description="Kind of the a2t module. mlp: Eq. (7). decoder: a Transformer decoder whose query tokens become "
+        "the pseudo-tokens, as in the paper's follow-up.",
+    )
+    a2t_layers: Annotated[Count, ADDED] = Field(
+        2, description="Layers of the decoder. The abstract of the follow-up gives no number; 2 as in Eq. (7)."
+    )
+    a2t_heads: Annotated[Count, ADDED] = Field(
+        8, description="Attention heads of the decoder, a divisor of the token width. torch's Transformer has 8."
+    )
+    a2t_noise: Annotated[Weight, ADDED] = Field(
+        0.0,
+        description="Standard deviation of Gaussian noise on the audio embedding before the a2t module, relative to "
+        "the embedding's root mean square. The paper has none; its follow-up adds noise and gives no number.",
+    )
     detach_unlabeled: bool = Field(
         False,
         description="Stop the gradient of the pseudo-token before the audio encoder. Eq. (18) is one sum whose terms "
         "train both encoders, so the default passes it on. Pic2Word freezes its encoders.",
     )
     pseudo_tokens: Annotated[int, Field(ge=1, le=16)] = Field(
-        1, description="Pseudo-tokens per clip from the a2t module. Eq. (7) has one."
+        1, description="Pseudo-tokens per clip from the a2t module: the queries of a decoder. Eq. (7) has one."
     )
     pseudo_position: Literal["before_end", "after_end"] = Field(
         "before_end",

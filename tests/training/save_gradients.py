@@ -27,7 +27,7 @@ def model_of(pretrained, settings: TrainingSettings) -> ClapModel:
     model = load_model(pretrained)
     if settings.uses_a2t:
         torch.manual_seed(0)
-        model.add_a2t(dropout=0.0)
+        model.add_a2t(dropout=0.0, kind=settings.a2t_kind, tokens=settings.pseudo_tokens)
     if settings.batch_norm == "synchronized":
         synchronize_batch_norms(model.audio_encoder)
     model.set_training_mode(batch_norm="frozen" if settings.batch_norm == "frozen" else "batch")

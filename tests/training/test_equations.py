@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.models import mini
+from pipeline.models.clap import AudioToTextDecoder
 from pipeline.training.batches import Batch
 from pipeline.training.composition import CompositionLoss
 from pipeline.training.negatives import normalised
@@ -48,6 +50,7 @@ def batch(settings, labeled_slots=()):
         second_BS=seconds and torch.stack([clips[key] for key in seconds]).to(torch.int16),
         second_captions=seconds and [CAPTIONS[i] for i in SECONDS],
         second_keys=seconds,
+        places=[(3, 7, slot) for slot in range(8, 14)],
     )
 
 
@@ -55,7 +58,8 @@ def model_of(settings):
     """The mini with weights from a fixed seed and f_a2t without dropout."""
     torch.manual_seed(0)
     model = mini.build(mini.train_tokenizer([*CAPTIONS, "this sound is a recording of and followed by"], 300))
-    model.add_a2t(dropout=0.0, tokens=settings.pseudo_tokens)
+    kind = {"kind": settings.a2t_kind, "layers": settings.a2t_layers, "heads": settings.a2t_heads}
+    model.add_a2t(dropout=0.0, tokens=settings.pseudo_tokens, **kind)
     model.set_training_mode()
     return model
 
@@ -68,8 +72,48 @@ def encode_one_audio(model, samples):
     return model.encode_audio(samples[None])[0]
 
 
+def attention(part, queries, memory):
+    """Attention of some rows to others, head by head, with the weights of torch's module."""
+    width, heads = queries.shape[1], part.num_heads
+    weights, biases = part.in_proj_weight.split(width), part.in_proj_bias.split(width)
+    rows = zip((queries, memory, memory), weights, biases, strict=True)
+    q, k, v = ((x @ weight.T + bias).chunk(heads, dim=1) for x, weight, bias in rows)
+    mixed = []
+    for one_q, one_k, one_v in zip(q, k, v, strict=True):
+        scores = (one_q @ one_k.T / one_q.shape[1] ** 0.5).exp()
+        mixed.append(scores / scores.sum(dim=1, keepdim=True) @ one_v)
+    return torch.cat(mixed, dim=1) @ part.out_proj.weight.T + part.out_proj.bias
+
+
+def normed(norm, x):
+    centred = x - x.mean(dim=1, keepdim=True)
+    return centred / (centred.square().mean(dim=1, keepdim=True) + norm.eps).sqrt() * norm.weight + norm.bias
+
+
+def decode(module, z_audio):
+    """The Transformer decoder with its queries: each layer adds self-attention, cross-attention and two linear maps."""
+    rows, memory = module.queries_KE, (module.memory.weight @ z_audio + module.memory.bias)[None]
+    for layer in module.layers:
+        own = normed(layer.norm1, rows)
+        rows = rows + attention(layer.self_attn, own, own)
+        rows = rows + attention(layer.multihead_attn, normed(layer.norm2, rows), memory)
+        hidden = normed(layer.norm3, rows) @ layer.linear1.weight.T + layer.linear1.bias
+        hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))  # GELU
+        rows = rows + hidden @ layer.linear2.weight.T + layer.linear2.bias
+    return normed(module.norm, rows) @ module.output.weight.T + module.output.bias
+
+
+def noise_of(place, width):
+    """Standard normal numbers of a slot's place: numpy's Philox with the seed and step as key, the slot as counter."""
+    seed, step, slot = place
+    philox = np.random.Philox(key=seed + (step << 64), counter=(slot + 1) << 192)
+    return torch.from_numpy(np.random.Generator(philox).standard_normal(width, dtype=np.float32))
+
+
 def a2t(model, z_audio):
     """Eqs. (7), (14): two hidden layers with ReLU, then the output layer; a row a pseudo-token."""
+    if isinstance(model.a2t, AudioToTextDecoder):
+        return decode(model.a2t, z_audio)
     linear = [layer for layer in model.a2t.modules() if isinstance(layer, torch.nn.Linear)]
     assert len(linear) == 3
     hidden = z_audio
@@ -137,7 +181,11 @@ def losses_by_the_paper(model, settings, labeled_slots=()):
     if settings.objective == "composed":
         unlabeled = [i for i in range(6) if i not in labeled_slots]
         z_unlabel = {i: encode_one_audio(model, partner[i]) for i in unlabeled}
-        tokens = {i: a2t(model, z.detach() if settings.detach_unlabeled else z) for i, z in z_unlabel.items()}
+        tokens = {}
+        for i, z in z_unlabel.items():
+            scale_of_noise = settings.a2t_noise * z.detach().square().mean().sqrt()
+            noise = scale_of_noise * noise_of(given.places[i], len(z)) if settings.a2t_noise else 0
+            tokens[i] = a2t(model, (z.detach() if settings.detach_unlabeled else z) + noise)
         z_hat = [encode_one_text(model, settings.prompt, tokens[i], after_end) for i in unlabeled]
         z_composed = [
             encode_one_text(model, text, tokens[i], after_end)
@@ -206,6 +254,10 @@ LABELED_PARTNERS = [
     ({"composed_weight": 0.0}, (1, 4)),
     ({"info_nce_weight": 0.0}, (0, 1, 2, 3, 4)),
     ({"text_mixing_weight": 0.5}, ()),
+    ({"a2t_kind": "decoder", "a2t_heads": 4}, ()),
+    ({"a2t_kind": "decoder", "a2t_layers": 3, "pseudo_tokens": 4, "a2t_noise": 0.5}, (1, 4)),
+    ({"a2t_noise": 0.5}, ()),
+    ({"a2t_noise": 1.0, "detach_unlabeled": True, "pseudo_tokens": 2}, (0, 2)),
     ({"text_mixing_weight": 0.5, "mask_false_negatives": True, "conjunction": " and "}, (2, 3)),
 ]
 CASES = [(varied, ()) for varied in ABLATIONS]

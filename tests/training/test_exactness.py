@@ -39,23 +39,24 @@ CASES = {
     "mostly_labeled": {"objective": "composed", "mask_false_negatives": True},
     "two_partners": {"objective": "composed", "text_mixing_weight": 0.5, "teachers": 2},
     "taught": {"objective": "finetune", "teachers": 1},
+    "decoded": {"objective": "composed", "a2t_kind": "decoder", "pseudo_tokens": 3, "a2t_noise": 0.5},
     **{f"{objective}_synchronized": {"objective": objective, "batch_norm": "synchronized"} for objective in OBJECTIVES},
 }
-OWN_PAIRS = {"mostly_labeled", "two_partners"}
-"""Cases whose pairs have their name; the others take those of their objective."""
+OWN_PAIRS = {"mostly_labeled": "mostly_labeled", "two_partners": "two_partners", "decoded": "mostly_labeled"}
+"""Pairs of cases; the others take those of their objective."""
 PLAIN = {f"{objective}_plain": {"objective": objective, "batch_norm": "batch"} for objective in OBJECTIVES}
 """BatchNorm with the statistics of each process's share, which is no function of the whole batch."""
 ON_FOUR = ["finetune", "composed", "concatenate", "masked_concatenate", "composed_synchronized"]
-ON_FOUR += ["mostly_labeled", "two_partners"]  # where a process has no unlabeled partner
+ON_FOUR += ["mostly_labeled", "two_partners", "decoded"]  # where a process has no unlabeled partner
 IN_MICRO_BATCHES = ["finetune", "composed", "detached", "fixed_temperature", "masked_concatenate"]
-IN_MICRO_BATCHES += ["mostly_labeled", "two_partners"]
+IN_MICRO_BATCHES += ["mostly_labeled", "two_partners", "decoded"]
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
 
 
 def cases(study, names, micro_batch=0):
     """What save_gradients takes: pairs, settings and micro-batch of each case."""
     settings = {name: {**CASES, **PLAIN}[name] for name in names}
-    kinds = {name: name if name in OWN_PAIRS else varied["objective"] for name, varied in settings.items()}
+    kinds = {name: OWN_PAIRS.get(name, varied["objective"]) for name, varied in settings.items()}
     return {name: (str(study.pairs(kinds[name])), varied, micro_batch) for name, varied in settings.items()}
 
 

@@ -7,7 +7,7 @@ tensors of two devices fails, and so does whatever needs a value, as `.item()`, 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,14 +143,14 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
-def build(backbone: str, folder: Path, mode: FakeTensorMode, *, tokens: int = 0) -> ClapModel:
-    """A small model on the fake GPU, with an f_a2t of so many pseudo-tokens.
+def build(backbone: str, folder: Path, mode: FakeTensorMode, *, tokens: int = 0, kind: str = "mlp") -> ClapModel:
+    """A small model on the fake GPU, with an f_a2t of this kind and so many pseudo-tokens.
 
     It is made of real tensors first, because the constructors of msclap and transformers ask tensors for values.
     """
     model = BUILDS[backbone](folder)
     if tokens:
-        model.add_a2t(tokens=tokens)
+        model.add_a2t(tokens=tokens, kind=kind)
     with mode:
         for module in model.modules():
             for name, value in list(module.named_parameters(recurse=False)):
@@ -179,11 +179,16 @@ def batch_of(model: ClapModel, settings: TrainingSettings) -> Batch:
         second_BS=second_BS if has_second else None,
         second_captions=list(CAPTIONS) if has_second else None,
         second_keys=list("abcd") if has_second else None,
+        places=[(0, 0, slot) for slot in range(len(CAPTIONS))],
     )
 
 
 def train_one_step(
-    fake: FakeTensorMode, model: ClapModel, settings: TrainingSettings, micro_batch: int = 0
+    fake: FakeTensorMode,
+    model: ClapModel,
+    settings: TrainingSettings,
+    micro_batch: int = 0,
+    teachers: Sequence[ClapModel] = (),
 ) -> tuple[dict[str, torch.Tensor], list[Product]]:
     """The losses and products of one step, of the trainer's parts."""
     processes = Processes(rank=0, count=1, device=GPU)
@@ -191,7 +196,7 @@ def train_one_step(
         encoder_regularisation=settings.encoder_regularisation,
         batch_norm="frozen" if settings.batch_norm == "frozen" else "batch",
     )
-    objective = CompositionLoss(model, settings)
+    objective = CompositionLoss(model, settings, teachers)
     optimizer = torch.optim.Adam(parameter_groups(model, settings), fused=True)
     take_backward_pass = backward_pass(objective, settings, processes, micro_batch)
     with fake, FakeGPU() as gpu:
@@ -212,6 +217,7 @@ SETTINGS = {
     "masked negatives": TrainingSettings(objective="composed", mask_false_negatives=True),
     "masked mixtures": TrainingSettings(objective="concatenate", mask_false_negatives=True),
     "labeled partners": TrainingSettings(objective="composed", text_mixing_weight=0.5, mask_false_negatives=True),
+    "decoder": TrainingSettings(objective="composed", a2t_kind="decoder", pseudo_tokens=3, a2t_noise=0.1),
     "batch norm": TrainingSettings(objective="finetune", batch_norm="batch"),
     "synchronized batch norm": TrainingSettings(objective="finetune", batch_norm="synchronized"),
 }
@@ -238,7 +244,8 @@ OBJECTIVES = ["finetune", "composed", "concatenate"]
 )
 def test_a_step_stays_on_the_gpu(fake, tmp_path, backbone, name, micro_batch):
     settings = SETTINGS[name]
-    model = build(backbone, tmp_path, fake, tokens=settings.pseudo_tokens if settings.uses_a2t else 0)
+    tokens = settings.pseudo_tokens if settings.uses_a2t else 0
+    model = build(backbone, tmp_path, fake, tokens=tokens, kind=settings.a2t_kind)
     if settings.batch_norm == "synchronized":
         synchronize_batch_norms(model.audio_encoder)
     losses, _ = train_one_step(fake, model, settings, micro_batch)
@@ -246,6 +253,14 @@ def test_a_step_stays_on_the_gpu(fake, tmp_path, backbone, name, micro_batch):
     for parameter_name, value in model.named_parameters():
         assert value.dtype == torch.float32 and value.device == GPU, parameter_name
         assert value.grad is None or value.grad.dtype == torch.float32, parameter_name
+
+
+@pytest.mark.parametrize("micro_batch", [0, 2])
+def test_a_teacher_stays_on_the_gpu(fake, tmp_path, micro_batch):
+    settings = TrainingSettings(objective="concatenate")
+    model, teacher = (build("mini", tmp_path, fake) for _ in range(2))
+    losses, _ = train_one_step(fake, model, settings, micro_batch, [teacher.eval().requires_grad_(False)])
+    assert losses["teacher"].device == GPU and losses["teacher"].dtype == torch.float32
 
 
 def is_filterbank(product: Product) -> bool:

@@ -35,6 +35,7 @@ def test_a_training_without_a_teacher_records_none(composed):
 
 def test_every_method_beyond_the_paper_survives_a_kill(tiny_study, composed, tmp_path):
     words = [f"--teacher={composed}", "--text-mixing-weight=0.5", "--mask-false-negatives", "--steps-per-checkpoint=2"]
+    words += ["--a2t-kind=decoder", "--pseudo-tokens=3", "--a2t-noise=0.5"]
     unbroken, killed = (
         arguments(tiny_study, tmp_path / name, "composed", *words, pairs=tiny_study.pairs("two_partners"))
         for name in ("unbroken", "killed")
