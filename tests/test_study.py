@@ -342,6 +342,17 @@ def test_teachers_are_trained_first_with_the_same_seed(config):
     assert study.teachers("clotho_composed_audioset", "3") == []
 
 
+def test_paraphrases_are_given_to_the_runs_whose_labeled_datasets_have_them(config):
+    config["datasets"]["clotho"]["paraphrases"] = str(ROOT / "config.yaml")
+    study = Study.of_config(config)
+    flags = study.pairing_flags("all_pairs_concatenate")
+    place = flags.index("--paraphrases")
+    manifest = "results/shards/clotho/development/manifest.parquet"
+    assert flags[place + 1 : place + 3] == [manifest, str(ROOT / "config.yaml")]
+    assert study.paraphrases("clotho_finetune") == [str(ROOT / "config.yaml")]
+    assert study.paraphrases("audiocaps_finetune") == []
+
+
 def test_settings_beyond_the_paper_are_flags_only_where_they_are_used(config):
     own = {"labeled_partners": 0.5, "text_mixing_weight": 1, "teacher_weight": 0.7, "teacher_temperature": 2}
     own |= {"a2t_kind": "decoder", "a2t_layers": 3, "a2t_heads": 4, "a2t_noise": 0.1}

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.leaks import LEAKED_SCHEMA, LOOKED_AT, check_leaked, leaks_of
+from pipeline.data.paraphrases import Paraphrases
 from pipeline.data.parquet import open_parquet, parquet_writer
 from pipeline.data.shards.format import count_rows, usable_batches
 from pipeline.errors import PipelineError
@@ -58,6 +59,10 @@ SCHEMA = pa.schema(
 )
 SECOND_PARTNER = pa.schema([("second_key", pa.string()), ("second_caption", pa.int32()), ("second_start", pa.int64())])
 """More columns, if the run has a term for text mixing next to unlabeled partners."""
+CAPTIONS = {"caption": "labeled_row", "partner_caption": "partner_row", "second_caption": "second_row"}
+"""The columns of drawn captions, and those of their clips."""
+TEXTS = tuple(f"{caption}_text" for caption in CAPTIONS)
+"""More columns, if there are paraphrases: the text of a drawn caption that is one, else null."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +271,23 @@ def draw_partners(
     return partners
 
 
+def with_paraphrases(clips: Clips, paraphrases: Paraphrases) -> Clips:
+    """Return the clips with the number of their captions and paraphrases together, from which captions are drawn."""
+    return replace(clips, captions=clips.captions + paraphrases.more(clips.rows))
+
+
+def with_texts(epochs: Iterable[pa.Table], paraphrases: Paraphrases) -> Iterator[pa.Table]:
+    """Yield the tables of `pair_epoch` with the columns `TEXTS`."""
+    for table in epochs:
+        for caption, row in CAPTIONS.items():
+            if row in table.column_names:
+                numbers = table[caption].to_numpy()
+                # A partner without a caption is a row of the unlabeled clips.
+                rows = np.where(numbers == NO_CAPTION, NO_PARTNER, table[row].to_numpy())
+                table = table.append_column(f"{caption}_text", paraphrases.column(rows, numbers))
+        yield table
+
+
 def with_keys(epochs: Iterable[pa.Table], labeled: Sequence[Path], unlabeled: Sequence[Path]) -> Iterator[pa.Table]:
     """Yield the tables of `pair_epoch` as they are written, with the clips' keys from the manifests.
 
@@ -284,6 +306,7 @@ def with_keys(epochs: Iterable[pa.Table], labeled: Sequence[Path], unlabeled: Se
         if "second_row" in table.column_names:
             keys["second_key"] = _keys_of(labeled, table["second_row"].to_numpy())
             schema = pa.schema([*SCHEMA, *SECOND_PARTNER])
+        schema = pa.schema([*schema, *((name, pa.string()) for name in TEXTS if name in table.column_names)])
         table = pa.table({**{name: table[name] for name in table.column_names}, **keys}).select(schema.names)
         first = 0
         for epoch in tables:

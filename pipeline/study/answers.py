@@ -186,11 +186,22 @@ class Study:
         """Return the summaries of the training splits that a run uses with captions, or as audio alone."""
         return [self.summary(name, "train") for name in getattr(self.run(run), use) or []]
 
+    def paraphrases(self, run: str) -> list[str]:
+        """Return the files of paraphrases of a run's labeled datasets."""
+        return [path for name in self.run(run).labeled or [] for path in self._paraphrases_of(name)]
+
+    def _paraphrases_of(self, dataset: str) -> list[str]:
+        path = self.config.datasets[dataset].paraphrases
+        return [] if path is None else [str(Path(path).expanduser())]
+
     def pairing_flags(self, run: str) -> list[str]:
         """Return how the pairs of a run are drawn, as flags of `pair_clips`."""
         given, settings = self.run(run), self.settings(run)
         flags = [f"--labeled={_manifest(path)}" for path in self.training_summaries(run, "labeled")]
         flags += [f"--unlabeled={_manifest(path)}" for path in self.training_summaries(run, "unlabeled")]
+        for name in given.labeled or []:
+            for path in self._paraphrases_of(name):
+                flags += ["--paraphrases", _manifest(self.summary(name, "train")), path]
         has_text_mixing = given.objective == "composed" and settings.text_mixing_weight > 0
         flags += ["--mix-labeled"] if given.objective == "concatenate" or has_text_mixing else []
         for name in ("labeled_fraction", "unlabeled_fraction"):

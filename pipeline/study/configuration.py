@@ -117,6 +117,11 @@ class Dataset(Settings):
         None, description="For ready shards. copy (the default) copies the tars; remote reads them by byte range."
     )
     captions: bool = Field(description="true: every clip needs a caption; clips without one are dropped and counted.")
+    paraphrases: Text | None = Field(
+        None,
+        description="CSV with further captions of the training split: file_name, paraphrase and, to check them, "
+        "caption. They are drawn like the clips' own captions. Test and validation queries stay the publisher's.",
+    )
     max_dropped_fraction: Fraction = Field(
         0.0,
         description="Share of a split's rows that may be unusable (missing, undecodable, silent, without caption). "

@@ -56,6 +56,13 @@ def wrong_dataset(name: str, dataset: Dataset) -> Iterable[str]:
         yield f"datasets.{name}: give adapter and root of a raw tree, or shards, the address of ready ones"
     if dataset.tars is not None and dataset.shards is None:
         yield f"datasets.{name}.tars: is for ready shards, and there is no datasets.{name}.shards"
+    if (path := dataset.paraphrases) is not None:
+        if not dataset.captions:
+            yield f"datasets.{name}.paraphrases: the captions of {name} are not used (captions is false)"
+        if not Path(path).expanduser().is_file():
+            yield f"datasets.{name}.paraphrases: there is no file {path}"
+        if set(path) & set("{}<>"):
+            yield f"datasets.{name}.paraphrases: {path} holds one of {{ }} < >, which Snakemake replaces; rename it"
     generated = dataset.root == f"{GENERATED}{name}"
     if dataset.folder is not None and not generated and not Path(dataset.folder).is_dir():
         yield f"datasets.{name}.root: there is no directory {dataset.root}; set it to the raw tree of {name}"

@@ -193,6 +193,8 @@ class _Clips:
     caption: np.ndarray
     has_captions: bool
     """Whether any clip of the epoch, on all processes, has a caption."""
+    texts: pa.Array | None
+    """The captions that are paraphrases; null where the caption is one of the clip's own."""
     short_clips: str
 
     def read(self, slots: slice, windows_BS: Tensor) -> Tensor:
@@ -205,9 +207,10 @@ class _Clips:
     def captions(self, slots: slice) -> list[str | None]:
         """Return the captions of some slots; None for clips that are used without captions."""
         readers, rows, numbers = self.reader[slots], self.row[slots], self.caption[slots]
-        captions: list[str | None] = [None] * len(rows)
+        captions: list[str | None] = [None] * len(rows) if self.texts is None else self.texts[slots].to_pylist()
+        is_own = np.array([caption is None for caption in captions]) & (numbers != NO_CAPTION)
         for number in np.unique(readers):
-            places = np.flatnonzero((readers == number) & (numbers != NO_CAPTION))
+            places = np.flatnonzero((readers == number) & is_own)
             found = self.readers[number].captions_at(rows[places], numbers[places])
             for place, caption in zip(places, found, strict=True):
                 captions[place] = caption
@@ -246,6 +249,7 @@ class _Splits:
             folders = ", ".join(str(split.folder) for split in self.readers)
             raise PipelineError(f"{keys[missing[0]]} is not a usable clip of {folders}; make the pairs again")
         columns = (f"{name}_start", caption or f"{name}_caption")
+        text = f"{columns[1]}_text"
         starts, captions = (table[column].to_numpy().astype(np.int64) for column in columns)
         return _Clips(
             keys=keys,
@@ -255,5 +259,6 @@ class _Splits:
             start=starts,
             caption=captions,
             has_captions=has_captions,
+            texts=table[text].combine_chunks() if text in table.column_names else None,
             short_clips=self.short_clips,
         )

@@ -160,6 +160,13 @@ def uncaptioned(clips: _Clips, places: np.ndarray, captions: np.ndarray) -> np.n
     return (places >= 0) & ((captions < 0) | (captions >= clips.captions[places]))
 
 
+def has_text(batch: pa.RecordBatch, column: str) -> np.ndarray:
+    """Whether each row's caption is a paraphrase, whose text the pairs hold."""
+    if column not in batch.schema.names:
+        return np.zeros(batch.num_rows, bool)
+    return batch[column].is_valid().to_numpy(zero_copy_only=False)
+
+
 def partner_problems(
     name: str,
     batch: pa.RecordBatch,
@@ -182,7 +189,9 @@ def partner_problems(
         if not here.any():
             continue
         places = clips.find(keys)
-        wrong_captions = uncaptioned(clips, places, captions) if role == "labeled" else captions != NO_CAPTION
+        wrong_captions = captions != NO_CAPTION
+        if role == "labeled":
+            wrong_captions = uncaptioned(clips, places, captions) & ~has_text(batch, f"{name}_caption_text")
         beyond = outside(clips, places, starts, footer["window_frames"])
         if role == "labeled":
             same = pc.fill_null(pc.equal(batch["labeled_key"], keys), False).to_numpy(zero_copy_only=False)
@@ -216,12 +225,13 @@ def row_problems(
     }
 
     places = labeled.find(batch["labeled_key"])
-    miscaptioned = uncaptioned(labeled, places, values["caption"])
+    is_paraphrase = has_text(batch, "caption_text")
+    miscaptioned = uncaptioned(labeled, places, values["caption"]) & ~is_paraphrase
     subject, slots = "labeled_key {labeled_key}", places
     if PairingSettings.of(footer).captions_per_clip == "all":
         subject = "caption {caption} of labeled_key {labeled_key}"
         slots = (np.cumsum(labeled.captions) - labeled.captions)[places] + values["caption"]
-        slots = np.where((places < 0) | miscaptioned, -1, slots)
+        slots = np.where((places < 0) | miscaptioned | is_paraphrase, -1, slots)
     again = np.ones(len(slots), bool)
     again[np.unique(slots, return_index=True)[1]] = False
     again = (again | used[slots]) & (slots >= 0)

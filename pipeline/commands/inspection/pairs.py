@@ -11,11 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.commands.inspection.columns import batches, distributions, evenly_spaced
+from pipeline.commands.inspection.columns import batches, distributions, evenly_spaced, read_schema
 from pipeline.commands.inspection.splits import check_manifest
 from pipeline.data.leaks import LEAKED_SCHEMA, leaked_path, read_leaked
 from pipeline.data.pairs import NO_CAPTION, read_facts
-from pipeline.data.pairs import SCHEMA as PAIRS_SCHEMA
 from pipeline.data.shards.reader import hashes_of
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of
@@ -186,29 +185,30 @@ def captions_of(splits: Iterable[PairedSplit], keys: Sequence[str]) -> dict[str,
 
 def pair_samples(path: Path, splits: Sequence[PairedSplit], sample_rate_hz: int, count: int) -> list[dict[str, Any]]:
     """Rows of a pairs file with the captions in place of their indices, where the splits are found."""
-    rows = evenly_spaced(path, PAIRS_SCHEMA.names, count)
+    rows = evenly_spaced(path, read_schema(path).names, count)
     keys = [row[name] for row in rows for name in ("labeled_key", "partner_key") if row[name] is not None]
     captions = captions_of(splits, keys)
 
-    def caption(key: str, index: int) -> str | None:
+    def caption(row: dict[str, Any], key: str, column: str) -> str | None:
+        index, known = row[column], captions.get(row[key], [])
         if index < 0:
             return None
-        known = captions.get(key, [])
-        return known[index] if index < len(known) else f"(caption {index})"
+        own = known[index] if index < len(known) else f"(caption {index})"
+        return row.get(f"{column}_text") or own  # a paraphrase
 
     shown = []
     for row in rows:
         shown.append(
             {
                 **{name: row[name] for name in ("epoch", "step", "slot", "labeled_key")},
-                "caption": caption(row["labeled_key"], row["caption"]),
+                "caption": caption(row, "labeled_key", "caption"),
                 "labeled_start_s": row["labeled_start"] / sample_rate_hz,
             }
         )
         if row["partner_key"] is not None:
             shown[-1] |= {
                 "partner_key": row["partner_key"],
-                "partner_caption": caption(row["partner_key"], row["partner_caption"]),
+                "partner_caption": caption(row, "partner_key", "partner_caption"),
                 "partner_start_s": row["partner_start"] / sample_rate_hz,
             }
     return shown
