@@ -8,10 +8,8 @@ E = token width, T = pseudo-tokens of a clip, P = texts with pseudo-tokens, K = 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,20 +17,10 @@ from pipeline.models.clap import ClapModel
 from pipeline.models.devices import send
 from pipeline.training.batches import Batch
 from pipeline.training.distributed import gather_rows
+from pipeline.training.inputs import Text, noise_of, texts_of, unlabeled_slots, windows_of
 from pipeline.training.losses import cosine_logits, distillation, info_nce
 from pipeline.training.negatives import equal_pairs
 from pipeline.training.settings import TrainingSettings
-
-PCM_SCALE = 1 / 32768
-"""int16 to [-1, 1)."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """An input of the text encoder."""
-
-    words: str
-    has_pseudo_tokens: bool = False
 
 
 class CompositionLoss(nn.Module):
@@ -64,13 +52,15 @@ class CompositionLoss(nn.Module):
 
     def teach(self, batch: Batch) -> list[Tensor]:
         """Return every teacher's embeddings (B, K, 2, D) of the terms without pseudo-tokens; slots are independent."""
+        if not self.teachers:
+            return []
         device, taught = self.model.logit_scale.device, []
+        windows, texts = windows_of(batch, self.settings, device), texts_of(batch, self.settings)
+        samples_BS = torch.cat([windows[name] for name in self.settings.taught_terms])
+        words = [text.words for name in self.settings.taught_terms for text in texts[name]]
         with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
             for teacher in self.teachers:
-                windows, texts = self._windows(batch, [], device), self._texts(batch)
-                audio_BD = teacher.encode_audio(torch.cat([windows[name] for name in self.settings.taught_terms]))
-                words = [text.words for name in self.settings.taught_terms for text in texts[name]]
-                both_B2D = torch.stack([audio_BD, teacher.encode_text(words)], dim=1)
+                both_B2D = torch.stack([teacher.encode_audio(samples_BS), teacher.encode_text(words)], dim=1)
                 taught.append(torch.stack(both_B2D.split(len(batch.keys)), dim=1))
         return taught
 
@@ -118,8 +108,7 @@ class CompositionLoss(nn.Module):
 
     def _embed(self, batch: Batch, device: torch.device) -> Tensor:
         settings, terms = self.settings, self.settings.term_weights
-        unlabeled = self._unlabeled_slots(batch)
-        windows, texts = self._windows(batch, unlabeled, device), self._texts(batch)
+        windows, texts = windows_of(batch, settings, device), texts_of(batch, settings)
         audio_names = [name for name in windows if name in terms or (name == "a2t" and settings.uses_a2t)]
         encoded_BD = self.model.encode_audio(
             torch.cat([windows[name] for name in audio_names])
@@ -131,84 +120,15 @@ class CompositionLoss(nn.Module):
         if settings.uses_a2t and self.model.a2t is not None:
             unlabeled_UD = audio["a2t"].detach() if settings.detach_unlabeled else audio["a2t"]
             if settings.a2t_noise:
-                unlabeled_UD = unlabeled_UD + self._noise(batch, unlabeled, unlabeled_UD)
+                unlabeled_UD = unlabeled_UD + settings.a2t_noise * noise_of(batch, unlabeled_UD)
             tokens_UTE = self.model.a2t(unlabeled_UD)  # Eqs. (7), (14)
         text = self._encode_texts({name: texts[name] for name in texts if name in terms}, tokens_UTE)
-        if "a2t" in terms and len(unlabeled) < len(batch.keys):
+        if "a2t" in terms and len(unlabeled := unlabeled_slots(batch)) < len(batch.keys):
             slots_U = send(torch.tensor(unlabeled, dtype=torch.long), device)
             for encoded in (audio, text):  # `compare` leaves out the other rows
                 rows_UD = encoded["a2t"]
                 encoded["a2t"] = rows_UD.new_zeros(len(batch.keys), rows_UD.shape[1]).index_copy(0, slots_U, rows_UD)
         return torch.stack([torch.stack([audio[name], text[name]], dim=1) for name in terms], dim=1)
-
-    def _noise(self, batch: Batch, slots: list[int], audio_UD: Tensor) -> Tensor:
-        """Return Gaussian noise for the embeddings of some slots, in units of their root mean squares.
-
-        The noise depends on the slot's place in the training alone, not on processes or micro-batches.
-        """
-        assert batch.places is not None
-        drawn_UD = np.empty(audio_UD.shape, np.float32)
-        for row, slot in enumerate(slots):
-            seed, step, place = batch.places[slot]
-            # The last word of the counter is 0 in the generators of the pairs, whose keys may be the same.
-            counter = np.array([0, 0, 0, place + 1], np.uint64)
-            generator = np.random.Generator(np.random.Philox(key=np.array([seed, step], np.uint64), counter=counter))
-            generator.standard_normal(dtype=np.float32, out=drawn_UD[row])
-        scale_U1 = audio_UD.detach().float().square().mean(dim=1, keepdim=True).sqrt()
-        return (self.settings.a2t_noise * scale_U1 * send(torch.from_numpy(drawn_UD), audio_UD.device)).to(
-            audio_UD.dtype
-        )
-
-    def _unlabeled_slots(self, batch: Batch) -> list[int]:
-        """Return the slots whose partner gets a pseudo-token."""
-        captions = batch.partner_captions or [None] * len(batch.keys)
-        return [slot for slot, caption in enumerate(captions) if caption is None and batch.partner_BS is not None]
-
-    def _windows(self, batch: Batch, unlabeled: list[int], device: torch.device) -> dict[str, Tensor]:
-        """Return the audio of every term, (B, S), of a2t (U, S)."""
-        gain = self.settings.mixing_gain
-        labeled_BS = batch.labeled_BS.to(device, non_blocking=True) * PCM_SCALE
-        windows = {"info_nce": labeled_BS}
-        if self.settings.objective != "finetune":
-            assert batch.partner_BS is not None
-            partner_BS = batch.partner_BS.to(device, non_blocking=True) * PCM_SCALE
-            if self.settings.objective == "composed":
-                all_are = len(unlabeled) == len(batch.keys)
-                windows["a2t"] = partner_BS if all_are else partner_BS[send(torch.tensor(unlabeled).long(), device)]
-            # Eq. (11); a gain of 0.5 gives exactly half of the sum, because halving is exact.
-            windows[self._mixture] = (1 - gain) * labeled_BS + gain * partner_BS
-        if "text_mixing" in self.settings.term_weights:
-            assert batch.second_BS is not None
-            second_BS = batch.second_BS.to(device, non_blocking=True) * PCM_SCALE
-            windows["text_mixing"] = (1 - gain) * labeled_BS + gain * second_BS
-        return windows
-
-    @property
-    def _mixture(self) -> str:
-        """The name of the term of the mixtures."""
-        return "composed" if self.settings.objective == "composed" else "concatenate"
-
-    def _texts(self, batch: Batch) -> dict[str, list[Text]]:
-        """Return the texts of every term; those with a pseudo-token in the order of the unlabeled slots."""
-        own = [Text(caption) for caption in batch.captions]
-        texts = {"info_nce": own}
-        if self.settings.objective == "composed":
-            prompt = Text(self.settings.prompt, has_pseudo_tokens=True)
-            texts["a2t"] = [prompt] * len(self._unlabeled_slots(batch))  # Eq. (8)
-        if self.settings.objective != "finetune":
-            captions = batch.partner_captions or [None] * len(own)
-            texts[self._mixture] = [self._joined(*pair) for pair in zip(batch.captions, captions, strict=True)]
-        if "text_mixing" in self.settings.term_weights:
-            assert batch.second_captions is not None
-            pairs = zip(batch.captions, batch.second_captions, strict=True)
-            texts["text_mixing"] = [self._joined(*pair) for pair in pairs]
-        return texts
-
-    def _joined(self, caption: str, partner: str | None) -> Text:
-        """Return the text of a mixture, Eq. (15): the partner's caption has the place of the pseudo-token."""
-        if partner is None:
-            return Text(caption, has_pseudo_tokens=True)
-        return Text(caption + self.settings.conjunction + partner)
 
     def _encode_texts(self, texts: dict[str, list[Text]], tokens_UTE: Tensor | None) -> dict[str, Tensor]:
         """Return the embeddings of the texts of every term, encoded together: Eqs. (2), (9), (16)."""

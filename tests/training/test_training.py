@@ -25,7 +25,8 @@ from pipeline.files import read_json
 from pipeline.models import load_model
 from pipeline.stages import pair_clips, train
 from pipeline.training.batches import PairedBatches
-from pipeline.training.composition import PCM_SCALE, CompositionLoss
+from pipeline.training.composition import CompositionLoss
+from pipeline.training.inputs import PCM_SCALE
 from pipeline.training.losses import info_nce
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.trainer import Trainer, learning_rate_factor
