@@ -28,8 +28,9 @@ from pipeline.models.devices import send
 from pipeline.training.batches import Batch
 from pipeline.training.composition import CompositionLoss
 from pipeline.training.distributed import Processes, synchronize_batch_norms
+from pipeline.training.layers import parameter_groups
 from pipeline.training.settings import TrainingSettings
-from pipeline.training.trainer import backward_pass, parameter_groups
+from pipeline.training.trainer import backward_pass
 from tests.models.small import CAPTIONS, SMALL
 
 GPU = torch.device("cuda", 0)
