@@ -107,6 +107,11 @@ def check_finished(run: Path) -> None:
     if not run.is_dir():
         raise PipelineError(f"{run}: {'not a folder' if run.exists() else 'not found'}; {advice}")
     names = {entry.name for entry in run.iterdir()}
+    averaged = results_folder(run) / "averaged" / run.absolute().parent.name / run.absolute().name
+    if averaged.is_dir() and averaged != run.absolute():
+        raise PipelineError(
+            f"{run}: its figures are those of the average in {averaged}; export that folder, or delete it"
+        )
     missing = [name for name in (*MODEL_FILES, "training.parquet", *RECORDS) if name not in names]
     if "checkpoints" in names:
         raise PipelineError(f"{run}: the training is not finished (it holds checkpoints); run the same command again")

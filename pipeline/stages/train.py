@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     add_run_options(parser)
     args = parser.parse_args(argv)
     settings = settings_from_arguments(args, TrainingSettings)
-    validation = validation_plan(args)
+    validation = validation_plan(args, settings.validation_windows)
     origin = Origin.of("train", args.pairs, args.pretrained / "model.safetensors", settings, args.seed, validation)
     job = Job(
         pairs=args.pairs,

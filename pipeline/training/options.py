@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.evaluation.metrics import PROTOCOLS
-from pipeline.evaluation.windows import WINDOWS
 from pipeline.models.devices import add_device_argument
 from pipeline.stages import at_least, between
 from pipeline.training.outputs import ValidationPlan
@@ -64,12 +63,6 @@ def add_validation_arguments(parser: argparse.ArgumentParser, *, is_required: bo
         help="folder of a captioned validation split's shards; repeat it for several",
     )
     parser.add_argument(
-        "--validation-windows",
-        choices=WINDOWS,
-        default="mean",
-        help="windows of a validation clip longer than the model's window (default: %(default)s)",
-    )
-    parser.add_argument(
         "--validation-protocol",
         choices=PROTOCOLS,
         default="paper",
@@ -77,12 +70,12 @@ def add_validation_arguments(parser: argparse.ArgumentParser, *, is_required: bo
     )
 
 
-def validation_plan(args: argparse.Namespace) -> ValidationPlan | None:
+def validation_plan(args: argparse.Namespace, windows: str) -> ValidationPlan | None:
     """Return the plan from the arguments of a parser with `add_validation_arguments`; None without a split."""
     folders = tuple(args.validation)
     if not folders:
         return None
-    return ValidationPlan(folders=folders, windows=args.validation_windows, protocol=args.validation_protocol)
+    return ValidationPlan(folders=folders, windows=windows, protocol=args.validation_protocol)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

@@ -181,6 +181,11 @@ class OptimizationSettings(Settings):
         description="Epochs between two validations, on the validation splits of the run's targets; 0: none. The last "
         "epoch is always validated. The paper does not validate while it trains.",
     )
+    validation_windows: Annotated[Literal["mean", "first", "center"], ADDED] = Field(
+        "center",
+        description="Windows of a longer clip in a validation; see evaluation.windows. One window per clip keeps 1,000 "
+        "clips of Clotho below 5 % of its epoch; mean takes four per clip and gives the figures of the evaluation.",
+    )
     keep: Annotated[Literal["last", "best"], ADDED] = Field(
         "last",
         description="Weights that a training writes. last: those of the last step, as in the paper. best: those of "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from bench.train import (
     TOKENS_PER_CAPTION,
     Contestant,
     SeparatePasses,
+    frozen_audio,
     gpt2_tokenizer,
     made_up_captions,
 )
@@ -66,6 +69,21 @@ def test_without_enough_memory_only_the_pipeline_keeps_its_batch(tiny_study, obj
     assert (whole.slots, facts["clips"], facts["micro_batch"]) == (8, clips, 2)
     # The second encoding is not counted, and captions of two clips are padded to less.
     assert 0.8 < facts["gflop_per_clip"] / (whole.flops / whole.clips / 1e9) <= 1.01
+
+
+def test_the_step_with_a_frozen_audio_encoder_passes_nothing_back_to_it_and_thaws_it(tiny_study, objectives):
+    batch, model = PairedBatches(tiny_study.pairs("composed"), tiny_study.shards)[0], objectives[0].model
+    optimizer = torch.optim.Adam((value for value in model.parameters() if value.requires_grad), lr=1e-5)
+    trained = [name for name, value in model.named_parameters() if value.requires_grad]
+    whole = Contestant(objectives[0], optimizer, torch.device("cpu"))
+    frozen = Contestant(objectives[0], optimizer, torch.device("cpu"), state=partial(frozen_audio, model))
+    for contestant in (whole, frozen):
+        contestant.warm_up(batch, 8)
+    frozen.step(batch)
+    assert all(value.grad is None for value in model.audio_encoder.parameters())
+    assert model.a2t.layers[0][0].weight.grad is not None
+    assert [name for name, value in model.named_parameters() if value.requires_grad] == trained
+    assert frozen.flops < 0.7 * whole.flops
 
 
 def test_made_up_captions_have_the_lengths_of_audiocaps():
