@@ -200,6 +200,7 @@ def test_several_processes_have_the_losses_and_figures_of_one(tiny_study, with_a
 
 SAVE_FIGURES = """
 import json, os, sys, torch
+from pathlib import Path
 from torch.multiprocessing import start_processes
 from pipeline.models import load_model
 from pipeline.training import validation
