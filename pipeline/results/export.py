@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -200,7 +201,7 @@ def model_card(run: Path, description: dict[str, Any], account: dict[str, Any], 
         pads=short_clips == "pad",
         msclap_file=msclap_file(backbone) if is_msclap else None,
         msclap_version=backbone.removeprefix(MSCLAP),
-        method=METHODS[account["settings"]["objective"]],
+        method=METHODS[account["settings"]["objective"]] + averaging(run),
         account=account,
         machine=machine(account),
         settings=[(name, json.dumps(value)) for name, value in sorted((account["settings"] | drawing).items())],
@@ -215,6 +216,18 @@ def model_card(run: Path, description: dict[str, Any], account: dict[str, Any], 
         figure_names=FIGURES,
         paper=PAPER,
     )
+
+
+def averaging(run: Path) -> str:
+    """Return a sentence on the average with the pretrained weights; empty for a run without it."""
+    path = run / "validation.csv"  # of the stage average_weights
+    if not path.is_file():
+        return ""
+    with path.open(newline="", encoding="utf-8") as file:
+        alphas = [row["alpha"] for row in csv.DictReader(file) if row.get("chosen") == "True"]
+    if len(alphas) != 1:
+        raise PipelineError(f"{path}: names no chosen alpha; make the average again")
+    return f" The weights are {alphas[0]} times the trained plus the rest times the pretrained ones (WiSE-FT)."
 
 
 def machine(account: dict[str, Any]) -> str:

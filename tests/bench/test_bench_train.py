@@ -16,6 +16,8 @@ from bench.train import (
     frozen_audio,
     gpt2_tokenizer,
     made_up_captions,
+    validation_costs,
+    validation_shares,
 )
 from pipeline.models import load_model
 from pipeline.training.batches import PairedBatches
@@ -84,6 +86,14 @@ def test_the_step_with_a_frozen_audio_encoder_passes_nothing_back_to_it_and_thaw
     assert model.a2t.layers[0][0].weight.grad is not None
     assert [name for name, value in model.named_parameters() if value.requires_grad] == trained
     assert frozen.flops < 0.7 * whole.flops
+
+
+def test_the_cost_of_a_validation_is_a_share_of_an_epoch(tiny_study, objectives):
+    batch, model = PairedBatches(tiny_study.pairs("composed"), tiny_study.shards)[0], objectives[0].model
+    costs = validation_costs(model, batch, 1)
+    assert costs.keys() == {"window_s", "caption_s"} and min(costs.values()) > 0 and model.training
+    measured = {"validation": {"window_s": 0.1, "caption_s": 0.01}, "pipeline": {"step_s": 8.0, "clips": 8}}
+    assert "captions each: 150.0 s, 3.9% of an epoch of Clotho (3,839 clips)" in "".join(validation_shares(measured))
 
 
 def test_made_up_captions_have_the_lengths_of_audiocaps():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 
 import pytest
 import torch
@@ -119,6 +120,13 @@ def test_at_the_ends_the_average_is_either_model_to_the_bit(tiny_study, composed
 def test_an_averaged_run_is_loaded_and_exported_like_any_run(averaged_run, tmp_path):
     assert load_model(averaged_run).a2t is not None
     assert {path.name for path in export_run(averaged_run, tmp_path / "export")} >= {"model.safetensors", "README.md"}
+    assert "plus the rest times the pretrained ones (WiSE-FT)" in (tmp_path / "export" / "README.md").read_text()
+
+
+def test_the_weights_before_the_average_are_not_exported_with_its_figures(composed, averaged_run, tmp_path):
+    trained = shutil.copytree(composed, averaged_run.parents[2] / "runs" / "composed" / "seed0")
+    with pytest.raises(PipelineError, match=r"are those of the average in .*averaged/composed/seed0; export that fold"):
+        export_run(trained, tmp_path / "export")
 
 
 def test_the_same_average_again_is_kept(tiny_study, composed, averaged_run, monkeypatch):

@@ -188,9 +188,11 @@ def test_a_training_that_is_asked_to_stop_validates_when_it_goes_on(tiny_study, 
     assert_same_training(with_all, tmp_path)
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_processes_have_the_losses_and_figures_of_one(tiny_study, with_all, tmp_path, count):
-    words = arguments(tiny_study, tmp_path, "composed", *EXACT, *validated(tiny_study, *ALL_ON))
+@pytest.mark.parametrize(("count", "micro_batch"), [(2, 3), (4, 0)])
+def test_several_processes_have_the_losses_and_figures_of_one(tiny_study, with_all, tmp_path, count, micro_batch):
+    """On two also in micro-batches of three of the four slots."""
+    flags = [*EXACT, *validated(tiny_study, *ALL_ON), f"--micro-batch={micro_batch}"]
+    words = arguments(tiny_study, tmp_path, "composed", *flags)
     finish(launch(["-m", "pipeline.training.launch", f"--processes={count}", "-m", "pipeline.stages.train", *words]))
     torch.testing.assert_close(losses_of(tmp_path), losses_of(with_all), rtol=1e-5, atol=0)
     for name in ("gradient_norm", MEAN):
