@@ -22,7 +22,8 @@ def freeze_layers(model: ClapModel, settings: TrainingSettings) -> None:
     """Take the gradient from the frozen layer groups; the optimizer, autograd and DDP then leave them out.
 
     Raises:
-        PipelineError: An encoder has no more groups than `unfrozen_groups`, so nothing of it would be frozen.
+        PipelineError: An encoder has no more groups than `unfrozen_groups`, so nothing of it would be frozen; or both
+            encoders are frozen whole and there is no a2t module.
     """
     for tower in TOWERS:
         if not settings.freezes(tower):
@@ -36,6 +37,11 @@ def freeze_layers(model: ClapModel, settings: TrainingSettings) -> None:
             )
         for module in (module for group in frozen for module in group):
             module.requires_grad_(False)
+    if not any(value.requires_grad for name, value in model.named_parameters() if name != "logit_scale"):
+        raise PipelineError(
+            "freeze is both, and the run trains no a2t module, so there is nothing to train; set unfrozen_groups above "
+            "0, or freeze to audio or text"
+        )
 
 
 def enter_training_mode(model: ClapModel, settings: TrainingSettings) -> None:

@@ -109,6 +109,7 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, self.steps, job.settings.warmup_steps)
         )
+        self.trained = [value for value in model.parameters() if value.requires_grad]
         self.average = WeightAverage(model, job.settings.average_decay) if job.settings.average_decay else None
         self.validation = (
             None
@@ -131,7 +132,6 @@ class Trainer:
             batch_size=self.batches.facts["batch_size"],
             processes=processes,
         )
-        self.trained = [value for value in model.parameters() if value.requires_grad]
         self.backward = backward_pass(
             self.objective, job.settings, processes, options.micro_batch, self.monitor.repeating
         )
@@ -180,8 +180,7 @@ class Trainer:
         )
         try:
             with loading as batches, self._progress_bar() as progress:
-                if self.rows:  # a training that was asked to stop saved without its validation
-                    self._validate_if_due()
+                self._validate_if_due()  # a training that was asked to stop saved without it
                 for batch in batches if not self._is_over() else ():
                     self.pending.append(self.take_step(batch))
                     self._after_step(stop, progress)
@@ -272,7 +271,7 @@ class Trainer:
 
     def _is_validation_due(self) -> bool:
         """Return whether the weights after the last step are to be validated, and were not yet."""
-        if self.validation is None or (self.rows and SELECTED_BY in self.rows[-1] and not self.pending):
+        if self.validation is None or self.step == self.selection.last_step:
             return False
         every = self.job.settings.validate_every * self.batches.facts["steps_per_epoch"]
         return self.step % every == 0 or self.step == self.steps

@@ -43,11 +43,14 @@ class Selection:
         """Steps taken before the best validation."""
         self.without_improvement = 0
         """Validations since then."""
+        self.last_step = 0
+        """Steps taken before the last validation."""
         self.weights: dict[str, Tensor] | None = None
         """A copy of the weights of the best validation, on the CPU."""
 
     def add(self, step: int, figure: float) -> bool:
         """Count a validation after `step` steps; return whether it is the best: above all earlier ones."""
+        self.last_step = step
         if figure <= self.figure:
             self.without_improvement += 1
             return False

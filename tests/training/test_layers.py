@@ -88,6 +88,12 @@ def test_a_frozen_audio_encoder_keeps_nothing_for_a_backward_pass(tiny_study):
     assert not model.encode_audio(torch.zeros(1, model.window_frames)).requires_grad
 
 
+def test_a_model_without_an_a2t_module_cannot_be_frozen_whole(tiny_study):
+    """As with partners that are all labeled, where the settings of `composed` do not show it."""
+    with pytest.raises(PipelineError, match="the run trains no a2t module, so there is nothing to train"):
+        freeze_layers(load_model(tiny_study.pretrained), TrainingSettings(objective="composed", freeze="both"))
+
+
 def test_frozen_parameters_are_not_in_the_optimizer(tiny_study):
     model = load_model(tiny_study.pretrained)
     freeze_layers(model, TrainingSettings(freeze="text"))
