@@ -11,7 +11,14 @@ from pathlib import Path
 from pipeline.data.pairs import read_facts
 from pipeline.models.devices import choose_device
 from pipeline.training.command import run_training
-from pipeline.training.options import RunOptions, add_run_options, run_options, training_parser
+from pipeline.training.options import (
+    RunOptions,
+    add_run_options,
+    add_validation_arguments,
+    run_options,
+    training_parser,
+    validation_plan,
+)
 from pipeline.training.outputs import Job, Origin, keep_outputs
 from pipeline.training.settings import PairingSettings, TrainingSettings, settings_from_arguments
 
@@ -31,10 +38,12 @@ def main(argv: list[str]) -> None:
         default=[],
         help="folder of a trained model whose similarities are soft targets; may be repeated",
     )
+    add_validation_arguments(parser, is_required=False)
     add_run_options(parser)
     args = parser.parse_args(argv)
     settings = settings_from_arguments(args, TrainingSettings)
-    origin = Origin.of("train", args.pairs, args.pretrained / "model.safetensors", settings, args.seed)
+    validation = validation_plan(args, settings.validation_windows)
+    origin = Origin.of("train", args.pairs, args.pretrained / "model.safetensors", settings, args.seed, validation)
     origin = origin.taught_by(args.teacher)
     job = Job(
         pairs=args.pairs,
@@ -45,6 +54,7 @@ def main(argv: list[str]) -> None:
         out=args.out,
         outcome=args.outcome,
         teachers=tuple(args.teacher),
+        validation=validation,
     )
     if not keep_outputs(job):
         train_job(job, args.pretrained, args.device, args.threads, run_options(args))

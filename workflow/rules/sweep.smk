@@ -12,6 +12,7 @@ use rule train as train_candidate with:
         pretrained=study.pretrained(),
         pairs=f"results/pairs/{{run}}/seed{study.config.sweep.seed}.parquet",
         teachers=ask(study.teachers, seed=str(study.config.sweep.seed)),
+        validation=ask(study.validated_while_trained),
     output:
         model="results/sweep/{learning_rate}/{run}/model.safetensors",
         description="results/sweep/{learning_rate}/{run}/model.json",
