@@ -63,6 +63,8 @@ class AudioStream:
     seek: Callable[[int], int] | None
     """Lets `blocks` go on with another frame, and returns its number: the last one's at most. None for formats whose
     decoder gives the same samples only from the beginning on."""
+    fault: UnusableAudio | None
+    """Why the file counts as cut off, by its headers; raised after the last block."""
 
 
 @contextlib.contextmanager
@@ -92,17 +94,17 @@ def open_audio(source: Source, *, up_to_break: bool = False) -> Iterator[AudioSt
                     track.channels,
                     _gathered(pieces, track.channels),
                 )
-                frames, seek = track.announced_frames(), None
+                frames, seek, fault = track.announced_frames(), None, None
             else:
                 sections = sections_of(file, data)
                 first = stack.enter_context(sections[0].open())
-                faults = [section.fault for section in sections if section.fault is not None]
-                if faults and not up_to_break:
-                    raise faults[0]
+                fault = next((section.fault for section in sections if section.fault is not None), None)
+                if fault is not None and not up_to_break:
+                    raise fault
                 sample_rate_hz, channels, blocks = first.samplerate, first.channels, _blocks(first, sections)
                 frames = _frames(first, sections)
                 seek = _seek(source, file, first) if _is_seekable(first, sections[0]) else None
-        yield AudioStream(sample_rate_hz, channels, _explained_blocks(source, file, blocks), frames, seek)
+        yield AudioStream(sample_rate_hz, channels, _explained_blocks(source, file, blocks), frames, seek, fault)
 
 
 def _frames(first: soundfile.SoundFile, sections: Sequence[Section]) -> int | None:

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import BinaryIO
 
 from pipeline.data.adapters.rows import SourceRow
+from pipeline.data.catalogs import REASONS
 from pipeline.data.containers import Members, open_file
 from pipeline.data.decoding import Source, open_audio
 from pipeline.data.stretches import grid
@@ -85,9 +86,12 @@ def _segments(row: SourceRow, recording: _Recording, settings: SegmentSettings) 
     if recording.duration_s < _LEAST_S:
         yield replace(row, reason=recording.reason or "empty")
         return
+    reason = None
     for stretch in grid(settings.length_s, settings.hop_s):
         start_s, end_s = round(stretch.start_s, 3), round(stretch.end_s, 3)
         if recording.duration_s - start_s < _LEAST_S:
+            if reason is None and recording.reason is not None:
+                yield replace(row, stretch_s=(start_s, end_s), reason=recording.reason)
             return
         reason = None
         if end_s > recording.duration_s:
@@ -113,13 +117,14 @@ def _measured(source: Source, identity: str, name: str) -> _Recording:
     try:
         with open_audio(source, up_to_break=True) as audio:
             rate_hz = audio.sample_rate_hz
-            if audio.frames is not None:
-                frames = audio.frames
-            else:
+            if audio.frames is None:
                 for block_SC in audio.blocks:
                     frames += len(block_SC)
+            frames = audio.frames or frames
+            if audio.fault is not None:
+                raise audio.fault
     except UnusableAudio as error:
-        logger.warning("%s: %s after %.1f s", name, error, frames / rate_hz)
+        logger.warning("%s %s: %s", name, REASONS[error.reason][1], error)
         reason = error.reason
     return _Recording(identity, frames / rate_hz, reason)
 

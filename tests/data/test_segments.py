@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from audio_files import RATE, noise, plan_path, tones, write_audio, write_csv
@@ -20,6 +22,7 @@ from pipeline.data.leaks import leaked_path, read_leaked
 from pipeline.data.pairs import read_epoch
 from pipeline.data.shards.format import read_manifest
 from pipeline.data.shards.reader import open_shards
+from pipeline.errors import PipelineError
 from pipeline.stages import index_audio, index_shards, pair_clips, shard_audio
 
 
@@ -166,3 +169,246 @@ def test_json_in_the_tar_has_the_times(field: Path) -> None:
     with tarfile.open(field / "shards/near/test/00000.tar") as tar:
         facts = [json.load(tar.extractfile(member)) for member in tar if member.name.endswith(".json")]  # type: ignore[arg-type]
     assert [(fact["segment_start_s"], fact["segment_end_s"]) for fact in facts] == [(10, 14), (12.5, 15), (55, 60)]
+
+
+# --- lists of stretches ----------------------------------------------------------------------------------------------
+
+
+STRETCHES = ("file_name", "start_s", "end_s", "caption")
+
+
+def listed(root: Path, *rows: list[object], header: tuple[str, ...] = STRETCHES) -> Path:
+    """A recording of 20 s, and a list of stretches of it."""
+    write_recording(root / "train" / "a.wav", 20)
+    write_csv(root / "train.csv", header, *rows)
+    return root
+
+
+def test_stretches_that_cannot_be_are_dropped_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    times = [(1, 3), (2, 4), (5, 5), (7, 6), (-1, 2), (19, 21), (25, 26), (18, 20.05), (1, 3), (0, 0.05)]
+    root = listed(tmp_path, *(["a.wav", *pair, "a tone"] for pair in times), ["b.wav", 0, 1, "none"])
+    index(root, tmp_path / "c.parquet", labeled=True, segment_length_s=None)
+    assert 'sounds/train row 5: "a.wav" 7-6 s has an end_s that is not behind its start_s' in caplog.text
+    rows = manifest_of(tmp_path / "c.parquet", tmp_path / "shards")
+    found = sorted((start, end, reason or "ok") for start, end, reason in stretches(rows, "reason"))
+    assert found == [
+        (-1, 2, "bad_stretch"),
+        (0, 0.05, "too_short"),
+        (0, 1, "missing_file"),
+        (1, 3, "duplicate"),
+        (1, 3, "ok"),
+        (2, 4, "ok"),
+        (5, 5, "bad_stretch"),
+        (7, 6, "bad_stretch"),
+        (18, 20.05, "ok"),
+        (19, 21, "beyond_end"),
+        (25, 26, "beyond_end"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        (("file_name", "start_s", "caption"), ["a.wav", 1, "x"], "train.csv: has a column start_s and no end_s; add"),
+        (("file_name", "end_s", "caption"), ["a.wav", 1, "x"], "train.csv: has a column end_s and no start_s; add"),
+        (("file_name", "start_s", "end_s"), ["a.wav", "", 3], "train.csv row 2: no start_s; fill it in"),
+        (("file_name", "start_s", "end_s"), ["a.wav", 3, ""], "train.csv row 2: no end_s; fill it in"),
+        (("file_name", "start_s", "end_s"), ["a.wav", "0:30", 40], 'train.csv row 2: start_s "0:30" is not a number'),
+        (("file_name", "start_s", "end_s"), ["a.wav", 1, "inf"], 'train.csv row 2: end_s "inf" is not a number'),
+    ],
+)
+def test_a_list_with_half_a_stretch_is_refused(
+    tmp_path: Path, header: tuple[str, ...], row: list[object], message: str
+) -> None:
+    with pytest.raises(PipelineError, match=message):
+        index(listed(tmp_path, row, header=header), tmp_path / "c.parquet")
+
+
+def test_rows_without_times_are_whole_files_or_cut(tmp_path: Path) -> None:
+    root = listed(tmp_path, ["a.wav", "", "", "all of it"], ["a.wav", 3, 4, "a part"])
+    whole = index(root, tmp_path / "c.parquet", labeled=True, segment_length_s=None)
+    assert sorted(stretches(whole, "captions"), key=str) == [(3, 4, ["a part"]), (None, None, ["all of it"])]
+    assert {row["status"] for row in manifest_of(tmp_path / "c.parquet", tmp_path / "shards")} == {"ok"}
+    cut = index(root, tmp_path / "c.parquet", labeled=True, segment_length_s=10)
+    assert stretches(cut, "captions") == [(0, 10, ["all of it"]), (3, 4, ["a part"]), (10, 20, ["all of it"])]
+    assert len({row["source_id"] for row in cut}) == 1
+
+
+# --- segments --------------------------------------------------------------------------------------------------------
+
+
+def test_keys_stay_when_recordings_are_added(tmp_path: Path) -> None:
+    for name in ("b.wav", "d.wav"):
+        write_recording(tmp_path / "train" / name, 9)
+    before = index(tmp_path, tmp_path / "c.parquet")
+    for name in ("a.wav", "c.wav", "e.flac"):
+        write_recording(tmp_path / "train" / name, 7)
+    after = index(tmp_path, tmp_path / "c.parquet")
+    assert [row for row in after if row["source_name"] in ("b.wav", "d.wav")] == before
+    assert len(after) == 2 * 5 + 3 * 4
+    keys = [row["key"] for row in after]
+    assert keys == sorted(keys) and max(map(len, keys)) <= 64
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [(0, 2, None), (2, 4, None), (4, 5, None)]),
+        ({"segment_min_share": 0.6}, [(0, 2, None), (2, 4, None), (4, 5, "too_short")]),
+        ({"segment_hop_s": 1.5}, [(0, 2, None), (1.5, 3.5, None), (3, 5, None), (4.5, 5, "too_short")]),
+        ({"segment_hop_s": 3}, [(0, 2, None), (3, 5, None)]),
+        ({"segment_length_s": 7}, [(0, 5, None)]),
+        ({"segment_length_s": 20}, [(0, 5, "too_short")]),
+    ],
+)
+def test_segments_have_the_length_and_the_hop_asked_for(
+    tmp_path: Path, options: dict[str, Any], expected: list[tuple[Any, ...]]
+) -> None:
+    write_recording(tmp_path / "train" / "a.wav", 5)
+    write_recording(tmp_path / "train" / "b.wav", 60)  # so that some are left
+    rows = [row for row in index(tmp_path, tmp_path / "c.parquet", **options) if row["source_name"] == "a.wav"]
+    assert stretches(rows, "reason") == expected
+
+
+def test_silence_and_last_pieces_are_no_reason_to_fail(tmp_path: Path) -> None:
+    samples_S = np.concatenate([noise(4, 0), np.zeros(4 * RATE, np.float32), 0.01 * noise(4.5, 1)])
+    write_audio(tmp_path / "train" / "a.wav", samples_S)
+    index(tmp_path, tmp_path / "c.parquet", limit=0)
+    rows = manifest_of(tmp_path / "c.parquet", tmp_path / "all", limit=0)
+    assert [row["reason"] for row in rows] == [None, None, "silent", "silent", None, None, "too_short"]
+    rows = manifest_of(tmp_path / "c.parquet", tmp_path / "loud", "--min-level-dbfs=-50", limit=0)
+    assert [row["reason"] for row in rows] == [None, None, *["silent"] * 4, "too_short"]
+    manifest_of(tmp_path / "c.parquet", tmp_path / "loud")  # another limit: the shards are made again
+    assert read_manifest(tmp_path / "loud" / "manifest.parquet").equals(
+        read_manifest(tmp_path / "all" / "manifest.parquet")
+    )
+    with pytest.raises(PipelineError, match="none is left"):
+        manifest_of(tmp_path / "c.parquet", tmp_path / "none", "--min-level-dbfs=-5")
+
+
+def test_recordings_that_are_empty_or_no_sound_are_one_row_with_a_reason(tmp_path: Path) -> None:
+    write_recording(tmp_path / "train" / "a.wav", 5)
+    write_audio(tmp_path / "train" / "no samples.wav", np.zeros(0, np.float32))
+    write_audio(tmp_path / "train" / "tenth.wav", noise(0.1, 0))
+    (tmp_path / "train" / "empty.flac").touch()
+    (tmp_path / "train" / "text.mp3").write_text("no sound")
+    rows = index(tmp_path, tmp_path / "c.parquet")
+    assert {row["source_name"]: (row["status"], row["reason"]) for row in rows} == {
+        "a.wav": ("ok", None),
+        "no samples.wav": ("dropped", "empty"),
+        "tenth.wav": ("dropped", "too_short"),
+        "empty.flac": ("dropped", "empty"),
+        "text.mp3": ("failed", "undecodable"),
+    }
+
+
+def test_a_folder_of_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    with pytest.raises(PipelineError, match="no audio files below"):
+        index(tmp_path, tmp_path / "c.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "least"),
+    [("a.wav", "truncated", 10), ("a.flac", "undecodable", 5), ("a.ogg", "truncated", 8), ("a.mp3", "truncated", 8)],
+)
+def test_a_recording_that_breaks_off_keeps_the_segments_before(
+    tmp_path: Path, name: str, reason: str, least: int
+) -> None:
+    path = write_recording(tmp_path / "train" / name, 40, rate=44_100)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 + 7777])
+    index(tmp_path, tmp_path / "c.parquet")
+    rows = manifest_of(tmp_path / "c.parquet", tmp_path / "shards")
+    reasons = [row["reason"] for row in rows]
+    usable = reasons.index(reason)
+    assert least <= usable <= 12
+    assert reasons == [None] * usable + [reason] * (len(reasons) - usable)
+
+
+def test_a_recording_that_was_cut_after_indexing_loses_its_end(tmp_path: Path) -> None:
+    path = write_recording(tmp_path / "train" / "a.flac", 20)
+    index(tmp_path, tmp_path / "c.parquet")
+    write_recording(path, 11)
+    rows = manifest_of(tmp_path / "c.parquet", tmp_path / "shards")
+    assert [row["reason"] for row in rows] == [None] * 5 + ["beyond_end"] * 5
+
+
+def test_a_recording_that_grows_while_it_is_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_recording(tmp_path / "train" / "a.wav", 20)
+    index(tmp_path, tmp_path / "c.parquet", clips_per_shard=100)
+    original, calls = soundfile.SoundFile.read, []
+
+    def read_while_growing(self: soundfile.SoundFile, *args: object, **options: object) -> object:
+        calls.append(None)
+        with path.open("ab") as file:
+            file.write(bytes(1000))
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", read_while_growing)
+    with pytest.raises(PipelineError, match=r"train/a\.wav: changed while it was read; wait until it is complete"):
+        shard(tmp_path / "c.parquet", tmp_path / "shards")
+    assert calls
+
+
+# --- jobs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.mp3"])
+@pytest.mark.parametrize("hop_s", [2, 1.3])
+def test_any_number_of_jobs_gives_the_same_tars(tmp_path: Path, name: str, hop_s: float) -> None:
+    write_recording(tmp_path / "train" / name, 50, rate=44_100)
+    write_recording(tmp_path / "train" / "other.flac", 10, rate=44_100)
+    index(tmp_path, tmp_path / "c.parquet", segment_hop_s=hop_s)
+    shard(tmp_path / "c.parquet", tmp_path / "one")
+    for number in range(3):
+        shard(tmp_path / "c.parquet", tmp_path / "three", part=f"{number}-of-3")
+    tars = {path.name: path.read_bytes() for path in (tmp_path / "one").glob("*.tar")}
+    assert len(tars) > 5
+    assert {path.name: path.read_bytes() for path in (tmp_path / "three").glob("*.tar")} == tars
+    for path in sorted((tmp_path / "three").glob("*.tar"))[1::2]:
+        path.unlink()
+    shard(tmp_path / "c.parquet", tmp_path / "three")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "three").glob("*.tar")} == tars
+
+
+@pytest.mark.parametrize("name", ["a.ogg", "a.mp3", "a.wav", "a.flac"])
+def test_a_job_decodes_a_recording_once(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_recording(tmp_path / "train" / name, 50, rate=44_100)
+    index(tmp_path, tmp_path / "c.parquet", segment_hop_s=1)
+    original, decoded = soundfile.SoundFile.read, []
+
+    def counted(self: soundfile.SoundFile, *args: object, **options: object) -> object:
+        block = original(self, *args, **options)
+        decoded.append(len(block))
+        return block
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", counted)
+    shard(tmp_path / "c.parquet", tmp_path / "shards")
+    assert len(list((tmp_path / "shards").glob("*.tar"))) > 5
+    assert 49 * 44_100 < sum(decoded) < 51 * 44_100
+
+
+# --- recordings in tars and in Parquet files -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adapter", ["webdataset", "parquet"])
+def test_recordings_in_larger_files_are_cut_as_files_are(tmp_path: Path, adapter: str) -> None:
+    names = ["a.wav", "b.flac", "c.ogg"]
+    paths = [write_recording(tmp_path / "folder" / "train" / name, 9 + n, n) for n, name in enumerate(names)]
+    root = tmp_path / adapter
+    root.mkdir()
+    if adapter == "webdataset":
+        with tarfile.open(root / "train-000000.tar", "w") as tar:
+            for path in paths:
+                tar.add(path, path.name)
+    else:
+        pq.write_table(
+            pa.table({"audio": [path.read_bytes() for path in paths], "file_name": names}), root / "train.parquet"
+        )
+    found = {}
+    for kind in ("folder", adapter):
+        index(tmp_path / kind, tmp_path / f"{kind}.parquet", adapter=kind, segment_length_s=3)
+        rows = manifest_of(tmp_path / f"{kind}.parquet", tmp_path / f"{kind} shards")
+        found[kind] = sorted(stretches(rows, "source_id", "sha256", "reason", "frames"), key=str)
+    assert found[adapter] == found["folder"]
+    assert len(found[adapter]) == 3 + 4 + 4

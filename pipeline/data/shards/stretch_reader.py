@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import tempfile
 from collections import deque
@@ -11,13 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.data.audio import Recording
-from pipeline.data.catalogs import OK, SEGMENT_COLUMNS
+from pipeline.data.catalogs import EXPECTED, OK, REASONS, SEGMENT_COLUMNS
 from pipeline.data.containers import Members, moved
 from pipeline.data.decoding import Source
 from pipeline.data.shards.settings import AudioSettings
 from pipeline.data.stretches import Piece, Stretch, read_stretches
 from pipeline.data.unusable import TRUNCATED_BY_S, UnusableAudio
 from pipeline.errors import PipelineError
+
+logger = logging.getLogger(__name__)
 
 _RECORDINGS_AT_ONCE = 64  # of a Parquet file, that wait on disk
 _STRETCHES_AT_ONCE = 1 << 14
@@ -99,15 +102,20 @@ def _of_recording(
     try:
         if group.member is None:
             for piece in _unchanged(group.path, group.path, group.wanted, settings):
-                yield waiting.popleft().key, _outcome(piece, settings)
+                yield waiting.popleft().key, _outcome(piece, group, settings)
         else:
             with members.opened(group.path, group.member) as file:
                 if file is None:
                     raise UnusableAudio("missing_file", "the row holds no bytes")
                 for piece in _unchanged(file, group.path, group.wanted, settings):
-                    yield waiting.popleft().key, _outcome(piece, settings)
+                    yield waiting.popleft().key, _outcome(piece, group, settings)
     except (UnusableAudio, PipelineError) as error:
         problem = error
+    if waiting and isinstance(problem, UnusableAudio):
+        wording, first_s = REASONS[problem.reason][1], waiting[0].stretch.start_s
+        logger.warning(
+            "%s %s: %s; %d stretches from %g s on are lost", _name(group), wording, problem, len(waiting), first_s
+        )
     for wanted in waiting:
         yield wanted.key, problem
 
@@ -133,7 +141,7 @@ def _size_and_time(path: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _outcome(piece: Piece, settings: AudioSettings) -> Outcome:
+def _outcome(piece: Piece, group: _Group, settings: AudioSettings) -> Outcome:
     """The sound of a piece, or why it is not used."""
     rate_hz = piece.clip.source_sample_rate_hz
     try:
@@ -147,5 +155,12 @@ def _outcome(piece: Piece, settings: AudioSettings) -> Outcome:
             level = f"{recording.rms_dbfs:.1f} dBFS"
             raise UnusableAudio("silent", f"its level is {level}, below {settings.min_level_dbfs:g} dBFS")
     except UnusableAudio as error:
+        if error.reason not in EXPECTED:
+            start_s, end_s = piece.stretch.start_s, piece.stretch.end_s
+            logger.warning("%s %g-%g s %s: %s", _name(group), start_s, end_s, REASONS[error.reason][1], error)
         return error
     return recording
+
+
+def _name(group: _Group) -> str:
+    return group.path if group.member is None else f"{group.path} {group.member}"

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.data.audio import WAV_HEADER_BYTES, Recording, UnusableAudio, flac_of, read_recording
-from pipeline.data.catalogs import EXPECTED, OK, REASONS, SEGMENT_COLUMNS
+from pipeline.data.catalogs import OK, REASONS, SEGMENT_COLUMNS
 from pipeline.data.containers import Members, place_of
 from pipeline.data.shards.settings import AudioSettings
 from pipeline.data.shards.stretch_reader import StretchReader
@@ -47,8 +47,8 @@ def write_clips(
         except UnusableAudio as error:
             status, wording = REASONS[error.reason]
             row |= {"status": status, "reason": error.reason}
-            level = logging.DEBUG if is_stretch and error.reason in EXPECTED else logging.WARNING
-            logger.log(level, "%s %s: %s (%s)", place_of(clip), wording, error, clip["key"])
+            if not is_stretch:  # StretchReader logs those of a recording together
+                logger.warning("%s %s: %s (%s)", place_of(clip), wording, error, clip["key"])
             continue
         row |= add_clip(tar, clip, recording, settings)
     return rows
