@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from itertools import takewhile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from audio_files import noise, tones, write_audio
 from numpy.typing import NDArray
 
 from pipeline.data.audio import UnusableAudio, read_recording
+from pipeline.data.decoding import open_audio
 from pipeline.data.stretches import Piece, Stretch, grid, read_stretches, read_windows
 
 SOURCE_HZ, RATE = 48_000, 16_000
@@ -144,3 +146,55 @@ def test_an_open_file_is_read_as_its_path_is(tmp_path: Path) -> None:
             assert not file.closed
         [outer] = read(path, (1, 2))
         assert np.array_equal(inner.clip.recording().samples_S, outer.clip.recording().samples_S)
+
+
+# --- files over 4 GB -------------------------------------------------------------------------------------------------
+
+HOURS = 24
+FRAMES = HOURS * 3600 * SOURCE_HZ
+DATA_BYTES = 4 * FRAMES
+PCM = struct.pack("<HHIIHH", 1, 2, SOURCE_HZ, 4 * SOURCE_HZ, 4, 16)
+
+
+def long_header(kind: str) -> bytes:
+    """The header of 24 hours of stereo, 16.6 GB."""
+    if kind == "W64":
+        riff = bytes.fromhex("726966662e91cf11a5d628db04c10000")
+        wave, form, samples = (name + bytes.fromhex("f3acd3118cd100c04f8edb8a") for name in (b"wave", b"fmt ", b"data"))
+        size = struct.pack("<Q", 104 + DATA_BYTES)
+        return riff + size + wave + form + struct.pack("<Q", 40) + PCM + samples + struct.pack("<Q", 24 + DATA_BYTES)
+    if kind == "RF64":
+        sizes = struct.pack("<IQQQI", 28, 72 + DATA_BYTES, DATA_BYTES, FRAMES, 0)
+        start, size = b"RF64" + b"\xff" * 4 + b"WAVEds64" + sizes, 0xFFFFFFFF
+    else:  # a recorder whose counter of 32 bits wrapped around, or stayed at its highest value
+        size = DATA_BYTES % (1 << 32) if kind == "wrapped" else 0xFFFFFFFF
+        start = b"RIFF" + struct.pack("<I", (size + 36) % (1 << 32)) + b"WAVE"
+    return start + b"fmt " + struct.pack("<I", 16) + PCM + b"data" + struct.pack("<I", size)
+
+
+@pytest.mark.parametrize("kind", ["RF64", "W64", "wrapped", "highest"])
+def test_a_day_in_one_file_is_read_at_any_place(tmp_path: Path, kind: str) -> None:
+    second = np.random.default_rng(0).normal(0, 3000, (SOURCE_HZ, 2)).astype("<i2").tobytes()
+    header = long_header(kind)
+    with (tmp_path / "day.wav").open("wb") as file:
+        file.write(header)
+        for start_s in (5, 4 * 3600, HOURS * 3600 - 1):
+            file.seek(len(header) + start_s * SOURCE_HZ * 4)
+            file.write(second)
+        for tail_bytes in range(1 << 24, DATA_BYTES, 1 << 32):  # zeros to the end would be searched for chunks
+            file.seek(len(header) + tail_bytes)
+            file.write(b"\1")
+    pieces = read(tmp_path / "day.wav", (5, 6), (4 * 3600, 4 * 3600 + 1), (HOURS * 3600 - 1, HOURS * 3600))
+    sounds = [piece.clip.recording().samples_S for piece in pieces]
+    assert [piece.missing for piece in pieces] == [0, 0, 0]
+    assert np.array_equal(sounds[0], sounds[1]) and np.array_equal(sounds[0], sounds[2])
+    with open_audio(tmp_path / "day.wav") as audio:
+        assert audio.frames == FRAMES
+
+
+def test_a_w64_file_that_is_cut_off_is_noticed(tmp_path: Path) -> None:
+    path = recording(tmp_path, "a.w64")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UnusableAudio, match="of 720000 frames") as caught:
+        read_recording(path, sample_rate_hz=RATE, min_duration_s=0.1)
+    assert caught.value.reason == "truncated"
