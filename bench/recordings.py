@@ -49,7 +49,7 @@ BYTES_PER_HOUR = 1.1e9
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a process took."""
+    """Time and memory of a process."""
 
     wall_s: float
     processor_s: float

@@ -65,8 +65,7 @@ CATALOG_SCHEMA = pa.schema(
 )
 
 SEGMENT_FIELDS = (pa.field("segment_start_s", pa.float64()), pa.field("segment_end_s", pa.float64()))
-"""Further columns of a split with stretches of recordings: where in the file a row begins and ends; null for a whole
-file."""
+"""Further columns of a split with stretches of recordings: begin and end within the file; null for a whole file."""
 SEGMENT_COLUMNS = tuple(field.name for field in SEGMENT_FIELDS)
 
 EXPECTED = frozenset({"too_short", "silent"})

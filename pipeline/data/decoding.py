@@ -61,7 +61,7 @@ class AudioStream:
     frames: int | None
     """Frames by the file's headers; None where only decoding shows it."""
     seek: Callable[[int], int] | None
-    """Lets `blocks` go on with another frame, and returns its number: the last one's at most. None for formats whose
+    """Lets `blocks` continue with another frame, and returns its number: the last one's at most. None for formats whose
     decoder gives the same samples only from the beginning on."""
     fault: UnusableAudio | None
     """Why the file counts as cut off, by its headers; raised after the last block."""
@@ -175,7 +175,7 @@ def _explained(source: Source, file: BinaryIO) -> Iterator[None]:
 
 
 def source_name(source: Source) -> str:
-    """What messages call an audio file."""
+    """The name of an audio file in messages."""
     return str(source) if isinstance(source, str | Path) else "a clip"
 
 

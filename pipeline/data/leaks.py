@@ -58,7 +58,7 @@ LEAKED_SCHEMA = pa.schema(
 """Columns of the list of clips that a run leaves out, one row per clip."""
 
 UNITS = ("recording", "stretch")
-"""What is held out with a stretch: its whole recording, or the stretch alone."""
+"""Units of holding out a stretch: its whole recording, or the stretch alone."""
 
 LOOKED_AT = ("key", "dataset", "split", "source_name", *IDENTITIES)
 """Columns of a manifest that the guard reads."""

@@ -39,7 +39,7 @@ class SegmentSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Recording:
-    """What is known of a recording before it is sharded."""
+    """The length of a recording, before it is sharded, and its identity."""
 
     identity: str
     duration_s: float = 0.0
@@ -102,7 +102,7 @@ def _segments(row: SourceRow, recording: _Recording, settings: SegmentSettings) 
 
 
 def _recording(path: str, member: str | None, members: Members, *, is_measured: bool) -> _Recording:
-    """What is known of a recording, its length if `is_measured`."""
+    """The identity of a recording, and its length if `is_measured`."""
     with open_file(path) if member is None else members.opened(path, member) as file:
         if file is None:
             return _Recording("", reason="missing_file")

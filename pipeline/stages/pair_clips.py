@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--leak-unit",
         choices=UNITS,
         default="recording",
-        help="what is held out with a stretch of a recording (default: %(default)s)",
+        help="how much is held out with a stretch of a recording (default: %(default)s)",
     )
     parser.add_argument("--backbone", choices=sorted(BACKBONES), required=True)
     parser.add_argument("--epochs", type=at_least(1), required=True)

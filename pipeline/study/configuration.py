@@ -295,7 +295,7 @@ class Configuration(Settings):
     )
     leak_unit: Literal["recording", "stretch"] = Field(
         "recording",
-        description="What is held out with a stretch of a long recording. recording: nothing of it is trained on. "
+        description="How much is held out with a stretch of a long recording. recording: nothing of it is trained on. "
         "stretch: only stretches that overlap are left out. Neighbouring stretches share background and animals, so "
         "figures may then be too good.",
     )
