@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 _ROWS_AT_ONCE = 64  # recordings of a Parquet file that wait on disk
 _SAMPLES = 16  # of its bytes, by which a recording is known
 _SAMPLE_BYTES = 4096
+_MOST_S = 1_000_000  # longer than 11 days is no recording but a damaged header, so it is decoded
 _LEAST_S = 0.001  # times are kept to the millisecond
 
 
@@ -54,7 +55,7 @@ def cut_recordings(rows: Iterable[SourceRow], settings: SegmentSettings | None) 
     publisher gives one: a digest of the file's size and of samples of its bytes, which a copy of the file shares. A
     file that cannot be opened stays one row with the reason.
 
-    The length of a recording is that of its headers. Without one it is decoded.
+    The length of a recording is that of its headers. Where they do not say it, the recording is decoded.
     """
     rows = iter(rows)
     known: dict[tuple[str, str | None], _Recording] = {}
@@ -117,12 +118,13 @@ def _measured(source: Source, identity: str, name: str) -> _Recording:
     try:
         with open_audio(source, up_to_break=True) as audio:
             rate_hz = audio.sample_rate_hz
-            if audio.frames is None:
+            if audio.frames is not None and audio.frames <= _MOST_S * rate_hz:
+                frames = audio.frames
+                if audio.fault is not None:
+                    raise audio.fault
+            else:
                 for block_SC in audio.blocks:
                     frames += len(block_SC)
-            frames = audio.frames or frames
-            if audio.fault is not None:
-                raise audio.fault
     except UnusableAudio as error:
         logger.warning("%s %s: %s", name, REASONS[error.reason][1], error)
         reason = error.reason

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from audio_files import RATE, noise, plan_path, tones, write_audio, write_csv
+from audio_files import RATE, noise, plan_path, tones, with_bytes, write_audio, write_csv
 
 from pipeline.commands.inspect import describe
 from pipeline.commands.inspection.shard_checks import verify_shards
@@ -323,6 +323,15 @@ def test_a_recording_that_breaks_off_keeps_the_segments_before(
     usable = reasons.index(reason)
     assert least <= usable <= 12
     assert reasons == [None] * usable + [reason] * (len(reasons) - usable)
+
+
+def test_a_header_of_years_is_no_reason_for_millions_of_rows(tmp_path: Path) -> None:
+    path = write_recording(tmp_path / "train" / "a.wav", 9, format="W64")
+    data = path.read_bytes()
+    size_at = data.index(b"data") + 16
+    path.write_bytes(with_bytes(data, size_at, (1 << 60).to_bytes(8, "little")))
+    rows = index(tmp_path, tmp_path / "c.parquet")
+    assert stretches(rows, "reason") == [*((2.0 * n, 2.0 * n + 2, None) for n in range(4)), (8.0, 9.0, "truncated")]
 
 
 def test_a_recording_that_was_cut_after_indexing_loses_its_end(tmp_path: Path) -> None:
