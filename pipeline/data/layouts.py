@@ -32,6 +32,8 @@ class AudioBytes:
     def at(self, offset: int, count: int) -> bytes:
         """So many bytes from an offset on; fewer at the end of the file. Raises OSError."""
         count = max(0, min(count, self.size - offset))
+        if count == 0:  # no file can be asked for an offset of 64 bits, which a damaged size leads to
+            return b""
         first = offset - self._start
         if first < 0 or first + count > len(self._block):
             self._file.seek(offset)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from audio_files import noise, tones, write_audio
+from audio_files import noise, tones, with_bytes, write_audio
 from numpy.typing import NDArray
 
 from pipeline.data.audio import UnusableAudio, read_recording
@@ -198,3 +198,12 @@ def test_a_w64_file_that_is_cut_off_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(UnusableAudio, match="of 720000 frames") as caught:
         read_recording(path, sample_rate_hz=RATE, min_duration_s=0.1)
     assert caught.value.reason == "truncated"
+
+
+def test_a_w64_chunk_of_an_impossible_size_is_a_reason(tmp_path: Path) -> None:
+    header = long_header("W64")
+    size_at = header.index(b"fmt ") + 16
+    data = with_bytes(header, size_at, (1 << 63).to_bytes(8, "little")) + bytes(1000)
+    with pytest.raises(UnusableAudio) as caught:
+        read_recording(data, sample_rate_hz=RATE, min_duration_s=0.1)
+    assert caught.value.reason == "undecodable"
