@@ -37,8 +37,9 @@ lint: .venv/locked  ## Formatting, static checks and types
 	hadolint Dockerfile
 	python docs/tools/check_words.py README.md CHANGELOG.md CONTRIBUTING.md docs pipeline
 
-bench-data: .venv/locked  ## Speed and memory of the data stages, next to what they are compared with
+bench-data: .venv/locked  ## Speed and memory of the data stages, next to what they are compared with; HOURS=24 of one recording
 	python -m bench.data
+	python -m bench.recordings $(if $(HOURS),--hours $(HOURS))
 
 bench-train: .venv/locked  ## How fast the composed step of ms-clap is here, next to the straightforward way
 	python -m bench.train

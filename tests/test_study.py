@@ -202,6 +202,23 @@ def test_a_dataset_is_a_raw_tree_or_ready_shards(config):
     assert "datasets.audioset.tars: is for ready shards" in message
 
 
+def test_segments_become_options_of_the_stages(config):
+    segments = {"length_s": 10, "min_level_dbfs": -60}
+    study = Study.of_config(merged(config, {"datasets": {"general": {"segments": segments}}}))
+    assert study.segment_flags("general") == [
+        "--segment-length-s=10.0",
+        "--segment-hop-s=10.0",
+        "--segment-min-share=0.5",
+    ]
+    assert study.level_flag("general") == ["--min-level-dbfs=-60.0"]
+    assert study.segment_flags("clotho") == study.level_flag("clotho") == []
+
+
+def test_clips_that_are_cut_out_of_recordings_are_not_cut_again(config):
+    message = problem(merged(config, {"datasets": {"clotho": {"segments": {"length_s": 10}}}}))
+    assert "datasets.clotho.segments: is for the adapters folder, webdataset, parquet, not clotho" in message
+
+
 def test_the_schema_that_editors_read_is_up_to_date():
     assert json.loads(SCHEMA.read_text()) == schema(), "run `make schema`"
 

@@ -119,6 +119,22 @@ class Study:
         """Return the flag that says whether clips of this dataset need captions."""
         return "--labeled" if self.config.datasets[dataset].captions else "--unlabeled"
 
+    def segment_flags(self, dataset: str) -> list[str]:
+        """Return the options that cut the recordings of a dataset into segments: none for whole files."""
+        segments = self.config.datasets[dataset].segments
+        if segments is None:
+            return []
+        hop_s = segments.length_s if segments.hop_s is None else segments.hop_s
+        values = {"length-s": segments.length_s, "hop-s": hop_s, "min-share": segments.min_share}
+        return [f"--segment-{name}={value}" for name, value in values.items()]
+
+    def level_flag(self, dataset: str) -> list[str]:
+        """Return the option that drops soft segments of a dataset, if it has a limit."""
+        segments = self.config.datasets[dataset].segments
+        if segments is None or segments.min_level_dbfs is None:
+            return []
+        return [f"--min-level-dbfs={segments.min_level_dbfs}"]
+
     def shards_address(self, dataset: str, split: str) -> str:
         """Return the address of the ready shards of a split."""
         return f"{(self.config.datasets[dataset].shards or '').rstrip('/')}/{split}"

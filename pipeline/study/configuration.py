@@ -95,6 +95,30 @@ class Splits(Settings):
         return getattr(self, role)
 
 
+Seconds = Annotated[float, Field(ge=0.1, le=86_400)]
+
+
+class Segments(Settings):
+    """Long recordings as clips: every file of the dataset is cut into segments of one length."""
+
+    length_s: Seconds = Field(description="Length of a segment in seconds; the backbone's window or more.")
+    hop_s: Seconds | None = Field(
+        None,
+        description="Seconds from the start of a segment to that of the next. null: length_s, so that they neither "
+        "overlap nor leave gaps.",
+    )
+    min_share: Fraction = Field(
+        0.5,
+        description="The last piece of a recording is dropped as too_short if it is shorter than this share of "
+        "length_s. It does not count against max_dropped_fraction.",
+    )
+    min_level_dbfs: Annotated[float, Field(le=0)] | None = Field(
+        None,
+        description="Segments and captioned stretches of a lower mean level (RMS) are dropped as silent. They do not "
+        "count against max_dropped_fraction. null: only pieces without sound are.",
+    )
+
+
 class Dataset(Settings):
     """One dataset: a raw tree and how to read it, or ready shards."""
 
@@ -117,6 +141,11 @@ class Dataset(Settings):
         0.0,
         description="Share of a split's rows that may be unusable (missing, undecodable, silent, without caption). "
         "A split with more of them fails and names them.",
+    )
+    segments: Segments | None = Field(
+        None,
+        description="Cut long recordings into segments, one clip each (adapters folder, webdataset and parquet). null: "
+        "a file is one clip. Rows of a list with start_s and end_s stay as they are.",
     )
     expected_test_clips: Count | None = Field(
         None, description="Number of clips in the publisher's test split; the tables note when some are missing."
@@ -263,6 +292,12 @@ class Configuration(Settings):
         "fail",
         description="Training or unlabeled clips whose source or exact audio is also in a validation or test split. "
         "fail: stop and name them. drop: leave them out and list them next to the pairs.",
+    )
+    leak_unit: Literal["recording", "stretch"] = Field(
+        "recording",
+        description="How much is held out with a stretch of a long recording. recording: nothing of it is trained on. "
+        "stretch: only stretches that overlap are left out. Neighbouring stretches share background and animals, so "
+        "figures may then be too good.",
     )
     shards: ShardSettings = Field(ShardSettings(), description="Resampled mono audio in WebDataset tars.")
     pretrain: Pretraining = Field(Pretraining(), description="The pretraining of the backbone mini.")

@@ -16,6 +16,8 @@ from pipeline.study.configuration import (
     training_settings,
 )
 
+CUT = ("folder", "webdataset", "parquet")
+"""Adapters whose files can be cut into segments; the others list clips that are cut out of their recordings."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 """OWNER/NAME of a model on the Hugging Face hub."""
 
@@ -55,6 +57,8 @@ def wrong_dataset(name: str, dataset: Dataset) -> Iterable[str]:
         yield f"datasets.{name}: give adapter and root of a raw tree, or shards, the address of ready ones"
     if dataset.tars is not None and dataset.shards is None:
         yield f"datasets.{name}.tars: is for ready shards, and there is no datasets.{name}.shards"
+    if dataset.segments is not None and dataset.adapter not in CUT:
+        yield f"datasets.{name}.segments: is for the adapters {', '.join(CUT)}, not {dataset.adapter or 'ready shards'}"
     generated = dataset.root == f"{GENERATED}{name}"
     if dataset.folder is not None and not generated and not Path(dataset.folder).is_dir():
         yield f"datasets.{name}.root: there is no directory {dataset.root}; set it to the raw tree of {name}"
