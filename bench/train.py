@@ -2,9 +2,9 @@
 
 Both run in turn on the same batches, in one process: ms-clap 2023 at full size with random weights, on shards made by
 the benchmark. The straightforward step takes one pass per encoding of Eq. (18), six in all, pads every caption to the
-77 tokens of msclap's tokenizer and computes in float32. The pipeline's step runs with and without torch.compile. The
-report has seconds per step, clips per second, arithmetic, peak memory, the wait for the loader, and the projected time
-of the paper's runs.
+77 tokens of msclap's tokenizer and computes in float32. The pipeline's step runs with and without torch.compile, and
+with a frozen audio encoder. The report has seconds per step, clips per second, arithmetic, peak memory, the wait for
+the loader, the cost of a validation, and the projected time of the paper's runs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ from torch.utils.data import DataLoader
 
 from pipeline.data.leaks import leaked_path
 from pipeline.errors import PipelineError
+from pipeline.evaluation.embedding import encode_captions, encode_windows
+from pipeline.evaluation.windows import BATCH_SIZE
 from pipeline.files import write_json
 from pipeline.models import msclap2023
 from pipeline.models.backbones import BACKBONES
@@ -59,6 +63,8 @@ LONGEST_OF_256 = 34.2
 MOST_COUNTED = 16
 PAPER_EPOCHS, PAPER_BATCH = 30, 256
 PAPER_CLIPS = {"AudioCaps": 49_838, "Clotho": 3_839}
+VALIDATION_CLIPS, VALIDATION_CAPTIONS = 1000, 5
+"""Clips of a validation split, and captions per clip, as in Clotho."""
 ASSUMED_GPU = "H200"
 ASSUMED_MFU = 0.3
 """Assumed share of the GPU's peak, used if there is no GPU to measure it on."""
@@ -189,9 +195,19 @@ class Contestant:
     """An implementation of the training step, with its measurements."""
 
     def __init__(
-        self, objective: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, *, compiled: bool = False
+        self,
+        objective: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        *,
+        compiled: bool = False,
+        state: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """All contestants share one optimizer, so that its state counts once in the peak of memory."""
+        """All contestants share one optimizer, so that its state counts once in the peak of memory.
+
+        state: makes the context of a step, such as frozen parameters.
+        """
+        self.state = state
         self.objective = objective
         self.optimizer = optimizer
         self.device = device
@@ -207,7 +223,7 @@ class Contestant:
         """Run forward, backward and optimizer on the first `clips` of a batch; return when the device is done."""
         batch = next(micro_batches(batch, self.clips))
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.compiler.set_stance("default" if self.compiled else "force_eager"):
+        with self.state(), torch.compiler.set_stance("default" if self.compiled else "force_eager"):
             self.backward(batch)
         self.optimizer.step()
         if self.device.type == "cuda":
@@ -255,7 +271,7 @@ class Contestant:
         """Return the operations of a step without the second encoding of micro-batches, which MFU must not count."""
         part = next(micro_batches(batch, self.slots))
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.compiler.set_stance("force_eager"), flop_counter() as counter:
+        with self.state(), torch.compiler.set_stance("force_eager"), flop_counter() as counter:
             self.objective(part)["loss"].backward()
         return counter.get_total_flops() * self.clips // len(part.captions)
 
@@ -284,6 +300,57 @@ class Contestant:
             "mfu": None if peak is None else self.flops / second / peak,
             "memory_gb": None if self.memory_bytes is None else self.memory_bytes / 1e9,
         }
+
+
+@contextmanager
+def frozen_audio(model: ClapModel) -> Iterator[None]:
+    """Freeze the audio encoder inside the block, as the stage `train` does with `--freeze=audio`."""
+    trained = [value for value in model.audio_encoder.parameters() if value.requires_grad]
+    for value in trained:
+        value.requires_grad_(False)
+    model.audio_encoder.eval()
+    yield
+    for value in trained:
+        value.requires_grad_(True)
+    model.train()
+
+
+@torch.inference_mode()
+def validation_costs(model: ClapModel, batch: Batch, repeats: int) -> dict[str, float]:
+    """Return the seconds to embed a window and a caption in a validation, medians of some repeats."""
+    windows_WS = batch.labeled_BS[:BATCH_SIZE]
+    captions = sorted(batch.captions, key=len)[:BATCH_SIZE]
+    passes: dict[str, Callable[[], Tensor]] = {
+        "window_s": lambda: encode_windows(model, windows_WS),
+        "caption_s": lambda: encode_captions(model, captions),
+    }
+    model.eval()
+    costs = {}
+    with torch.compiler.set_stance("force_eager"):
+        for name, encode in passes.items():
+            seconds = []
+            for _ in range(repeats + 1):
+                began = time.perf_counter()
+                encode().cpu()  # waits for the device
+                seconds.append(time.perf_counter() - began)
+            costs[name] = statistics.median(seconds[1:]) / len(captions)
+    model.train()
+    return costs
+
+
+def validation_shares(facts: dict[str, Any]) -> list[str]:
+    """Return the calculated cost of a validation as a share of an epoch of the paper's composed runs."""
+    costs, own = facts["validation"], facts["pipeline"]
+    seconds = VALIDATION_CLIPS * (costs["window_s"] + VALIDATION_CAPTIONS * costs["caption_s"])
+    measured = f"the measured step, window ({costs['window_s']:.4f} s) and caption ({costs['caption_s']:.4f} s)"
+    lines = []
+    for dataset, clips in PAPER_CLIPS.items():
+        share = seconds / (clips * own["step_s"] / own["clips"])
+        lines.append(
+            f"validation of {VALIDATION_CLIPS:,} clips with one window and {VALIDATION_CAPTIONS} captions each: "
+            f"{seconds:.1f} s, {share:.1%} of an epoch of {dataset} ({clips:,} clips), calculated from {measured}"
+        )
+    return lines
 
 
 def loader_wait(batches: PairedBatches, contestant: Contestant, *, steps: int, workers: int) -> float:
@@ -369,7 +436,7 @@ def report(facts: dict[str, Any]) -> str:
         f"{facts['threads']} threads, torch {facts['torch']}"
         + ("" if memory is None else f"; peak memory of the process {memory:.1f} GB")
     ]
-    for name in ("straightforward", "pipeline", "compiled"):
+    for name in ("straightforward", "pipeline", "frozen audio", "compiled"):
         found = facts[name]
         if isinstance(found, str):
             lines.append(f"{name:15} {found}")
@@ -388,6 +455,10 @@ def report(facts: dict[str, Any]) -> str:
         f"pipeline: {facts['ratio']:.2f} times the clips per second of the straightforward step, "
         f"{plain['gflop_per_clip'] / own['gflop_per_clip']:.2f} times less arithmetic per clip"
     )
+    lines.append(
+        f"frozen audio: {facts['frozen audio']['clips_per_s'] / own['clips_per_s']:.2f} times the clips per second of "
+        "the pipeline's step"
+    )
     if not isinstance(compiled, str):
         lines.append(
             f"compiled: {compiled['clips_per_s'] / own['clips_per_s']:.2f} times the clips per second of the pipeline, "
@@ -398,6 +469,7 @@ def report(facts: dict[str, Any]) -> str:
         f"GFLOP per clip: audio {own['gflop_per_clip'] - text['own']:.1f}; text {text['padded']:.1f} padded to "
         f"{text['padded_tokens']} tokens, or {text['own']:.1f} padded to this batch's longest, {text['own_tokens']}",
         f"wait for the loader: {facts['loader_wait_share']:.2%} of the time, {facts['workers']} workers",
+        *validation_shares(facts),
         *facts["projection"],
     ]
     return "\n".join(lines)
@@ -432,12 +504,14 @@ def main(argv: list[str]) -> None:
         plain = Contestant(SeparatePasses(model, settings), optimizer, device)  # float32
         own = Contestant(CompositionLoss(model, settings), optimizer, device)  # bfloat16 on a GPU, as in training
         compiled = Contestant(own.objective, optimizer, device, compiled=True)
-        contestants = {"straightforward": plain, "pipeline": own, "compiled": compiled}
+        frozen = Contestant(own.objective, optimizer, device, state=partial(frozen_audio, model))
+        contestants = {"straightforward": plain, "pipeline": own, "frozen audio": frozen, "compiled": compiled}
         compile_audio_encoder(model)
         batches = PairedBatches(pairs, shards)
         logger.info("counting the arithmetic")
         text = text_arithmetic(model, batches[0], settings.prompt)
         # First steps; without a working torch.compile, the report says so.
+        failed = ""
         for name, contestant in list(contestants.items()):
             logger.info("first step, %s", name)
             began = time.perf_counter()
@@ -457,6 +531,7 @@ def main(argv: list[str]) -> None:
                 contestant.measure(batch)
             shown = ", ".join(f"{name} {contestant.seconds[-1]:.2f} s" for name, contestant in contestants.items())
             logger.info("step %d of %d: %s", step, steps, shown)
+        validation = validation_costs(model, batches[0], steps)
         waited = loader_wait(batches, own, steps=steps, workers=workers)
     hardware = device_name(device)
     peak = peak_flops(hardware)
@@ -469,10 +544,12 @@ def main(argv: list[str]) -> None:
         "workers": workers,
         "straightforward": plain.facts(peak),
         "pipeline": own.facts(peak),
+        "frozen audio": frozen.facts(peak),
         "compiled": failed or compiled.facts(peak),
         "compiled_first_step_s": first_step_s,
         "ratio": (own.clips / statistics.median(own.seconds)) / (plain.clips / statistics.median(plain.seconds)),
         "text": text,
+        "validation": validation,
         "loader_wait_share": waited,
         "process_memory_gb": None if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
     }

@@ -26,6 +26,7 @@ from safetensors import safe_open
 from pipeline.files import read_json
 from pipeline.stages import (
     VERSIONS,
+    average_weights,
     choose_learning_rates,
     compare,
     draw_curves,
@@ -271,6 +272,17 @@ def made_by_train(study: Study) -> Any:
               study.folder / "shards", "--seed", 0, "--device", "cpu", "--objective", "composed",
               "--out", study.folder / "runs" / "composed" / "seed0")  # fmt: skip
     return training_files(study.folder / "runs" / "composed" / "seed0")
+
+
+def made_by_average_weights(study: Study) -> Any:
+    trained, out = study.folder / "runs" / "composed" / "seed0", study.folder / "averaged"
+    if not trained.exists():
+        made_by_train(study)
+    study.run(average_weights, "--pretrained", study.folder / "pretrained", "--trained", trained, "--validation",
+              study.split("test"), "--device", "cpu", "--out", out)  # fmt: skip
+    with (out / "validation.csv").open(newline="") as file:
+        figures = list(csv.DictReader(file))
+    return training_files(out), [row["alpha"] for row in figures], list(figures[0])
 
 
 def made_by_embed(study: Study) -> Any:

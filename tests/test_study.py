@@ -30,6 +30,7 @@ from pipeline.study import (
 )
 from pipeline.training.options import add_run_options, training_parser
 from pipeline.training.settings import (
+    ADDED,
     OptimizationSettings,
     PairingSettings,
     TrainingSettings,
@@ -389,3 +390,76 @@ def test_values_of_the_models_are_those_that_readers_take():
     assert values(ShardSettings, "channels") == set(CHANNELS)
     assert values(Evaluation, "windows") == set(WINDOWS)
     assert Dataset.model_fields["captions"].is_required() and Configuration.model_fields["datasets"].is_required()
+
+
+def with_run(config, run, **changes):
+    """The configuration with other keys of a run and a table that evaluates it."""
+    config["runs"][run] = {**config["runs"][run], **changes}
+    return config
+
+
+def test_a_run_with_default_settings_has_the_flags_and_inputs_of_before(config):
+    study = Study.of_config(config)
+    names = {flag.split("=")[0].removeprefix("--") for flag in study.training_flags("clotho_composed_audioset")}
+    later = {name.replace("_", "-") for name, given in TrainingSettings.model_fields.items() if ADDED in given.metadata}
+    assert later and names.isdisjoint(later | {"validation"})
+    assert study.validated_while_trained("clotho_composed_audioset") == []
+
+
+def test_a_run_is_validated_on_the_validation_splits_of_its_targets(config):
+    study = Study.of_config(with_run(config, "clotho_composed_audioset", settings={"validate_every": 2}))
+    summaries = study.validated_while_trained("clotho_composed_audioset")
+    assert summaries == ["results/shards/clotho/validation/manifest.json"]
+    flags = study.training_flags("clotho_composed_audioset")
+    assert flags[-2:] == ["--validation=results/shards/clotho/validation", "--validation-protocol=paper"]
+    assert "--validate-every=2" in flags and study.training_flags("clotho_finetune")[-1] == "--objective=finetune"
+    assert study.candidate_flags("clotho_composed_audioset", "1e-4")[-1] == "--learning-rate=0.0001"
+
+
+def test_a_run_that_serves_two_targets_is_validated_on_both(config):
+    study = Study.of_config(with_run(config, "all_pairs_finetune", settings={"validate_every": 1}))
+    assert [Path(path).parts[-3] for path in study.validated_while_trained("all_pairs_finetune")] == [
+        "clotho",
+        "audiocaps",
+    ]
+
+
+def test_an_averaged_run_is_evaluated_in_its_own_folder(config):
+    study = Study.of_config(with_run(config, "clotho_finetune", average_with_pretrained=True))
+    assert study.model("clotho_finetune", "1") == "results/averaged/clotho_finetune/seed1/model.safetensors"
+    assert study.model("clotho_composed_audioset", "1").startswith("results/runs/")
+    assert study.training_flags("clotho_finetune") == Study.of_config(config).training_flags("clotho_finetune")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"settings": {"validate_every": 1}}, "validate_every is above 0"),
+        ({"average_with_pretrained": True}, "average_with_pretrained is true"),
+    ],
+)
+def test_validation_needs_a_validation_split_and_a_target(config, changes, reason):
+    del config["datasets"]["clotho"]["splits"]["validation"]
+    run = {"objective": "finetune", "labeled": ["clotho"], **changes}
+    config["runs"] |= {"lonely": run, "clotho_finetune": {**config["runs"]["clotho_finetune"], **changes}}
+    found = problem(config)
+    assert f"runs.clotho_finetune: {reason}, but datasets.clotho.splits names no validation split; add it" in found
+    assert f"runs.lonely: {reason}, but no table or curve evaluates the run, so it has no target" in found
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"freeze": "both"}, "runs.clotho_finetune: freeze is both, and the objective finetune trains no a2t module"),
+        ({"keep": "best"}, "runs.clotho_finetune: keep is best, but validate_every is 0"),
+        ({"layer_decay": 0}, "layer_decay: 0 must be above 0"),
+        ({"freeze": "half"}, "'half' is not one of none, audio, text, both"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_named(config, settings, message):
+    assert message in problem(with_run(config, "clotho_finetune", settings=settings))
+
+
+def test_the_pretraining_is_not_validated(config):
+    config["pretrain"] = {"validate_every": 1}
+    assert "pretrain.validate_every: the pretraining has no validation split" in problem(config)

@@ -81,6 +81,19 @@ class HtsatEncoder(nn.Module):
         latent_BC = htsat.norm(x_BNC).mean(dim=1)  # HTS-AT's `latent_output`
         return self.projection(latent_BC)
 
+    def layer_groups(self) -> list[list[nn.Module]]:
+        """Return the modules by depth: front end, one group per block, then the last norm with the projection.
+
+        The layer that halves the image after some blocks belongs to the block before it.
+        """
+        htsat = self.htsat
+        groups: list[list[nn.Module]] = [[htsat.bn0, htsat.patch_embed]]
+        for layer in htsat.layers:
+            groups += [[block] for block in layer.blocks]
+            if layer.downsample is not None:
+                groups[-1].append(layer.downsample)
+        return [*groups, [htsat.norm, self.projection]]
+
     @torch.compiler.disable
     def front_end(self, samples_BS: Tensor) -> Tensor:
         """Return the normalised spectrogram (B, 1, T, M), with SpecAugment in the encoder's training mode.

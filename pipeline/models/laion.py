@@ -52,6 +52,16 @@ class LaionAudioEncoder(nn.Module):
         filters_FM = torch.from_numpy(extractor.mel_filters_slaney).float()
         self.register_buffer("filters_FM", filters_FM, persistent=False)
 
+    def layer_groups(self) -> list[list[nn.Module]]:
+        """Return the modules by depth; the groups are those of `HtsatEncoder.layer_groups`."""
+        htsat: Any = self.base.audio_encoder
+        groups: list[list[nn.Module]] = [[htsat.batch_norm, htsat.patch_embed]]
+        for layer in htsat.layers:
+            groups += [[block] for block in layer.blocks]
+            if layer.downsample is not None:
+                groups[-1].append(layer.downsample)
+        return [*groups, [htsat.norm, self.projection]]
+
     def input_features(self, samples_BS: Tensor) -> Tensor:
         """Return log-mel spectrograms (B, 1, T, M), as ClapFeatureExtractor computes them."""
         return log_mel(samples_BS, self.window_W, self.filters_FM, self.hop_length).unsqueeze(1)

@@ -43,6 +43,12 @@ class Cnn14Encoder(nn.Module):
         # It stays in the state dict for complete exports; DDP must not wait for its gradient.
         cnn14.fc_audioset.requires_grad_(False)
 
+    def layer_groups(self) -> list[list[nn.Module]]:
+        """Return the modules by depth: BatchNorm, the six blocks, then the last linear layer with the projection."""
+        cnn14 = self.base
+        blocks = [getattr(cnn14, f"conv_block{number}") for number in range(1, 7)]
+        return [[cnn14.bn0], *([block] for block in blocks), [cnn14.fc1, self.projection]]
+
     def forward(self, samples_BS: Tensor) -> Tensor:
         """Return embeddings (B, D) of windows."""
         cnn14, training = self.base, self.base.training

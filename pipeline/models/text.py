@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,18 @@ class TextEncoder(nn.Module):
         if pooled_at == "first":
             # It stays in the state dict for complete exports; DDP must not wait for its gradient.
             base.pooler.requires_grad_(False)
+
+    def layer_groups(self) -> list[list[nn.Module]]:
+        """Return the modules by depth: token embeddings, one group per block, then the top with the projection.
+
+        The top is the last norm of GPT-2, or the pooler of BERT and RoBERTa.
+        """
+        base: Any = self.base
+        if self.pooled_at == "last":
+            front, blocks, top = [base.wte, base.wpe], base.h, base.ln_f
+        else:
+            front, blocks, top = [base.embeddings], base.encoder.layer, base.pooler
+        return [front, *([block] for block in blocks), [top, self.projection]]
 
     def embed(self, ids_BL: Tensor) -> Tensor:
         """Return token embeddings (B, L, E), without positions."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -107,6 +108,11 @@ def check_finished(run: Path) -> None:
     if not run.is_dir():
         raise PipelineError(f"{run}: {'not a folder' if run.exists() else 'not found'}; {advice}")
     names = {entry.name for entry in run.iterdir()}
+    averaged = results_folder(run) / "averaged" / run.absolute().parent.name / run.absolute().name
+    if averaged.is_dir() and averaged != run.absolute():
+        raise PipelineError(
+            f"{run}: its figures are those of the average in {averaged}; export that folder, or delete it"
+        )
     missing = [name for name in (*MODEL_FILES, "training.parquet", *RECORDS) if name not in names]
     if "checkpoints" in names:
         raise PipelineError(f"{run}: the training is not finished (it holds checkpoints); run the same command again")
@@ -195,7 +201,7 @@ def model_card(run: Path, description: dict[str, Any], account: dict[str, Any], 
         pads=short_clips == "pad",
         msclap_file=msclap_file(backbone) if is_msclap else None,
         msclap_version=backbone.removeprefix(MSCLAP),
-        method=METHODS[account["settings"]["objective"]],
+        method=METHODS[account["settings"]["objective"]] + averaging(run),
         account=account,
         machine=machine(account),
         settings=[(name, json.dumps(value)) for name, value in sorted((account["settings"] | drawing).items())],
@@ -210,6 +216,18 @@ def model_card(run: Path, description: dict[str, Any], account: dict[str, Any], 
         figure_names=FIGURES,
         paper=PAPER,
     )
+
+
+def averaging(run: Path) -> str:
+    """Return a sentence on the average with the pretrained weights; empty for a run without it."""
+    path = run / "validation.csv"  # of the stage average_weights
+    if not path.is_file():
+        return ""
+    with path.open(newline="", encoding="utf-8") as file:
+        alphas = [row["alpha"] for row in csv.DictReader(file) if row.get("chosen") == "True"]
+    if len(alphas) != 1:
+        raise PipelineError(f"{path}: names no chosen alpha; make the average again")
+    return f" The weights are {alphas[0]} times the trained plus the rest times the pretrained ones (WiSE-FT)."
 
 
 def machine(account: dict[str, Any]) -> str:

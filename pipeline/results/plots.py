@@ -147,20 +147,29 @@ def data_curves(points: pd.DataFrame, axis: str, axes: Mapping[str, str], figure
 def training_curves(log: pa.Table, title: str) -> str:
     """Plot a training over its steps: terms of the loss, learning rates, logit scale.
 
+    Two more panels show the norm of the gradient and the mAP@10 of validations, where the log has them.
     `log` is the table of training.parquet; it is empty if the training diverged in its first step.
     """
-    rates = [name for name in log.column_names if name.endswith("learning_rate")]
-    losses = [name for name in log.column_names if name not in ("step", "epoch", "logit_scale", *rates)]
+    names = log.column_names
+    rates = [name for name in names if name.endswith("learning_rate")]
+    validated = [name for name in names if name.startswith("validation_")]
+    others = ("step", "epoch", "logit_scale", "gradient_norm", *rates, *validated)
+    losses = [name for name in names if name not in others]
+    contents = [losses, rates, ["logit_scale"]]
+    contents += [["gradient_norm"]] if "gradient_norm" in names else []
+    contents += [[name for name in validated if name.endswith("mAP10")]] if validated else []
     steps = log.to_pandas()
     steps = steps.groupby(steps.index * MOST_POINTS // max(MOST_POINTS, len(steps))).mean()
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(8, 7), layout="constrained")
+        figure = Figure(figsize=(8, 1 + 2 * len(contents)), layout="constrained")
         figure.suptitle(title)
-        panels = figure.subplots(3, 1, sharex=True)
-        for panel, columns in zip(panels, (losses, rates, ["logit_scale"]), strict=True):
+        panels = figure.subplots(len(contents), 1, sharex=True)
+        for panel, columns in zip(panels, contents, strict=True):
             for colour, name in zip(COLOURS, columns, strict=False):
                 if name in steps:
-                    panel.plot(steps["step"], steps[name], color=colour, label=name, linewidth=1)
+                    # Validations are in few rows.
+                    points, marker = (steps[["step", name]].dropna(), ".") if name in validated else (steps, None)
+                    panel.plot(points["step"], points[name], color=colour, label=name, linewidth=1, marker=marker)
             if panel.lines:
                 panel.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         panels[-1].set_xlabel("step")

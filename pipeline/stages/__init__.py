@@ -23,6 +23,7 @@ VERSIONS = {
     "pretrain": 2,
     "import_weights": 1,
     "train": 2,
+    "average_weights": 1,
     "embed": 2,
     "evaluate": 1,
     "compare": 1,

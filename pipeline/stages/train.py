@@ -10,7 +10,14 @@ from pathlib import Path
 
 from pipeline.models.devices import choose_device
 from pipeline.training.command import run_training
-from pipeline.training.options import RunOptions, add_run_options, run_options, training_parser
+from pipeline.training.options import (
+    RunOptions,
+    add_run_options,
+    add_validation_arguments,
+    run_options,
+    training_parser,
+    validation_plan,
+)
 from pipeline.training.outputs import Job, Origin, keep_outputs
 from pipeline.training.settings import TrainingSettings, settings_from_arguments
 
@@ -23,10 +30,12 @@ def main(argv: list[str]) -> None:
         type=Path,
         help="file to write `finished` or the way of divergence to; without it, divergence is an error",
     )
+    add_validation_arguments(parser, is_required=False)
     add_run_options(parser)
     args = parser.parse_args(argv)
     settings = settings_from_arguments(args, TrainingSettings)
-    origin = Origin.of("train", args.pairs, args.pretrained / "model.safetensors", settings, args.seed)
+    validation = validation_plan(args, settings.validation_windows)
+    origin = Origin.of("train", args.pairs, args.pretrained / "model.safetensors", settings, args.seed, validation)
     job = Job(
         pairs=args.pairs,
         shards=args.shards,
@@ -35,6 +44,7 @@ def main(argv: list[str]) -> None:
         origin=origin,
         out=args.out,
         outcome=args.outcome,
+        validation=validation,
     )
     if not keep_outputs(job):
         train_job(job, args.pretrained, args.device, args.threads, run_options(args))

@@ -19,6 +19,7 @@ from pipeline.study.configuration import (
     RunSettings,
     TableRow,
     resolved_settings,
+    targets,
     training_settings,
 )
 from pipeline.study.references import wrong_references
@@ -215,8 +216,23 @@ class Study:
         return [*flags, f"--epochs={settings.epochs}", f"--batch-size={settings.batch_size}", *settings_flags(drawing)]
 
     def training_flags(self, run: str) -> list[str]:
-        """Return the settings of a run as flags of `train` or `pretrain`."""
-        return settings_flags(training_settings(self.run(run).objective, self.settings(run)))
+        """Return the settings of a run as flags of `train` or `pretrain`, and its validation splits."""
+        settings = self.settings(run)
+        flags = settings_flags(training_settings(self.run(run).objective, settings))
+        return flags + (self.validation_flags(run) if settings.validate_every else [])
+
+    def validated_while_trained(self, run: str) -> list[str]:
+        """Return the summaries of the validation splits on which the training of a run is validated."""
+        return self.validation_summaries(run) if self.settings(run).validate_every else []
+
+    def validation_summaries(self, run: str) -> list[str]:
+        """Return the summaries of the validation splits of a run's targets."""
+        return [self.summary(target, "validation") for target in targets(self.config, run)]
+
+    def validation_flags(self, run: str) -> list[str]:
+        """Return the validation splits of a run's targets, and the protocol of the figures, as flags."""
+        folders = [f"--validation={Path(summary).parent}" for summary in self.validation_summaries(run)]
+        return [*folders, f"--validation-protocol={self.protocol}"]
 
     def candidate_flags(self, run: str, learning_rate: str) -> list[str]:
         """Return the settings of a run with another learning rate, for the sweep."""
@@ -239,9 +255,11 @@ class Study:
 
     def model(self, run: str, seed: str) -> str:
         """Return the weights of a run."""
-        if self.config.runs[run].objective == "vanilla":
+        given = self.config.runs[run]
+        if given.objective == "vanilla":
             return self.pretrained()
-        return f"results/runs/{run}/seed{seed}/model.safetensors"
+        folder = "averaged" if given.average_with_pretrained else "runs"
+        return f"results/{folder}/{run}/seed{seed}/model.safetensors"
 
     def seeds(self, run: str) -> list[int]:
         """Return the seeds of a run; vanilla has nothing random."""

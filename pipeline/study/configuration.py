@@ -225,6 +225,11 @@ class Run(Settings):
     unlabeled_fraction: Share | None = Field(
         None, description="Share of the clips of all unlabeled datasets together, drawn in the same way."
     )
+    average_with_pretrained: bool = Field(
+        False,
+        description="Evaluate an average of the trained and the pretrained weights (WiSE-FT). Its proportion is chosen "
+        "on the validation splits of the run's targets.",
+    )
     settings: RunSettings = Field(RunSettings(), description="Settings that differ from `training`.")
 
 
@@ -321,6 +326,14 @@ def resolved_settings(config: Configuration, run: Run) -> RunSettings:
     """Return the settings of a run: its own, then those of `training`, then the backbone's and the shared defaults."""
     own = [layer.model_dump(exclude_unset=True) for layer in (config.training, run.settings)]
     return RunSettings(**(BACKBONE_DEFAULTS[config.backbone.name] | own[0] | own[1]))
+
+
+def targets(config: Configuration, run: str) -> list[str]:
+    """Return the datasets on which tables and curves evaluate a run, in the order of `datasets`."""
+    rows = (row.target for table in config.tables.values() for row in table if row.run == run)
+    curves = (curve.target for curve in config.curves.values() if any(run in runs for runs in curve.lines.values()))
+    used = {*rows, *curves}
+    return [name for name in config.datasets if name in used]
 
 
 def training_settings(objective: str, settings: RunSettings) -> TrainingSettings:

@@ -13,6 +13,7 @@ from pipeline.study.configuration import (
     Dataset,
     Run,
     resolved_settings,
+    targets,
     training_settings,
 )
 
@@ -85,11 +86,29 @@ def wrong_run(name: str, run: Run, config: Configuration) -> Iterable[str]:
     both = set(run.labeled or []) & set(run.unlabeled or [])
     if both:
         yield f"runs.{name}: {', '.join(sorted(both))} is labeled and unlabeled at once"
-    if run.objective != "vanilla":
-        try:
-            training_settings(run.objective, resolved_settings(config, run))
-        except PipelineError as error:
-            yield f"runs.{name}: {error}"
+    if run.objective == "vanilla":
+        if run.average_with_pretrained:
+            yield f"runs.{name}.average_with_pretrained: vanilla is the pretrained model; leave the key out"
+        return
+    settings = resolved_settings(config, run)
+    try:
+        training_settings(run.objective, settings)
+    except PipelineError as error:
+        yield f"runs.{name}: {error}"
+    if settings.validate_every:
+        yield from wrong_validation(name, "validate_every is above 0", config)
+    if run.average_with_pretrained:
+        yield from wrong_validation(name, "average_with_pretrained is true", config)
+
+
+def wrong_validation(run: str, reason: str, config: Configuration) -> Iterable[str]:
+    """Yield why a run cannot be validated: no table or curve evaluates it, or a target has no validation split."""
+    names = targets(config, run)
+    if not names:
+        yield f"runs.{run}: {reason}, but no table or curve evaluates the run, so it has no target; add it to a table"
+    for name in names:
+        if name in config.datasets and config.datasets[name].splits.validation is None:
+            yield f"runs.{run}: {reason}, but datasets.{name}.splits names no validation split; add it"
 
 
 def wrong_rows(config: Configuration) -> Iterable[str]:
@@ -127,6 +146,12 @@ def wrong_backbone(config: Configuration) -> Iterable[str]:
             yield f"pretrain.dataset: there is no dataset {name}; datasets: {', '.join(config.datasets)}"
         elif not config.datasets[name].captions:
             yield f"pretrain.dataset: dataset {name} has no captions (datasets.{name}.captions is false)"
+        if config.pretrain.validate_every:
+            yield "pretrain.validate_every: the pretraining has no validation split; leave the key out"
+        try:
+            training_settings("finetune", config.pretrain)
+        except PipelineError as error:
+            yield f"pretrain: {error}"
     for key in ("weights", "tokenizer"):
         path = getattr(backbone, key)
         may_be_on_the_hub = backbone.name == "laion-clap" and key == "weights" and HUB_NAME.fullmatch(str(path))

@@ -57,7 +57,7 @@ class Checkpoints:
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint with this state; PipelineError if it cannot be written."""
-        contents = {**state, "origin": dataclasses.asdict(self._origin), "libraries": library_versions()}
+        contents = {**state, "origin": self._origin.entries(), "libraries": library_versions()}
         try:
             with write_atomically(self.path) as temporary:
                 torch.save(contents, temporary)

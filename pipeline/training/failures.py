@@ -46,7 +46,8 @@ def out_of_memory(
     if batch_norm != "frozen":  # nor can it be tried: synchronized, every process would have to
         advice = f"batch_norm is {batch_norm} and needs them at once: take more GPUs, a smaller batch_size, or frozen"
         return PipelineError(f"{problem}; {advice} ({reason.splitlines()[0]})")
-    reserved = 0 if optimizer.state else 2 * sum(value.nbytes for value in objective.parameters())  # Adam's, made later
+    trained = [value for value in objective.parameters() if value.requires_grad]
+    reserved = 0 if optimizer.state else 2 * sum(value.nbytes for value in trained)  # Adam's, made later
     fitting = micro_batch_that_fits(objective, batch, slots, reserved)
     advice = (
         f"{fitting} fit: give --micro-batch {fitting}, in a profile the resource micro_batch of the rule train, which "

@@ -37,8 +37,12 @@ SECONDS_PER_NOTE = 30
 """Seconds between two records of the elapsed time; a kill loses at most this time from the total."""
 
 NOT_PLOTTED = {"step", "epoch"}
+VALIDATION = "validation_"
+"""Start of the columns of the log with figures of the validation splits, which are empty at other steps."""
+SELECTED_BY = f"{VALIDATION}mAP10"
+"""Column with the figure that selects weights: the mean mAP@10 of both directions and all splits."""
 PART = ("first_step", "last_step", "wall_s")
-"""Entries of a part in parts.json and training.json."""
+"""Entries of a part in parts.json and training.json; a part with validations also has `validation_s`."""
 PACKAGES = ("transformers", "msclap", "audio-composed-text")
 
 
@@ -60,6 +64,8 @@ class Monitor:
         self.flops: int | None = None
         self.hardware_flops: int | None = None
         self._repeated_flops: int | None = None  # not None while step 0 is counted
+        self._own_validation_s = 0.0
+        self._validated: dict[str, str] = {}
         self._writer: SummaryWriter | None = None
         self._began = self._noted = self._reported = time.perf_counter()
         self._earlier: list[dict[str, float]] = []
@@ -74,6 +80,7 @@ class Monitor:
             noted = read_json(self.notes)
             parts = [
                 {name: float(part[name]) if name == "wall_s" else int(part[name]) for name in PART}
+                | ({"validation_s": float(part["validation_s"])} if "validation_s" in part else {})
                 for part in noted["parts"]
             ]
             flops, hardware_flops = noted["flops_a_step"], noted["hardware_flops_a_step"]
@@ -122,6 +129,7 @@ class Monitor:
         shown = {"loss": f"{rows[-1]['loss']:.3f}"}
         average = (self.done - self.first_step) * self.batch_size / (now - self._began)
         shown["clips_per_s"] = f"{average:.0f}" if average >= 10 else f"{average:.2f}"
+        shown |= self._validated
         memory_gb = self._memory_gb() if self.processes.device.type == "cuda" else None
         if memory_gb is not None:
             shown["gpu_gb"] = f"{memory_gb:.1f}"
@@ -130,9 +138,8 @@ class Monitor:
         writer = self._open_writer()
         for row in rows:
             for name, value in row.items():
-                if name not in NOT_PLOTTED:
-                    group = "schedule" if name.endswith("learning_rate") or name == "logit_scale" else "loss"
-                    writer.add_scalar(f"{group}/{name}", value, int(row["step"]))
+                if name not in NOT_PLOTTED and not name.startswith(VALIDATION):
+                    writer.add_scalar(f"{group_of(name)}/{name}", value, int(row["step"]))
         speed = len(rows) * self.batch_size / (now - self._reported)
         writer.add_scalar("machine/clips_per_s", speed, self.done - 1)
         if memory_gb is not None:
@@ -141,6 +148,20 @@ class Monitor:
         if now - self._noted > SECONDS_PER_NOTE:
             self.note()
         return shown
+
+    def report_validation(self, step: int, figures: Mapping[str, float], seconds: float) -> None:
+        """Record the figures of a validation after a step, and the time of this part's validations so far."""
+        self._validated = {"mAP10": f"{figures[SELECTED_BY]:.1f}"}
+        self._own_validation_s = seconds
+        if self.processes.is_first:
+            writer = self._open_writer()
+            for name, value in figures.items():
+                writer.add_scalar(f"validation/{name.removeprefix(VALIDATION)}", value, step)
+
+    @property
+    def validation_s(self) -> float:
+        """Seconds of the validations of all parts."""
+        return sum(part.get("validation_s", 0.0) for part in self._parts())
 
     def note(self) -> None:
         """Save the elapsed time for a next part, and flush the event files."""
@@ -177,6 +198,8 @@ class Monitor:
 
     def _parts(self) -> list[dict[str, float]]:
         own = {"first_step": self.first_step, "last_step": self.done - 1, "wall_s": time.perf_counter() - self._began}
+        if self._own_validation_s:
+            own["validation_s"] = self._own_validation_s
         return [*self._earlier, own]
 
     def account(self) -> dict[str, Any]:
@@ -184,9 +207,10 @@ class Monitor:
         device, parts = self.processes.device, self._parts()
         gpus = [device_name(device)] * self.processes.count if device.type == "cuda" else []
         wall_s = sum(part["wall_s"] for part in parts)
+        steps_s = wall_s - self.validation_s
         taken = sum(part["last_step"] - part["first_step"] + 1 for part in parts)
         reached, hardware_reached = (
-            None if flops is None else flops * taken / wall_s for flops in (self.flops, self.hardware_flops)
+            None if flops is None else flops * taken / steps_s for flops in (self.flops, self.hardware_flops)
         )
         return {
             "versions": {
@@ -207,7 +231,7 @@ class Monitor:
             "gpu_s": wall_s * len(gpus),
             "steps": self.steps,
             "steps_taken": taken,
-            "clips_per_s": taken * self.batch_size / wall_s,
+            "clips_per_s": taken * self.batch_size / steps_s,
             "peak_memory_gb": self._memory_gb(),
             "flops_a_step": self.flops,
             "hardware_flops_a_step": self.hardware_flops,
@@ -217,6 +241,12 @@ class Monitor:
             "model_flops_utilization": None if reached is None else utilization(reached, gpus),
             "hardware_flops_utilization": None if hardware_reached is None else utilization(hardware_reached, gpus),
         }
+
+
+def group_of(column: str) -> str:
+    """Return the group of a column of the log in TensorBoard."""
+    is_schedule = column.endswith("learning_rate") or column in ("logit_scale", "gradient_norm")
+    return "schedule" if is_schedule else "loss"
 
 
 def _version(package: str) -> str | None:

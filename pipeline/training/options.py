@@ -7,8 +7,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.evaluation.metrics import PROTOCOLS
 from pipeline.models.devices import add_device_argument
 from pipeline.stages import at_least, between
+from pipeline.training.outputs import ValidationPlan
 from pipeline.training.settings import TrainingSettings, add_settings_arguments
 
 
@@ -48,6 +50,32 @@ def training_parser(description: str | None) -> argparse.ArgumentParser:
     add_device_argument(parser)
     add_settings_arguments(parser, TrainingSettings)
     return parser
+
+
+def add_validation_arguments(parser: argparse.ArgumentParser, *, is_required: bool) -> None:
+    """Add the validation splits and how figures are computed on them."""
+    parser.add_argument(
+        "--validation",
+        type=Path,
+        action="append",
+        default=[],
+        required=is_required,
+        help="folder of a captioned validation split's shards; repeat it for several",
+    )
+    parser.add_argument(
+        "--validation-protocol",
+        choices=PROTOCOLS,
+        default="paper",
+        help="protocol of the validation figures (default: %(default)s)",
+    )
+
+
+def validation_plan(args: argparse.Namespace, windows: str) -> ValidationPlan | None:
+    """Return the plan from the arguments of a parser with `add_validation_arguments`; None without a split."""
+    folders = tuple(args.validation)
+    if not folders:
+        return None
+    return ValidationPlan(folders=folders, windows=windows, protocol=args.validation_protocol)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

@@ -13,11 +13,12 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from pipeline.data.parquet import content_sha256
+from pipeline.data.shards.format import read_summary
 from pipeline.errors import PipelineError
 from pipeline.files import read_json, sha256_of, try_lock
 from pipeline.provenance import is_kept, restore
@@ -38,6 +39,26 @@ LOCK_WAIT_S = 20
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidationPlan:
+    """The splits on which a training is validated, and how."""
+
+    folders: tuple[Path, ...]
+    """Folders of the shards."""
+    windows: str
+    """Windows of a clip; see `pipeline.evaluation.windows`."""
+    protocol: str
+    """One of `pipeline.evaluation.metrics.PROTOCOLS`."""
+
+    def made_from(self) -> dict[str, Any]:
+        """Return all that determines the figures of given weights."""
+        splits = {
+            "/".join(folder.parts[-2:]): read_summary(folder / "manifest.json")["manifest_sha256"]
+            for folder in self.folders
+        }
+        return {"splits": splits, "windows": self.windows, "protocol": self.protocol}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Origin:
     """Everything that determines the result of a training, except for the rounding of sums."""
 
@@ -45,22 +66,33 @@ class Origin:
     starting_weights_sha256: str
     """Checksum of the starting weights; for random weights their description."""
     settings: dict[str, Any]
-    """Those of `TrainingSettings`, and `seed`."""
+    """Those of `TrainingSettings.recorded`, and `seed`."""
     stage: str
     version: int
     """Version of the stage (`pipeline.stages.VERSIONS`); it rises when the same inputs give other weights."""
+    validation: dict[str, Any] = field(default_factory=dict)
+    """`ValidationPlan.made_from`; empty without validation."""
 
     @classmethod
-    def of(cls, stage: str, pairs: Path, starting_weights: Path | str, settings: TrainingSettings, seed: int) -> Self:
+    def of(
+        cls,
+        stage: str,
+        pairs: Path,
+        starting_weights: Path | str,
+        settings: TrainingSettings,
+        seed: int,
+        validation: ValidationPlan | None = None,
+    ) -> Self:
         """Return the origin of a new training; `starting_weights` is a file or a description of random weights."""
         if isinstance(starting_weights, Path):
             starting_weights = _sha256_of_input(starting_weights)
         return cls(
             pairs_sha256=_sha256_of_input(pairs, content_sha256),
             starting_weights_sha256=starting_weights,
-            settings={**settings.model_dump(), "seed": seed},
+            settings={**settings.recorded(), "seed": seed},
             stage=stage,
             version=VERSIONS[stage],
+            validation={} if validation is None else validation.made_from(),
         )
 
     @classmethod
@@ -70,11 +102,20 @@ class Origin:
 
     def made_from(self) -> dict[str, Any]:
         """Return the entry of the same name in training.json; the settings have a separate entry."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "settings"}
+        return {name: value for name, value in self.entries().items() if name != "settings"}
+
+    def entries(self) -> dict[str, Any]:
+        """Return all entries by name; `validation` only where it is used, as in the records of earlier versions."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "validation" or value}
 
     def differences(self, found: Origin) -> list[str]:
         """Return the names of the entries that differ in `found`; settings and versions with both values."""
-        names = {"pairs_sha256": "pairs", "starting_weights_sha256": "starting weights", "stage": "stage"}
+        names = {
+            "pairs_sha256": "pairs",
+            "starting_weights_sha256": "starting weights",
+            "validation": "validation",
+            "stage": "stage",
+        }
         different = [text for name, text in names.items() if getattr(found, name) != getattr(self, name)]
         changed = [
             f"{name} {found.settings.get(name)!r}, now {self.settings.get(name)!r}"
@@ -100,6 +141,8 @@ class Job:
     out: Path
     outcome: Path | None = None
     """File to write `FINISHED` or the way of divergence to; with None, divergence raises."""
+    validation: ValidationPlan | None = None
+    """None if `settings.validate_every` is 0."""
 
     @property
     def outputs(self) -> list[Path]:
@@ -115,7 +158,7 @@ class Job:
     @property
     def made_from(self) -> dict[str, Any]:
         """The inputs that determine the outputs, for `pipeline.provenance`."""
-        return dataclasses.asdict(self.origin)
+        return self.origin.entries()
 
 
 def _sha256_of_input(path: Path, checksum: Callable[[Path], str] = sha256_of) -> str:

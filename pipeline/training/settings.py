@@ -25,6 +25,10 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
+ADDED = "added"
+"""Marks a setting that came after the first studies. At its default it is neither a flag of a stage nor recorded, so it
+changes no job and no output of a study that does not use it."""
+
 
 class Settings(BaseModel):
     """A frozen group of settings; an unknown key is an error.
@@ -41,6 +45,14 @@ class Settings(BaseModel):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise PipelineError("; ".join(describe_errors(error, cls, place))) from None
+
+    def recorded(self) -> dict[str, Any]:
+        """Return the values by name, without settings marked `ADDED` that have their default."""
+        fields = type(self).model_fields
+        values = self.model_dump().items()
+        return {
+            name: value for name, value in values if ADDED not in fields[name].metadata or value != fields[name].default
+        }
 
 
 class BatchPlan(Settings):
@@ -164,6 +176,53 @@ class OptimizationSettings(Settings):
         "process's share of the batch. synchronized: learned from the global batch. Several encodings per step and "
         "small batches would change them, so frozen is the default.",
     )
+    validate_every: Annotated[int, Field(ge=0), ADDED] = Field(
+        0,
+        description="Epochs between two validations, on the validation splits of the run's targets; 0: none. The last "
+        "epoch is always validated. The paper does not validate while it trains.",
+    )
+    validation_windows: Annotated[Literal["mean", "first", "center"], ADDED] = Field(
+        "center",
+        description="Windows of a longer clip in a validation; see evaluation.windows. One window per clip keeps 1,000 "
+        "clips of Clotho below 5 % of its epoch; mean takes four per clip and gives the figures of the evaluation.",
+    )
+    keep: Annotated[Literal["last", "best"], ADDED] = Field(
+        "last",
+        description="Weights that a training writes. last: those of the last step, as in the paper. best: those of "
+        "the validation with the highest mAP@10, the mean of both directions and all targets; of equal ones the "
+        "earlier.",
+    )
+    patience: Annotated[int, Field(ge=0), ADDED] = Field(
+        0,
+        description="Validations in a row without a new best one after which the training ends; 0: never. The cosine "
+        "schedule stays that of all epochs.",
+    )
+    max_gradient_norm: Annotated[Weight, ADDED] = Field(
+        0.0,
+        description="Maximum of the norm of the gradient of all parameters together; a longer gradient is scaled to "
+        "it. 0: no limit, because the paper mentions none. WavCaps uses 2.",
+    )
+    freeze: Annotated[Literal["none", "audio", "text", "both"], ADDED] = Field(
+        "none",
+        description="Encoders whose weights stay those of the start. The paper trains both. Pic2Word freezes both and "
+        "trains the a2t module alone.",
+    )
+    unfrozen_groups: Annotated[int, Field(ge=0), ADDED] = Field(
+        0,
+        description="Last layer groups of a frozen encoder that are trained nevertheless. 1: the projection and the "
+        "norm before it. Each further group is a block of the transformer or CNN.",
+    )
+    layer_decay: Annotated[Share, ADDED] = Field(
+        1.0,
+        description="Factor on the learning rate per layer group, counted down from the projection. 1: the same rate "
+        "for all, as in the paper. 0.9 gives the group n below the projection 0.9^n of the rate.",
+    )
+    average_decay: Annotated[float, Field(ge=0, lt=1), ADDED] = Field(
+        0.0,
+        description="Decay d of an exponential moving average of the weights, which is then validated and written. "
+        "After step t, from 0, the average A of the weights W becomes d A + (1 - d) W; in early steps d is at most "
+        "(1 + t) / (10 + t). 0: no average, as in the paper.",
+    )
 
 
 class TrainingSettings(OptimizationSettings):
@@ -176,12 +235,33 @@ class TrainingSettings(OptimizationSettings):
     )
 
     def model_post_init(self, context: Any) -> None:
-        """Raise `PipelineError` when every term of the objective has weight 0."""
+        """Raise `PipelineError` when nothing is left to train, or when settings exclude each other."""
         if not self.term_weights:
             raise PipelineError(
                 f"every term of the objective {self.objective} has weight 0, so there is nothing to train; "
                 "set one of info_nce_weight, a2t_weight and composed_weight above 0"
             )
+        if self.freeze == "both" and self.unfrozen_groups == 0 and not self.uses_a2t:
+            raise PipelineError(
+                f"freeze is both, and the objective {self.objective} trains no a2t module, so there is nothing to "
+                "train; set unfrozen_groups above 0, or freeze to audio or text"
+            )
+        if self.freeze == "none" and self.unfrozen_groups:
+            raise PipelineError(
+                f"unfrozen_groups is {self.unfrozen_groups}, but freeze is none; set freeze to audio, text or both"
+            )
+        if self.freezes("audio") and self.batch_norm != "frozen":
+            raise PipelineError(
+                f"freeze is {self.freeze}, but batch_norm is {self.batch_norm}, which changes the audio encoder; set "
+                "batch_norm to frozen"
+            )
+        needing = {"keep": self.keep == "best", "patience": self.patience > 0}
+        for name in (name for name, is_set in needing.items() if is_set and not self.validate_every):
+            raise PipelineError(f"{name} is {getattr(self, name)}, but validate_every is 0; set validate_every above 0")
+
+    def freezes(self, tower: Literal["audio", "text"]) -> bool:
+        """Return whether weights of an encoder are frozen, all or some."""
+        return self.freeze in (tower, "both")
 
     @property
     def term_weights(self) -> dict[str, float]:
@@ -321,8 +401,8 @@ def settings_from_arguments(args: argparse.Namespace, kind: type[Kind]) -> Kind:
 
 
 def settings_flags(settings: Settings) -> list[str]:
-    """Return the settings as flags of a stage: `--learning-rate=0.001 --no-detach-unlabeled`."""
-    return [_flag(name, value) for name, value in settings.model_dump().items()]
+    """Return the settings as flags of a stage: `--learning-rate=0.001 --no-detach-unlabeled`; see `ADDED`."""
+    return [_flag(name, value) for name, value in settings.recorded().items()]
 
 
 def _flag(key: str, value: Any) -> str:

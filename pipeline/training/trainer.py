@@ -26,6 +26,7 @@ from pipeline.files import write_checked_text, write_json
 from pipeline.models import save_model
 from pipeline.models.clap import ClapModel
 from pipeline.provenance import remember
+from pipeline.training.averaging import WeightAverage
 from pipeline.training.batches import Batch, PairedBatches
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.composition import CompositionLoss
@@ -38,14 +39,16 @@ from pipeline.training.failures import (
     is_failed_compilation,
     out_of_memory,
 )
+from pipeline.training.layers import enter_training_mode, freeze_layers, parameter_groups
 from pipeline.training.loading import load_batches
 from pipeline.training.micro_batches import backward_in_micro_batches
-from pipeline.training.monitor import Monitor
+from pipeline.training.monitor import SELECTED_BY, Monitor
 from pipeline.training.options import RunOptions
 from pipeline.training.outputs import ACCOUNT, FINISHED, Job, checksums, lock_folder, remove_checkpoints
 from pipeline.training.progress import LinePerReport
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.stopping import StopRequest
+from pipeline.training.validation import Selection, Validation
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +76,12 @@ def train(model: ClapModel, job: Job, processes: Processes, options: RunOptions)
             f"micro_batch is {options.micro_batch}, but batch_norm is {job.settings.batch_norm}, which needs the "
             "whole batch; set micro_batch to 0 or batch_norm to frozen"
         )
+    if (job.validation is None) != (job.settings.validate_every == 0):
+        given = "no validation split is" if job.validation is None else "a validation split is"
+        raise PipelineError(
+            f"validate_every is {job.settings.validate_every}, and {given} given; give the stage train both "
+            "--validate-every above 0 and --validation, or neither"
+        )
     with lock_folder(job.out) if processes.is_first else nullcontext():
         Trainer(model, job, processes, options).run()
         if processes.is_first:
@@ -92,15 +101,22 @@ class Trainer:
         check_mixing(self.batches, job.settings, job.pairs)
         self._prepare_model()
         self.steps = len(self.batches)
-        self.objective = CompositionLoss(
-            model, job.settings
-        )  # before the optimizer: sets whether the temperature is learned
+        # Before the optimizer: this sets whether the temperature is learned.
+        self.objective = CompositionLoss(model, job.settings)
         self.optimizer = torch.optim.Adam(
             parameter_groups(model, job.settings), weight_decay=job.settings.weight_decay, fused=True
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, self.steps, job.settings.warmup_steps)
         )
+        self.trained = [value for value in model.parameters() if value.requires_grad]
+        self.average = WeightAverage(model, job.settings.average_decay) if job.settings.average_decay else None
+        self.validation = (
+            None
+            if job.validation is None
+            else Validation(job.validation, model, processes, verify=options.verify_shards)
+        )
+        self.selection = Selection()
         self.rows: list[dict[str, float]] = []
         """Rows of the log, with numbers."""
         self.pending: list[dict[str, Any]] = []
@@ -133,10 +149,12 @@ class Trainer:
         model.short_clips, model.channels = self.batches.drawing.short_clips, self.batches.channels
         if settings.batch_norm == "synchronized":
             synchronize_batch_norms(model.audio_encoder)
+        freeze_layers(model, settings)
         model.to(self.processes.device).set_training_mode(
             encoder_regularisation=settings.encoder_regularisation,
             batch_norm="frozen" if settings.batch_norm == "frozen" else "batch",
         )
+        enter_training_mode(model, settings)
         if self.options.compiled:
             compile_audio_encoder(model)
 
@@ -147,6 +165,9 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
             self.rows, self.step = state["rows"], state["step"]
+            self.selection.load_state_dict(state.get("selection", {}))
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
             logger.info("resuming from %s at step %d of %d", path, self.step, self.steps)
         check_common_start(self.step, path, self.processes)
 
@@ -159,9 +180,12 @@ class Trainer:
         )
         try:
             with loading as batches, self._progress_bar() as progress:
-                for batch in batches:
+                self._validate_if_due()  # a training that was asked to stop saved without it
+                for batch in batches if not self._is_over() else ():
                     self.pending.append(self.take_step(batch))
                     self._after_step(stop, progress)
+                    if self._is_over():
+                        break
             if self.job.outcome is not None and batch is not None:
                 self._check_last_weights(batch)
         except DivergedError as error:
@@ -191,7 +215,7 @@ class Trainer:
             "step": self.step,
             "epoch": self.step // self.batches.facts["steps_per_epoch"],
             **losses,
-            **dict(zip(("learning_rate", "a2t_learning_rate"), self.scheduler.get_last_lr(), strict=False)),
+            **self._learning_rates(),
             "logit_scale": self.model.logit_scale.detach().exp(),
         }
         self.scheduler.step()
@@ -203,28 +227,35 @@ class Trainer:
         torch.manual_seed((self.job.seed * 1_000_003 + self.step) * 1_009 + self.processes.rank)
         self.optimizer.zero_grad(set_to_none=True)
         losses = self.backward(batch)
+        if settings.max_gradient_norm:
+            losses["gradient_norm"] = nn.utils.clip_grad_norm_(self.trained, settings.max_gradient_norm)
         self.optimizer.step()
         if settings.learn_temperature:
             with torch.no_grad():
                 self.model.logit_scale.clamp_(max=math.log(settings.max_logit_scale))
+        if self.average is not None:
+            self.average.update(self.step)
         return {name: value.detach() for name, value in losses.items()}
 
     def _after_step(self, stop: StopRequest, progress: tqdm[Any]) -> None:
         """Read the losses, save and stop, each when due; every process decides the same."""
         is_last = self.step == self.steps
+        is_due = self._is_validation_due()
         is_save = self.step % self.options.steps_per_checkpoint == 0 and not is_last
         is_report = self.processes.device.type == "cpu" or self.step % STEPS_PER_REPORT == 0
         # A single process checks after every step: on a slow GPU, STEPS_PER_REPORT steps may exceed SLURM's grace time.
         is_asked = self.processes.count == 1 and stop.is_made
-        if not (is_report or is_asked or is_save or is_last):
+        if not (is_report or is_asked or is_save or is_last or is_due):
             return
         stop_signal = 0
         if not is_last and (is_report or is_asked):
             decision = stop.decide(self.processes)
             stop_signal, is_save = decision.stop, is_save or decision.save or decision.stop != 0
         self.rows += finite_rows(self.pending)
-        if is_save or is_last:
+        if is_save or is_last or is_due:
             check_weights(self.model, self.step - 1)
+        if not stop_signal:  # which does not wait for a validation: the next part begins with it
+            self._validate_if_due()
         progress.set_postfix(self.monitor.report(self.rows[-len(self.pending) :]), refresh=False)
         self.pending.clear()
         progress.update(self.step - progress.n)
@@ -238,18 +269,66 @@ class Trainer:
             )
             raise SystemExit(128 + stop_signal)
 
+    def _is_validation_due(self) -> bool:
+        """Return whether the weights after the last step are to be validated, and were not yet."""
+        if self.validation is None or self.step == self.selection.last_step:
+            return False
+        every = self.job.settings.validate_every * self.batches.facts["steps_per_epoch"]
+        return self.step % every == 0 or self.step == self.steps
+
+    def _validate_if_due(self) -> None:
+        """Write the figures of the validation splits into the last row of the log, and keep the best weights."""
+        if self.validation is None or not self._is_validation_due():
+            return
+        with nullcontext() if self.average is None else self.average.in_place():
+            self.model.eval()
+            figures = self.validation.figures(self.model)
+            enter_training_mode(self.model, self.job.settings)
+            is_best = self.selection.add(self.step, figures[SELECTED_BY])
+            if is_best and self.job.settings.keep == "best" and self.processes.is_first:
+                self.selection.keep(self.model)
+        self.rows[-1] |= figures
+        self.monitor.report_validation(self.step - 1, figures, self.validation.seconds)
+        logger.info(
+            "epoch %d: validation mAP@10 %.2f, best %.2f after step %d",
+            self.rows[-1]["epoch"], figures[SELECTED_BY], self.selection.figure, self.selection.step,
+        )  # fmt: skip
+
+    def _validation_account(self) -> dict[str, Any]:
+        """Return the entry of training.json on the validations."""
+        return {
+            "seconds": self.monitor.validation_s,
+            "best_step": self.selection.step,
+            f"best_{SELECTED_BY}": self.selection.figure,
+            "is_stopped_early": self.step < self.steps,
+        }
+
+    def _is_over(self) -> bool:
+        """Return whether the training ends before its last step: too many validations without a new best one."""
+        patience = self.job.settings.patience
+        return patience > 0 and self.selection.without_improvement >= patience
+
+    def _learning_rates(self) -> dict[str, float]:
+        """Return the rates of the step: of the encoders' last layer groups and of the a2t module, where trained."""
+        rates = [float(rate) for rate in self.scheduler.get_last_lr()]
+        a2t = {} if self.model.a2t is None else {"a2t_learning_rate": rates.pop()}
+        return {**({"learning_rate": rates[0]} if rates else {}), **a2t}
+
     def _save(self) -> None:
         self.monitor.note()
         if self.processes.is_first:
-            self.checkpoints.save(
-                {
-                    "model": self.model.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "scheduler": self.scheduler.state_dict(),
-                    "rows": self.rows,
-                    "step": self.step,
-                }
-            )
+            state = {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "rows": self.rows,
+                "step": self.step,
+            }
+            if self.validation is not None:
+                state["selection"] = self.selection.state_dict()
+            if self.average is not None:
+                state["average"] = self.average.state_dict()
+            self.checkpoints.save(state)
         if self.processes.count > 1:
             dist.barrier()
 
@@ -281,9 +360,14 @@ class Trainer:
     def _write_outputs(self, outcome: str) -> None:
         """Write all outputs, training.json last: it marks the outputs as complete."""
         job = self.job
+        if self.average is not None:
+            self.average.put_in_place()
+        if self.selection.weights is not None:
+            self.model.load_state_dict(self.selection.weights)
         save_model(self.model, job.out)
-        settings = {**job.settings.model_dump(), "seed": job.seed}
-        table = pa.Table.from_pylist(self.rows)
+        settings = job.origin.settings
+        columns = dict.fromkeys(name for row in self.rows for name in row)  # figures of validations are in few rows
+        table = pa.table({name: [row.get(name) for row in self.rows] for name in columns})
         table = table.replace_schema_metadata({"settings": json.dumps(settings, sort_keys=True)})
         write_parquet(table, job.out / "training.parquet")
         self.monitor.write_curves(
@@ -296,6 +380,7 @@ class Trainer:
             "data": self.batches.facts,
             "made_from": job.origin.made_from(),
             "machine": dataclasses.asdict(self.options),
+            **({} if self.validation is None else {"validation": self._validation_account()}),
             "outcome": outcome,
             "files_sha256": checksums(job.outputs),
         }
@@ -318,16 +403,6 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int) -> float:
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
-
-
-def parameter_groups(model: ClapModel, settings: TrainingSettings) -> list[dict[str, Any]]:
-    """Return Adam's groups: the encoders with a learned temperature, and the a2t module with its own rate."""
-    a2t = set() if model.a2t is None else set(model.a2t.parameters())
-    encoders = [value for value in model.parameters() if value.requires_grad and value not in a2t]
-    groups = [{"params": encoders, "lr": settings.learning_rate}]
-    if model.a2t is not None:
-        groups.append({"params": list(model.a2t.parameters()), "lr": settings.a2t_learning_rate})
-    return groups
 
 
 def check_mixing(batches: PairedBatches, settings: TrainingSettings, pairs: Path) -> None:

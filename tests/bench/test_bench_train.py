@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,11 @@ from bench.train import (
     TOKENS_PER_CAPTION,
     Contestant,
     SeparatePasses,
+    frozen_audio,
     gpt2_tokenizer,
     made_up_captions,
+    validation_costs,
+    validation_shares,
 )
 from pipeline.models import load_model
 from pipeline.training.batches import PairedBatches
@@ -66,6 +71,29 @@ def test_without_enough_memory_only_the_pipeline_keeps_its_batch(tiny_study, obj
     assert (whole.slots, facts["clips"], facts["micro_batch"]) == (8, clips, 2)
     # The second encoding is not counted, and captions of two clips are padded to less.
     assert 0.8 < facts["gflop_per_clip"] / (whole.flops / whole.clips / 1e9) <= 1.01
+
+
+def test_the_step_with_a_frozen_audio_encoder_passes_nothing_back_to_it_and_thaws_it(tiny_study, objectives):
+    batch, model = PairedBatches(tiny_study.pairs("composed"), tiny_study.shards)[0], objectives[0].model
+    optimizer = torch.optim.Adam((value for value in model.parameters() if value.requires_grad), lr=1e-5)
+    trained = [name for name, value in model.named_parameters() if value.requires_grad]
+    whole = Contestant(objectives[0], optimizer, torch.device("cpu"))
+    frozen = Contestant(objectives[0], optimizer, torch.device("cpu"), state=partial(frozen_audio, model))
+    for contestant in (whole, frozen):
+        contestant.warm_up(batch, 8)
+    frozen.step(batch)
+    assert all(value.grad is None for value in model.audio_encoder.parameters())
+    assert model.a2t.layers[0][0].weight.grad is not None
+    assert [name for name, value in model.named_parameters() if value.requires_grad] == trained
+    assert frozen.flops < 0.7 * whole.flops
+
+
+def test_the_cost_of_a_validation_is_a_share_of_an_epoch(tiny_study, objectives):
+    batch, model = PairedBatches(tiny_study.pairs("composed"), tiny_study.shards)[0], objectives[0].model
+    costs = validation_costs(model, batch, 1)
+    assert costs.keys() == {"window_s", "caption_s"} and min(costs.values()) > 0 and model.training
+    measured = {"validation": {"window_s": 0.1, "caption_s": 0.01}, "pipeline": {"step_s": 8.0, "clips": 8}}
+    assert "captions each: 150.0 s, 3.9% of an epoch of Clotho (3,839 clips)" in "".join(validation_shares(measured))
 
 
 def test_made_up_captions_have_the_lengths_of_audiocaps():

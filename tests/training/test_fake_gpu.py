@@ -25,11 +25,13 @@ from pipeline.evaluation.embedding import encode_captions, encode_windows
 from pipeline.models import msclap2023
 from pipeline.models.clap import ClapModel
 from pipeline.models.devices import send
+from pipeline.training.averaging import WeightAverage
 from pipeline.training.batches import Batch
 from pipeline.training.composition import CompositionLoss
 from pipeline.training.distributed import Processes, synchronize_batch_norms
+from pipeline.training.layers import enter_training_mode, freeze_layers, parameter_groups
 from pipeline.training.settings import TrainingSettings
-from pipeline.training.trainer import backward_pass, parameter_groups
+from pipeline.training.trainer import backward_pass
 from tests.models.small import CAPTIONS, SMALL
 
 GPU = torch.device("cuda", 0)
@@ -184,13 +186,22 @@ def train_one_step(
         encoder_regularisation=settings.encoder_regularisation,
         batch_norm="frozen" if settings.batch_norm == "frozen" else "batch",
     )
+    freeze_layers(model, settings)
+    enter_training_mode(model, settings)
     objective = CompositionLoss(model, settings)
     optimizer = torch.optim.Adam(parameter_groups(model, settings), fused=True)
     take_backward_pass = backward_pass(objective, settings, processes, micro_batch)
     with fake, FakeGPU() as gpu:
+        average = WeightAverage(model, settings.average_decay)
         batch = batch_of(model, settings.objective).pin_memory()
         losses = take_backward_pass(batch)
+        if settings.max_gradient_norm:
+            torch.nn.utils.clip_grad_norm_(objective.parameters(), settings.max_gradient_norm)
         optimizer.step()
+        if settings.average_decay:
+            average.update(0)
+            with average.in_place():
+                pass
     return losses, gpu.products
 
 
@@ -204,6 +215,10 @@ SETTINGS = {
     ),
     "masked negatives": TrainingSettings(objective="composed", mask_false_negatives=True),
     "masked mixtures": TrainingSettings(objective="concatenate", mask_false_negatives=True),
+    "frozen audio": TrainingSettings(objective="composed", freeze="audio", encoder_regularisation=True),
+    "frozen in part": TrainingSettings(
+        objective="composed", freeze="both", unfrozen_groups=2, layer_decay=0.9, max_gradient_norm=2, average_decay=0.9
+    ),
     "batch norm": TrainingSettings(objective="finetune", batch_norm="batch"),
     "synchronized batch norm": TrainingSettings(objective="finetune", batch_norm="synchronized"),
 }
@@ -224,7 +239,9 @@ OBJECTIVES = ["finetune", "composed", "concatenate"]
         *((backbone, objective, 0) for backbone in SMALL for objective in OBJECTIVES),
         *((backbone, "composed", 2) for backbone in SMALL),
         *(("mini", name, 0) for name in SETTINGS if name not in OBJECTIVES),
+        *((backbone, "frozen in part", 0) for backbone in SMALL if backbone != "mini"),
         ("mini", "masked negatives", 2),
+        ("mini", "frozen audio", 2),
         ("msclap-2023", "composed", 0),
     ],
 )

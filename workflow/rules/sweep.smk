@@ -11,6 +11,7 @@ use rule train as train_candidate with:
     input:
         pretrained=study.pretrained(),
         pairs=f"results/pairs/{{run}}/seed{study.config.sweep.seed}.parquet",
+        validation=ask(study.validated_while_trained),
     output:
         model="results/sweep/{learning_rate}/{run}/model.safetensors",
         description="results/sweep/{learning_rate}/{run}/model.json",

@@ -3,6 +3,7 @@
 pretrain        results/pairs/pretrain/seed{seed}.parquet -> results/pretrained/mini/
 import_weights  published weights                         -> results/pretrained/{backbone}/
 train           pretrained weights and pairs              -> results/runs/{run}/seed{seed}/
+average_weights pretrained and trained weights            -> results/averaged/{run}/seed{seed}/
 
 `train` and `pretrain` keep the outputs that they made from the same inputs before, in a hidden folder next to them.
 """
@@ -86,6 +87,7 @@ rule train:
     input:
         pretrained=study.pretrained(),
         pairs="results/pairs/{run}/seed{seed}.parquet",
+        validation=ask(study.validated_while_trained),
     output:
         model="results/runs/{run}/seed{seed}/model.safetensors",
         description="results/runs/{run}/seed{seed}/model.json",
@@ -139,5 +141,51 @@ rule train:
         " --device={params.device}"
         " {params.settings:q}"
         " {params.outcome:q}"
+        " --out={params.folder:q}"
+        " 2> {log:q}"
+
+
+rule average_weights:
+    """Average a run's weights with the pretrained ones, in the proportion with the best validation figures."""
+    input:
+        pretrained=study.pretrained(),
+        trained="results/runs/{run}/seed{seed}/model.safetensors",
+        log="results/runs/{run}/seed{seed}/training.parquet",
+        curves="results/runs/{run}/seed{seed}/learning_curves.svg",
+        account="results/runs/{run}/seed{seed}/training.json",
+        validation=ask(study.validation_summaries),
+    output:
+        model="results/averaged/{run}/seed{seed}/model.safetensors",
+        description="results/averaged/{run}/seed{seed}/model.json",
+        tokenizer="results/averaged/{run}/seed{seed}/tokenizer.json",
+        log="results/averaged/{run}/seed{seed}/training.parquet",
+        curves="results/averaged/{run}/seed{seed}/learning_curves.svg",
+        account="results/averaged/{run}/seed{seed}/training.json",
+        figures="results/averaged/{run}/seed{seed}/validation.csv",
+    log:
+        "logs/average_weights/{run}/seed{seed}.log",
+    benchmark:
+        "benchmarks/average_weights/{run}/seed{seed}.tsv"
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=4000,
+        runtime=60,
+    params:
+        version=VERSIONS["average_weights"],
+        pretrained=subpath(input.pretrained, parent=True),
+        trained=subpath(input.trained, parent=True),
+        validation=ask(study.validation_flags),
+        windows=study.config.evaluation.windows,
+        folder=subpath(output.model, parent=True),
+        device=device,
+    shell:
+        "python -m pipeline.stages.average_weights"
+        " --pretrained={params.pretrained:q}"
+        " --trained={params.trained:q}"
+        " {params.validation:q}"
+        " --windows={params.windows}"
+        " --threads={threads}"
+        " --device={params.device}"
         " --out={params.folder:q}"
         " 2> {log:q}"

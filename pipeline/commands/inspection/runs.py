@@ -100,7 +100,7 @@ def describe_training(path: Path) -> dict[str, Any]:
     curves = {}
     for name in table.column_names:
         if name not in ("step", "epoch"):
-            values = table[name].to_numpy()
+            values = table[name].drop_null().to_numpy()  # validations are in few rows
             curves[name] = {
                 "first": float(values[0]),
                 "last": float(values[-1]),

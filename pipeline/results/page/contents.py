@@ -18,8 +18,8 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.npz import read_npz
 from pipeline.files import read_json
 
-NOT_LOSSES = ("step", "epoch", "learning_rate", "a2t_learning_rate", "logit_scale")
-"""Columns of training.parquet that are no term of the loss."""
+NOT_LOSSES = ("step", "epoch", "learning_rate", "a2t_learning_rate", "logit_scale", "gradient_norm")
+"""Columns of training.parquet that are no term of the loss; figures of validations are none either."""
 
 
 RANKS = ("direction", "rank", "rank_one_caption", "top10", "top10_score")
@@ -164,7 +164,7 @@ def read_losses(path: Path) -> pd.DataFrame:
     log = read_parquet(path, "train").to_pandas()
     if "epoch" not in log:
         raise PipelineError(f"{path}: has no column epoch, so it is not the log of a training; train the run again")
-    terms = [name for name in log if name not in NOT_LOSSES]
+    terms = [name for name in log if name not in NOT_LOSSES and not name.startswith("validation_")]
     return log.groupby("epoch")[terms].mean()
 
 
