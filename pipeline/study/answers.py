@@ -13,6 +13,7 @@ from pipeline.models.backbones import BACKBONES
 from pipeline.study.configuration import (
     GENERAL,
     GENERATED,
+    OF_TEST_SPLITS,
     Configuration,
     Role,
     Run,
@@ -274,6 +275,21 @@ class Study:
         """Return the number of clips of the publisher's test split as a flag, where the configuration names it."""
         expected = self.config.datasets[target].expected_test_clips
         return [] if expected is None else [f"--n-audio-expected={expected}"]
+
+    def relevance_files(self, target: str) -> list[str]:
+        """Return the relevance file of a target, and the summary of the split whose clips it names; none without it."""
+        relevance = self.config.datasets[target].relevance
+        return [] if relevance is None else [relevance, self.target_summary(target, "test")]
+
+    def relevance_flags(self, target: str) -> list[str]:
+        """Return the relevance file of a target, as flags of `evaluate`."""
+        files = self.relevance_files(target)
+        return [f"--relevance={files[0]}", f"--shards={Path(files[1]).parent}"] if files else []
+
+    @property
+    def sweep_protocol(self) -> str:
+        """The protocol of the sweep: `paper` instead of those that validation splits lack the data for."""
+        return "paper" if self.protocol in OF_TEST_SPLITS else self.protocol
 
     # --- tables, curves and page
 

@@ -24,6 +24,9 @@ from pipeline.training.settings import (
 GENERATED = "results/raw/"
 """The small study mixes the datasets whose root is below this folder."""
 
+OF_TEST_SPLITS = ("dcase2025",)
+"""Protocols whose data only test splits have."""
+
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
 SplitName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -150,6 +153,11 @@ class Dataset(Settings):
     expected_test_clips: Count | None = Field(
         None, description="Number of clips in the publisher's test split; the tables note when some are missing."
     )
+    relevance: Text | None = Field(
+        None,
+        description="Relevance file of the test split, for the protocol dcase2025: a CSV with the columns query (a "
+        "caption) and audio_filenames (the list of its relevant clips), as DCASE 2025 publishes for Clotho.",
+    )
     splits: Splits = Field(description="The publisher's split in each role.")
 
     @property
@@ -240,8 +248,10 @@ class Sweep(Settings):
 class Evaluation(Settings):
     """How the figures are computed."""
 
-    protocol: Literal["paper", "best-of-5", "dcase"] = Field(
-        "paper", description="Protocol of the tables; metrics.json holds the figures of all protocols."
+    protocol: Literal["paper", "best-of-5", "dcase", "dcase2025"] = Field(
+        "paper",
+        description="Protocol of the tables; metrics.json holds the figures of all protocols. dcase2025 needs the key "
+        "`relevance` of each target.",
     )
     windows: Literal["mean", "first", "center"] = Field(
         "mean",

@@ -44,6 +44,7 @@ rule evaluate:
     """Rank every query of a target and compute the figures under each protocol."""
     input:
         embeddings="results/evaluations/{run}/seed{seed}/{target}/embeddings.npz",
+        relevance=ask(study.relevance_files),
     output:
         metrics="results/evaluations/{run}/seed{seed}/{target}/metrics.json",
         ranks="results/evaluations/{run}/seed{seed}/{target}/ranks.parquet",
@@ -55,6 +56,7 @@ rule evaluate:
         split=ask(study.target_split, role="test"),
         expected=ask(study.expected_clips_flags),
         seed=lambda wildcards: wildcards.seed,
+        relevance=ask(study.relevance_flags),
         outcome=[],
     shell:
         "python -m pipeline.stages.evaluate"
@@ -64,6 +66,7 @@ rule evaluate:
         " --target={wildcards.target}"
         " --split={params.split}"
         " {params.expected}"
+        " {params.relevance:q}"
         " {params.outcome:q}"
         " --metrics={output.metrics:q}"
         " --ranks={output.ranks:q}"

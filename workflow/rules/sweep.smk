@@ -68,6 +68,7 @@ use rule evaluate as evaluate_candidate with:
         version=VERSIONS["evaluate"],
         split=ask(study.target_split, role="validation"),
         expected=[],
+        relevance=[],
         seed=study.config.sweep.seed,
         outcome=lambda wildcards, input: [f"--outcome={input.outcome}"],
 
@@ -82,7 +83,7 @@ rule choose_learning_rates:
         "logs/choose_learning_rates/sweep.log",
     params:
         version=VERSIONS["choose_learning_rates"],
-        protocol=study.protocol,
+        protocol=study.sweep_protocol,
     shell:
         "python -m pipeline.stages.choose_learning_rates"
         " --metrics {input.metrics:q}"
