@@ -53,7 +53,7 @@ class Relevance:
 
     @property
     def note(self) -> str:
-        """What is evaluated and what is left out, as sentences."""
+        """The numbers of queries that are evaluated and left out, as sentences."""
         relevant = self.is_relevant_QN.sum() / len(self.text_Q)
         losses = {
             "rows that repeat another": self.repeated,
@@ -62,7 +62,7 @@ class Relevance:
             "relevant clips that cannot be used": self.unusable_clips,
         }
         lost = ", ".join(f"{count:,} {what}" for what, count in losses.items() if count)
-        text = f"mAP@16: {len(self.text_Q):,} queries of {self.path.name}, {relevant:.1f} relevant clips each."
+        text = f"mAP@16: {len(self.text_Q):,} queries of the relevance file, {relevant:.1f} relevant clips each."
         return f"{text} Left out: {lost}." if lost else text
 
 

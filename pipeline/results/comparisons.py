@@ -64,7 +64,7 @@ class Evaluation:
     figures: tuple[str, ...]
     """(F,), those of the protocol."""
     queries: QueryCounts
-    """What the figures are averaged over."""
+    """The queries that the figures are averaged over."""
     contributions_NF: NDArray[np.float64]
 
 

@@ -25,9 +25,10 @@ from pipeline.evaluation.metrics import (
     mean_over_captions,
     totals,
 )
+from pipeline.evaluation.moment_retrieval import query_figures, read_moments
 from pipeline.evaluation.npz import read_npz
 from pipeline.evaluation.outcomes import read_divergence
-from pipeline.evaluation.protocols import DCASE2025, figures_of, query_counts
+from pipeline.evaluation.protocols import DCASE2025, MOMENTS, figures_of, query_counts
 from pipeline.evaluation.ranking import Retrieval, rank_embeddings
 from pipeline.evaluation.relevance import Relevance, average_precisions, read_relevance
 from pipeline.evaluation.vectors import check_vectors
@@ -151,7 +152,7 @@ class Extra:
 
     @property
     def queries(self) -> QueryCounts:
-        """What the figures are averaged over."""
+        """The queries that the figures are averaged over."""
         return query_counts(self.protocol, self.columns, len(self.keys))
 
     def figures(self) -> dict[str, float]:
@@ -181,6 +182,35 @@ def several_relevant(retrieval: Retrieval, found: Embeddings, relevance: Relevan
                 "unusable_queries": relevance.unusable_queries,
                 "unusable_clips": relevance.unusable_clips,
                 "note": relevance.note,
+            }
+        },
+    )
+
+
+def moment_retrieval(path: Path) -> Extra:
+    """Return the protocol `moments`, from embeddings with the windows of recordings."""
+    found = read_moments(path)
+    queries = found.queries
+    asked_R = np.bincount(queries.recording_Q, minlength=len(queries.recording))
+    is_asked_R = asked_R > 0
+    total_RF = np.zeros((len(asked_R), len(figures_of(MOMENTS))))
+    np.add.at(total_RF, queries.recording_Q, query_figures(queries, found.text_QD, found.windows))
+    recordings = [name for name, is_asked in zip(queries.recording, is_asked_R, strict=True) if is_asked]
+    lost = f" Left out: {queries.lost:,} captions without a usable stretch or recording." if queries.lost else ""
+    windows = f"{found.window_s:g} s every {found.hop_s:g} s"
+    return Extra(
+        protocol=MOMENTS,
+        keys=recordings,
+        columns={"captions": asked_R[is_asked_R]},
+        contributions_NF=total_RF[is_asked_R],
+        facts={
+            "moments": {
+                "queries": len(queries.caption_Q),
+                "true_moments": len(queries.true_T2),
+                "recordings": len(recordings),
+                "windows": windows,
+                "lost": queries.lost,
+                "note": f"{len(queries.true_T2):,} true moments. Windows of {windows}, merged into moments.{lost}",
             }
         },
     )
@@ -218,6 +248,8 @@ def write_evaluation(found: Embeddings, args: argparse.Namespace, identity: dict
         texts, keys = found.caption.tolist(), found.audio_key.tolist()
         relevance = read_relevance(args.relevance, args.shards, captions=texts, keys=keys)
         extras.append(several_relevant(retrieval, found, relevance))
+    if args.moments:
+        extras.append(moment_retrieval(args.embeddings))
     metrics = metrics_of(retrieval, extras)
     identity = {**identity, "windows": found.windows}
     write_parquet(ranks_table(retrieval, found), args.ranks)
@@ -249,6 +281,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--shards", type=Path, help="with --relevance: folder of the split's shards, for the names of its clips"
+    )
+    parser.add_argument(
+        "--moments",
+        action="store_true",
+        help="add the protocol moments, for embeddings of embed --moments",
     )
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--ranks", type=Path, required=True, help="Parquet file to write the rank of every query to")

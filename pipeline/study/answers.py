@@ -286,6 +286,20 @@ class Study:
         files = self.relevance_files(target)
         return [f"--relevance={files[0]}", f"--shards={Path(files[1]).parent}"] if files else []
 
+    def moment_files(self, target: str) -> list[str]:
+        """Return the catalog of a target's test split, if moments of its recordings are retrieved."""
+        found = self.config.datasets[target].moments
+        return [] if found is None else [f"results/catalogs/{self.split(target, 'test')}.parquet"]
+
+    def moment_flags(self, target: str) -> list[str]:
+        """Return the windows of a target's recordings, as flags of `embed`."""
+        found = self.config.datasets[target].moments
+        return [] if found is None else [f"--moments={self.moment_files(target)[0]}", f"--hop-s={found.hop_s}"]
+
+    def protocol_flags(self, target: str) -> list[str]:
+        """Return the protocols of a target that need more than its clips and captions, as flags of `evaluate`."""
+        return [*self.relevance_flags(target), *(["--moments"] if self.config.datasets[target].moments else [])]
+
     @property
     def sweep_protocol(self) -> str:
         """The protocol of the sweep: `paper` instead of those that validation splits lack the data for."""

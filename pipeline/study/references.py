@@ -63,6 +63,8 @@ def wrong_dataset(name: str, dataset: Dataset) -> Iterable[str]:
     generated = dataset.root == f"{GENERATED}{name}"
     if dataset.folder is not None and not generated and not Path(dataset.folder).is_dir():
         yield f"datasets.{name}.root: there is no directory {dataset.root}; set it to the raw tree of {name}"
+    if dataset.moments is not None and (dataset.root is None or dataset.splits.test is None):
+        yield f"datasets.{name}.moments: are of the recordings of a test split: give root, adapter and splits.test"
     if dataset.relevance is not None:
         yield from wrong_file(f"datasets.{name}.relevance", dataset.relevance)
         if dataset.splits.test is None:
@@ -137,6 +139,8 @@ def wrong_protocol(config: Configuration) -> Iterable[str]:
         dataset = config.datasets.get(target)
         if config.evaluation.protocol == "dcase2025" and dataset is not None and dataset.relevance is None:
             yield f"datasets.{target}.relevance: is missing; the protocol dcase2025 needs it for each target"
+        if config.evaluation.protocol == "moments" and dataset is not None and dataset.moments is None:
+            yield f"datasets.{target}.moments: is missing; the protocol moments needs it for each target"
 
 
 def wrong_backbone(config: Configuration) -> Iterable[str]:

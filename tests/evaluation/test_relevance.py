@@ -125,7 +125,7 @@ def test_names_and_captions_are_found_as_they_are_published(tmp_path, shards):
     found = read(write_file(tmp_path, [("a bird  calls", names), ("rain falls", ["street/Bus.wav"])]), shards)
     assert found.text_Q.tolist() == [1, 0]
     assert found.is_relevant_QN.tolist() == [[True, True, False, False], [False, False, False, True]]
-    assert found.note == "mAP@16: 2 queries of metadata_eval.csv, 1.5 relevant clips each."
+    assert found.note == "mAP@16: 2 queries of the relevance file, 1.5 relevant clips each."
 
 
 def test_a_list_in_json_is_read(tmp_path, shards):
@@ -146,7 +146,7 @@ def test_what_cannot_be_evaluated_is_counted(tmp_path, shards):
     assert found.is_relevant_QN.tolist() == [[True, False, False, False]]
     assert (found.repeated, found.without_clip, found.unusable_queries, found.unusable_clips) == (1, 2, 2, 2)
     assert found.note == (
-        "mAP@16: 1 queries of metadata_eval.csv, 1.0 relevant clips each. Left out: 1 rows that repeat another, "
+        "mAP@16: 1 queries of the relevance file, 1.0 relevant clips each. Left out: 1 rows that repeat another, "
         "2 queries without a relevant clip, 2 queries whose clips cannot be used, 2 relevant clips that cannot be used."
     )
 
@@ -251,10 +251,10 @@ def test_the_table_shows_the_protocol_with_its_queries(evaluated):
     markdown, latex = ((folder / f"table.{kind}").read_text() for kind in ("md", "tex"))
     assert "| t2a mAP10 | t2a mAP16 |" in markdown
     assert "Protocol `dcase2025`: every caption ranks all clips" in markdown
-    assert f"mAP@16: {len(relevant)} queries of metadata_eval.csv" in markdown
+    assert f"mAP@16: {len(relevant)} queries of the relevance file" in markdown
     assert r"\multicolumn{5}{c}{text $\rightarrow$ audio retrieval}" in latex
     assert r"mAP@10 & mAP@16 \\" in latex
-    assert f"mAP@16: {len(relevant)} queries of metadata\\_eval.csv" in latex
+    assert f"mAP@16: {len(relevant)} queries of the relevance file" in latex
 
 
 def test_runs_are_compared_under_the_protocol(evaluated):

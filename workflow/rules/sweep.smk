@@ -51,6 +51,7 @@ use rule embed as embed_candidate with:
         shards=subpath(input.split, parent=True),
         windows=study.config.evaluation.windows,
         device=device,
+        moments=[],
         outcome=lambda wildcards, input: [f"--outcome={input.outcome}"],
 
 
@@ -68,7 +69,7 @@ use rule evaluate as evaluate_candidate with:
         version=VERSIONS["evaluate"],
         split=ask(study.target_split, role="validation"),
         expected=[],
-        relevance=[],
+        protocols=[],
         seed=study.config.sweep.seed,
         outcome=lambda wildcards, input: [f"--outcome={input.outcome}"],
 

@@ -66,7 +66,7 @@ PROTOCOL_NOTES = {
         "mAP@10 is the sum of i/rank over its captions within 10, i counting them, divided by their number."
     ),
     "dcase": (
-        "every caption ranks all clips; every clip ranks all captions, and R@k is the share of its own within k; "
+        "every caption ranks all clips; every clip ranks all captions, and R@k is the share of its captions within k; "
         "mAP@10 is the sum of i/rank over its captions within 10, i counting them, divided by their number."
     ),
     "dcase2025": (

@@ -75,7 +75,7 @@ class TestSet:
     relevance: str = ""
     """SHA-256 of the relevance file."""
     note: str = ""
-    """What the queries of the protocol are and which are left out, for the notes."""
+    """The queries of the protocol and those left out, for the notes."""
 
     def differences(self, other: TestSet) -> str:
         """Return the values that differ, as text."""
