@@ -153,10 +153,10 @@ def embed_windows(
 def embed_recordings(
     model: ClapModel, recordings: Sequence[Path], hop_s: float, batch_size: int, channels: str
 ) -> tuple[Windows, NDArray[np.float64], dict[int, UnusableAudio]]:
-    """Return the windows of recordings, their durations in seconds (R,), and why some cannot be used.
+    """Return the windows of recordings, their durations in seconds (R,), and why some cannot be read to their end.
 
     A window of the model's length begins every `hop_s`, and one more covers the end of a recording. A recording that
-    is shorter than a window has this one, filled as `fit_window` does. An unusable recording has no windows, and 0 s.
+    is shorter than a window has this one, filled as `fit_window` does. One that is damaged ends there.
     Memory holds one batch of samples, and all embeddings.
     """
     window_s = model.window_frames / model.sample_rate_hz
@@ -173,7 +173,6 @@ def embed_recordings(
                         yield recording, window
             except UnusableAudio as error:
                 unusable[recording] = error
-                durations_R[recording] = 0
 
     places: list[tuple[int, float, float]] = []
     vectors = [torch.empty(0, model.embedding_dim)]
@@ -184,13 +183,13 @@ def embed_recordings(
             vectors.append(F.normalize(encode_windows(model, torch.from_numpy(np.stack(samples)))))
             places += [(recording, window.start_s, window.end_s) for recording, window in batch]
             progress.update(len(batch))
-    found = Windows(
+    windows_of_all = Windows(
         recording_W=np.array([recording for recording, _, _ in places], np.int64),
         start_s_W=np.array([start_s for _, start_s, _ in places], np.float64),
         end_s_W=np.array([end_s for _, _, end_s in places], np.float64),
         vector_WD=torch.cat([batch.cpu() for batch in vectors]).numpy(),
     )
-    return found.without(unusable), durations_R, unusable
+    return windows_of_all, durations_R, unusable
 
 
 @torch.inference_mode()

@@ -9,7 +9,6 @@ merged by `merge_windows`.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.catalogs import OK
 from pipeline.data.parquet import open_parquet
+from pipeline.data.unusable import TRUNCATED_BY_S
 from pipeline.errors import PipelineError
 from pipeline.evaluation.moment_metrics import moment_figures
 from pipeline.evaluation.moments import merge_windows
@@ -39,7 +39,7 @@ class Queries:
     """Start and end of each true moment, in seconds."""
     query_T: NDArray[np.int64]
     lost: int
-    """Captions of stretches that were dropped, or lie outside of their recording, or whose recording cannot be read."""
+    """Captions of stretches that were dropped, end after their recording, or whose recording cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +51,6 @@ class Windows:
     end_s_W: NDArray[np.float64]
     vector_WD: NDArray[np.float32]
     """At length 1."""
-
-    def without(self, recordings: Collection[int]) -> Windows:
-        """Return the windows of the other recordings."""
-        is_kept_W = ~np.isin(self.recording_W, list(recordings))
-        return Windows(**{name: array[is_kept_W] for name, array in vars(self).items()})
 
 
 def read_queries(catalog: Path) -> tuple[Queries, list[Path]]:
@@ -100,8 +95,13 @@ def read_queries(catalog: Path) -> tuple[Queries, list[Path]]:
 
 
 def within(queries: Queries, duration_s_R: NDArray[np.float64]) -> Queries:
-    """Return the queries without the true moments that begin after the end of their recording, of 0 s if unreadable."""
-    is_inside_T = queries.true_T2[:, 0] < duration_s_R[queries.recording_Q[queries.query_T]]
+    """Return the queries without the true moments that end after their recording, which has 0 s if it is unreadable.
+
+    As for shards, a moment may end later by as little as a truncated file may lack.
+    """
+    duration_s_T = duration_s_R[queries.recording_Q[queries.query_T]]
+    start_s_T, end_s_T = queries.true_T2.T
+    is_inside_T = (start_s_T < duration_s_T) & (end_s_T <= duration_s_T + TRUNCATED_BY_S)
     kept_Q = np.unique(queries.query_T[is_inside_T])
     return replace(
         queries,

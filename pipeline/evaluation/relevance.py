@@ -30,8 +30,8 @@ from pipeline.evaluation.ranking import rank_relevant
 
 DEPTH = 16
 COLUMNS = ("query", "audio_filenames")
-_UNUSABLE = ""
-"""Stands for the key of a clip that the split lists and cannot use."""
+_UNUSABLE, _SEVERAL = "", "*"
+"""Stand for the key of a clip that the split lists and cannot use, and for the keys of several clips of one file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,11 +160,13 @@ def _listed(shards: Path, keys: Sequence[str]) -> tuple[dict[str, str], frozense
     """Return the key of each clip by its publisher's name, `_UNUSABLE` for those not in `keys`, and their captions."""
     columns = ("key", "source_name", "captions", "status")
     manifest = read_manifest(shards / "manifest.parquet").select(columns).to_pydict()
-    known, key_of_name, unusable_captions = set(keys), {}, set()
+    known, unusable_captions = set(keys), set()
+    key_of_name: dict[str, str] = {}
     for key, name, captions, status in zip(*(manifest[column] for column in columns), strict=True):
         plain = unescaped(name).strip()
         if status == OK and key in known:
-            key_of_name[plain] = key
+            is_repeated = key_of_name.get(plain, _UNUSABLE) != _UNUSABLE  # stretches of one file
+            key_of_name[plain] = _SEVERAL if is_repeated else key
         else:
             key_of_name.setdefault(plain, _UNUSABLE)  # or a repeated row of a usable clip
             unusable_captions.update(captions)
@@ -175,4 +177,6 @@ def _key(name: str, key_of_name: Mapping[str, str], place: str) -> str:
     plain = unescaped(name).strip()
     if plain not in key_of_name:
         raise PipelineError(f"{place}: the split lists no clip {name!r}; correct the name, or give this split's file")
+    if key_of_name[plain] == _SEVERAL:
+        raise PipelineError(f"{place}: {name!r} is the file of several clips; dcase2025 needs one clip per file")
     return key_of_name[plain]

@@ -55,7 +55,10 @@ def moment_arrays(model: ClapModel, catalog: Path, hop_s: float, batch_size: int
     listed, recordings = read_queries(catalog)
     windows, durations_R, unusable = embed_recordings(model, recordings, hop_s, batch_size, channels)
     for number, error in unusable.items():
-        logger.warning("%s: %s (%s); its captions are left out", recordings[number], error.reason, error)
+        logger.warning(
+            "%s: %s (%s); captions from %g s on are left out",
+            recordings[number], error.reason, error, durations_R[number],
+        )  # fmt: skip
     queries = within(listed, durations_R)
     if not queries.caption_Q:
         raise PipelineError(f"{catalog}: no captioned stretch lies in a recording that can be read; see the log")

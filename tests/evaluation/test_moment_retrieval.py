@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from pipeline.evaluation.moment_retrieval import Queries, Windows, query_figures
 from pipeline.evaluation.moments import Moment
 from pipeline.files import read_json
 from pipeline.models import load_model
-from pipeline.stages import compare, embed, evaluate, tabulate
+from pipeline.stages import compare, embed, evaluate, index_audio, index_shards, shard_audio, tabulate
 
 RATE = 16_000
 SOUNDS = sorted((Path(__file__).parents[2] / "data" / "recordings" / "audio").iterdir())[:6]
@@ -168,7 +169,7 @@ def test_captions_of_a_recording_are_its_queries(tmp_path):
 
 
 def test_moments_behind_the_end_of_their_recording_are_counted():
-    queries = queries_of((0, [(4, 9), (70, 80)]), (0, [(60, 61)]), (1, [(1, 2)]), recordings=2)
+    queries = queries_of((0, [(4, 9), (59, 70)]), (0, [(60, 61)]), (1, [(0, 0.01)]), recordings=2)
     left = within(queries, np.array([60.0, 0.0]))
     assert (left.caption_Q, left.true_T2.tolist(), left.query_T.tolist()) == (["caption 0"], [[4, 9]], [0])
     assert left.lost == 3
@@ -219,6 +220,16 @@ def test_unusable_recordings_have_no_windows(tmp_path, model):
     assert set(windows.recording_W.tolist()) == {2}
     assert durations.tolist() == [0, 0, 5]
     assert 0 in unusable
+
+
+def test_a_recording_that_is_cut_off_is_searched_up_to_there(tmp_path, model):
+    soundfile.write(tmp_path / "long.wav", mixed(TIMETABLE[:1], 12), RATE)
+    data = (tmp_path / "long.wav").read_bytes()
+    (tmp_path / "cut.wav").write_bytes(data[: len(data) // 2])
+    windows, durations, unusable = embed_recordings(model, [tmp_path / "cut.wav"], 1.0, 4, "mean")
+    assert 5 < durations[0] < 7
+    assert windows.end_s_W.max() == durations[0]
+    assert unusable[0].reason == "truncated"
 
 
 # --- from the catalog to the table -----------------------------------------------------------------------------------
@@ -348,3 +359,49 @@ def test_a_recording_that_is_gone_is_named(tmp_path, tiny_study):
             ["--model", str(tiny_study.pretrained), "--shards", str(tiny_study.shards / "labeled" / "train")]
             + ["--embeddings", str(tmp_path / "e.npz"), "--moments", str(catalog)]
         )
+
+
+# --- from the list to the table --------------------------------------------------------------------------------------
+
+
+def test_a_list_of_captioned_stretches_becomes_a_row_of_the_table(tmp_path, tiny_study):
+    """Two recordings of real sounds; one caption ends before it begins, one after its recording, one file is gone."""
+    root, shards = tmp_path / "forest", tmp_path / "shards"
+    (root / "test").mkdir(parents=True)
+    soundfile.write(root / "test" / "dawn.wav", mixed(TIMETABLE, 60), RATE)
+    soundfile.write(root / "test" / "dusk.flac", mixed(TIMETABLE[:2], 22), RATE)
+    rows = [["dawn.wav", *span, f"sound {number}"] for number, span in enumerate(TIMETABLE)]
+    rows += [["dusk.flac", *span, f"sound {number}"] for number, span in enumerate(TIMETABLE[:2])]
+    rows += [["dusk.flac", 9, 4, "backwards"], ["dusk.flac", 20, 30, "too late"], ["gone.wav", 1, 2, "nothing"]]
+    rows += [["dusk.flac", 5, 15, "overlaps others"]]
+    with (root / "test.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["file_name", "start_s", "end_s", "caption"], *rows])
+
+    catalog, plan = tmp_path / "test.parquet", tmp_path / "test.shards.parquet"
+    index_audio.main(
+        ["--dataset", "labeled", "--split", "test", "--adapter", "folder", "--root", str(root), "--labeled"]
+        + ["--max-dropped-fraction", "0.5", "--clips-per-shard", "20", "--catalog", str(catalog), "--plan", str(plan)]
+    )
+    shard_audio.main(
+        ["--catalog", str(catalog), "--plan", str(plan), "--sample-rate-hz", str(RATE), "--format", "wav"]
+        + ["--shards", str(shards), "--done", str(shards / "parts" / "0-of-1.json")]
+    )
+    index_shards.main(
+        ["--plan", str(plan), "--shards", str(shards), "--identities", str(shards / "identities.parquet")]
+        + ["--manifest", str(shards / "manifest.parquet"), "--summary", str(shards / "manifest.json")]
+        + ["--max-dropped-fraction", "0.5"]
+    )
+    for run in ("vanilla", "finetune"):
+        out = tmp_path / run
+        out.mkdir()
+        embed.main(
+            ["--model", str(tiny_study.pretrained), "--shards", str(shards), "--embeddings", str(out / "e.npz")]
+            + ["--moments", str(catalog), "--threads", "1"]
+        )
+        run_evaluate(out, run, "--moments")
+    metrics = read_json(tmp_path / "vanilla" / "metrics.json")
+    assert (metrics["n_audio"], metrics["n_text"]) == (9, 9)  # the stretches are clips, too
+    assert (metrics["moments"]["queries"], metrics["moments"]["recordings"], metrics["moments"]["lost"]) == (9, 2, 3)
+    row = table_of(tmp_path).iloc[0]
+    assert (row["n_text"], row["n_audio"], row["protocol"]) == (9, 2, "moments")
+    assert 0 <= row["t2m_R1_70"] <= row["t2m_R1_50"] <= 100
