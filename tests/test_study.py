@@ -231,6 +231,20 @@ def test_relevance_files_are_inputs_and_flags_of_their_targets(config, tmp_path)
     assert (study.protocol, study.sweep_protocol) == ("dcase2025", "paper")
 
 
+def test_recordings_of_moments_are_those_of_the_catalog(config):
+    config["datasets"]["clotho"]["moments"] = {"hop_s": 0.5}
+    study = Study.of_config(config)
+    catalog = "results/catalogs/clotho/evaluation.parquet"
+    assert study.moment_files("clotho") == [catalog]
+    assert study.moment_flags("clotho") == [f"--moments={catalog}", "--hop-s=0.5"]
+    assert study.protocol_flags("clotho") == ["--moments"]
+    assert study.moment_flags("audiocaps") == study.protocol_flags("audiocaps") == []
+    config["evaluation"] = {"protocol": "moments"}
+    assert "datasets.audiocaps.moments: is missing; the protocol moments needs it" in problem(config)
+    config["datasets"]["audioset"]["moments"] = {}
+    assert "datasets.audioset.moments: are of the recordings of a test split: give" in problem(config)
+
+
 def test_a_target_without_the_data_of_its_protocol_is_named(config, tmp_path):
     config["datasets"]["clotho"]["relevance"] = str(tmp_path / "none.csv")
     config["evaluation"] = {"protocol": "dcase2025"}

@@ -47,6 +47,8 @@ def moment_figures(moments: Sequence[Moment], true_G2: NDArray[np.floating]) -> 
     """
     if not moments:
         return np.zeros(5)
+    least = sorted((moment.score for moment in moments), reverse=True)[:FIRST_MOMENTS][-1]
+    moments = [moment for moment in moments if moment.score >= least]  # the others are in no order among the first
     scores_P = np.array([moment.score for moment in moments])
     iou_PG = overlaps(np.array([(moment.start_s, moment.end_s) for moment in moments]), true_G2)
     orders = list(tied_orders(scores_P))

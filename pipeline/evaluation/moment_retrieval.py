@@ -38,6 +38,7 @@ class Queries:
     true_T2: NDArray[np.float64]
     """Start and end of each true moment, in seconds."""
     query_T: NDArray[np.int64]
+    """Sorted."""
     lost: int
     """Captions of stretches that were dropped, end after their recording, or whose recording cannot be read."""
 
@@ -120,14 +121,17 @@ def query_figures(queries: Queries, text_QD: NDArray[np.floating], windows: Wind
     """
     figures_QF = np.zeros((len(queries.caption_Q), 5))
     unit_QD = text_QD / np.linalg.norm(text_QD.astype(np.float64), axis=1, keepdims=True)
-    for recording in range(len(queries.recording)):
-        rows = np.flatnonzero(windows.recording_W == recording)
+    order_W = np.argsort(windows.recording_W, kind="stable")
+    count_R = np.bincount(windows.recording_W, minlength=len(queries.recording))
+    rows_of_recording = np.split(order_W, np.cumsum(count_R)[:-1])
+    moments_of_query = np.split(queries.true_T2, np.searchsorted(queries.query_T, range(1, len(queries.caption_Q))))
+    for recording, rows in enumerate(rows_of_recording):
         unit_WD = windows.vector_WD[rows].astype(np.float64)
         unit_WD /= np.linalg.norm(unit_WD, axis=1, keepdims=True)
         for query in np.flatnonzero(queries.recording_Q == recording):
             scores_W = (unit_WD @ unit_QD[query]).astype(np.float32)
             moments = merge_windows(windows.start_s_W[rows], windows.end_s_W[rows], scores_W)
-            figures_QF[query] = moment_figures(moments, queries.true_T2[queries.query_T == query])
+            figures_QF[query] = moment_figures(moments, moments_of_query[query])
     return figures_QF
 
 

@@ -20,6 +20,7 @@ from pipeline.evaluation.moment_retrieval import Queries, Windows, query_figures
 from pipeline.evaluation.moments import Moment
 from pipeline.files import read_json
 from pipeline.models import load_model
+from pipeline.results.page.sections import difference_plots, read_table
 from pipeline.stages import compare, embed, evaluate, index_audio, index_shards, shard_audio, tabulate
 
 RATE = 16_000
@@ -332,6 +333,12 @@ def test_runs_are_compared_by_recordings(evaluated):
     assert table["figure"].tolist() == ["t2m_R1_50", "t2m_R1_70", "t2m_mAP_50", "t2m_mAP_75", "t2m_mAP"]
     assert (table["n_audio"] == 2).all()
     assert (table["difference"] == 0).all()
+    assert [plot.subject for plot in difference_plots(evaluated / "c.csv")] == ["labeled"]
+    table_of(evaluated)
+    columns = read_table(evaluated / "table.csv").columns
+    assert [column.name for column in columns if "moment" in column.group] == [
+        *("R1@0.5", "R1@0.7", "mAP@0.5", "mAP@0.75", "mAP")
+    ]
 
 
 def test_embeddings_without_moments_are_named(tmp_path, evaluated):

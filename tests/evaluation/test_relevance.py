@@ -17,6 +17,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import FIGURES
 from pipeline.evaluation.relevance import average_precisions, read_relevance
 from pipeline.files import read_json
+from pipeline.results.page.sections import difference_plots, read_table
 from pipeline.stages import compare, embed, evaluate, tabulate
 
 NAMES = ["Rain .wav", "Chuck-will&#39;s-widow.wav", "Train 1.wav", "street/Bus.wav", "lost.wav"]
@@ -273,7 +274,18 @@ def test_runs_are_compared_under_the_protocol(evaluated):
     assert table["figure"].tolist() == ["t2a_R1", "t2a_R5", "t2a_R10", "t2a_mAP10", "t2a_mAP16"]
     assert (table["difference"] == 0).all()  # the same embeddings
     assert (table["p"] == 1).all()
+    (plot,) = difference_plots(folder / "compared.csv")
+    assert plot.svg.count("mAP@1") > 1
     assert "n_queries" in table_of(folder, "--comparisons", str(folder / "compared.csv")).read_text()
+
+
+def test_the_page_shows_the_figures_of_the_protocol(evaluated):
+    folder, _ = evaluated
+    shown = read_table(table_of(folder))
+    assert [column.name for column in shown.columns if "text" in column.group] == [
+        *("R@1", "R@5", "R@10", "mAP@10", "mAP@16")
+    ]
+    assert "queries" in [column.name for column in shown.columns]
 
 
 def test_rows_by_other_relevance_files_are_no_table(evaluated, tmp_path, tiny_study):
