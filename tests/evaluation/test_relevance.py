@@ -17,6 +17,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import FIGURES
 from pipeline.evaluation.relevance import average_precisions, read_relevance
 from pipeline.files import read_json
+from pipeline.results.curves import draw_points, shown_in
 from pipeline.results.page.sections import difference_plots, read_table
 from pipeline.stages import compare, embed, evaluate, tabulate
 
@@ -286,6 +287,25 @@ def test_the_page_shows_the_figures_of_the_protocol(evaluated):
         *("R@1", "R@5", "R@10", "mAP@10", "mAP@16")
     ]
     assert "queries" in [column.name for column in shown.columns]
+
+
+def test_published_figures_of_the_protocol_stand_below_ours(evaluated, tmp_path):
+    folder, _ = evaluated
+    head = "target,method,labeled,t2a_R1,t2a_R5,t2a_R10,t2a_mAP10,t2a_mAP16"
+    (tmp_path / "published.csv").write_text(f"{head}\nlabeled,finetune,-,16.95,42.46,55.8,27.83,32.82\n")
+    table = pd.read_csv(table_of(folder, "--published", str(tmp_path / "published.csv")))
+    assert table["published_t2a_mAP16"].iloc[1] == 32.82
+    assert table["difference_t2a_mAP16"].iloc[1] == pytest.approx(table["t2a_mAP16"].iloc[1] - 32.82)
+    with pytest.raises(PipelineError, match=r"paper_table1\.csv: has no column t2a_mAP16"):
+        table_of(folder, "--published", str(Path(__file__).parents[2] / "data" / "paper_table1.csv"))
+
+
+def test_curves_show_the_figures_that_the_protocol_has(evaluated, tiny_study):
+    folder, _ = evaluated
+    runs = [("finetune", [tiny_study.pairs("finetune")], [folder / "finetune" / "contributions.parquet"])]
+    points = draw_points(runs, "labeled_clips", "dcase2025", samples=20)
+    assert points["figure"].tolist() == ["t2a_R1"]
+    assert shown_in(points) == {"t2a_R1": "text \N{RIGHTWARDS ARROW} audio"}
 
 
 def test_rows_by_other_relevance_files_are_no_table(evaluated, tmp_path, tiny_study):
