@@ -135,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--hop-s",
-        type=between(0.001, math.inf),
+        type=between(0.1, math.inf),
         default=1.0,
         help="with --moments: seconds from the start of a window to that of the next (default: %(default)s)",
     )

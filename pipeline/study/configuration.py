@@ -89,7 +89,7 @@ class Soundscapes(Settings):
 class Moments(Settings):
     """Retrieval of moments of the test split's recordings."""
 
-    hop_s: Annotated[float, Field(ge=0.001)] = Field(
+    hop_s: Annotated[float, Field(ge=0.1)] = Field(
         1.0, description="Seconds from the start of a window of a recording to that of the next."
     )
 
