@@ -118,7 +118,7 @@ def test_overlapping_windows_find_the_sounds_of_a_perfect_model():
 
 
 def test_a_collapsed_model_answers_with_the_whole_recording():
-    """So it scores by the share of the recording that a true moment takes, whatever the order of its windows."""
+    """So it scores by the share of the recording that a true moment takes, for any order of its windows."""
     queries = queries_of((0, [(10, 20)]), (0, [(0, 48)]), (0, [(5, 50)]))
     windows = oracle(queries, 60, 4, 2)
     windows.vector_WD[:] = windows.vector_WD[0]
