@@ -220,6 +220,44 @@ def test_clips_that_are_cut_out_of_recordings_are_not_cut_again(config):
     assert "datasets.clotho.segments: is for the adapters folder, webdataset, parquet, not clotho" in message
 
 
+def test_relevance_files_are_inputs_and_flags_of_their_targets(config, tmp_path):
+    path = tmp_path / "metadata_eval.csv"
+    path.write_text("query,audio_filenames\n")
+    for name in ("clotho", "audiocaps"):
+        config["datasets"][name]["relevance"] = str(path)
+    config["evaluation"] = {"protocol": "dcase2025"}
+    study = Study.of_config(config)
+    assert study.relevance_files("clotho") == [str(path), "results/shards/clotho/evaluation/manifest.json"]
+    assert study.relevance_flags("clotho") == [f"--relevance={path}", "--shards=results/shards/clotho/evaluation"]
+    assert (study.protocol, study.sweep_protocol) == ("dcase2025", "paper")
+
+
+def test_recordings_of_moments_are_those_of_the_catalog(config):
+    config["datasets"]["clotho"]["moments"] = {"hop_s": 0.5}
+    study = Study.of_config(config)
+    catalog = "results/catalogs/clotho/evaluation.parquet"
+    assert study.moment_files("clotho") == [catalog]
+    assert study.moment_flags("clotho") == [f"--moments={catalog}", "--hop-s=0.5"]
+    assert study.protocol_flags("clotho") == ["--moments"]
+    assert study.moment_flags("audiocaps") == study.protocol_flags("audiocaps") == []
+    config["evaluation"] = {"protocol": "moments"}
+    assert "datasets.audiocaps.moments: is missing; the protocol moments needs it" in problem(config)
+    config["datasets"]["audioset"]["moments"] = {}
+    assert "datasets.audioset.moments: are of the recordings of a test split: give" in problem(config)
+
+
+def test_a_target_without_the_data_of_its_protocol_is_named(config, tmp_path):
+    config["datasets"]["clotho"]["relevance"] = str(tmp_path / "none.csv")
+    config["evaluation"] = {"protocol": "dcase2025"}
+    found = problem(config)
+    assert f"datasets.clotho.relevance: there is no file {tmp_path}/none.csv" in found
+    assert "datasets.audiocaps.relevance: is missing; the protocol dcase2025 needs it" in found
+    config["datasets"]["audioset"]["relevance"] = str(tmp_path)
+    assert "datasets.audioset.relevance: is of the test split, and datasets.audioset.splits names none" in problem(
+        config
+    )
+
+
 def test_the_schema_that_editors_read_is_up_to_date():
     assert json.loads(SCHEMA.read_text()) == schema(), "run `make schema`"
 

@@ -12,7 +12,7 @@ import soundfile
 
 from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError
-from pipeline.evaluation.metrics import PROTOCOLS
+from pipeline.evaluation.protocols import ALL_PROTOCOLS
 from pipeline.files import write_atomically
 from pipeline.results import plots
 from pipeline.results.page.contents import (
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", required=True, help="name of the study")
     parser.add_argument("--note", required=True, help="note on the study's figures")
-    parser.add_argument("--protocol", choices=PROTOCOLS, required=True)
+    parser.add_argument("--protocol", choices=ALL_PROTOCOLS, required=True)
     parser.add_argument("--tables", type=Path, nargs="+", required=True, help="CSV files of tabulate")
     parser.add_argument("--comparisons", type=Path, nargs="*", default=[], help="CSV files of compare")
     parser.add_argument("--curves", type=Path, nargs="*", default=[], help="CSV files of draw_curves")

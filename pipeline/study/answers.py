@@ -13,6 +13,7 @@ from pipeline.models.backbones import BACKBONES
 from pipeline.study.configuration import (
     GENERAL,
     GENERATED,
+    OF_TEST_SPLITS,
     Configuration,
     Role,
     Run,
@@ -292,6 +293,35 @@ class Study:
         """Return the number of clips of the publisher's test split as a flag, where the configuration names it."""
         expected = self.config.datasets[target].expected_test_clips
         return [] if expected is None else [f"--n-audio-expected={expected}"]
+
+    def relevance_files(self, target: str) -> list[str]:
+        """Return the relevance file of a target, and the summary of the split whose clips it names; none without it."""
+        relevance = self.config.datasets[target].relevance
+        return [] if relevance is None else [relevance, self.target_summary(target, "test")]
+
+    def relevance_flags(self, target: str) -> list[str]:
+        """Return the relevance file of a target, as flags of `evaluate`."""
+        files = self.relevance_files(target)
+        return [f"--relevance={files[0]}", f"--shards={Path(files[1]).parent}"] if files else []
+
+    def moment_files(self, target: str) -> list[str]:
+        """Return the catalog of a target's test split, if moments of its recordings are retrieved."""
+        found = self.config.datasets[target].moments
+        return [] if found is None else [f"results/catalogs/{self.split(target, 'test')}.parquet"]
+
+    def moment_flags(self, target: str) -> list[str]:
+        """Return the windows of a target's recordings, as flags of `embed`."""
+        found = self.config.datasets[target].moments
+        return [] if found is None else [f"--moments={self.moment_files(target)[0]}", f"--hop-s={found.hop_s}"]
+
+    def protocol_flags(self, target: str) -> list[str]:
+        """Return the protocols of a target that need more than its clips and captions, as flags of `evaluate`."""
+        return [*self.relevance_flags(target), *(["--moments"] if self.config.datasets[target].moments else [])]
+
+    @property
+    def sweep_protocol(self) -> str:
+        """The protocol of the sweep: `paper` instead of those that validation splits lack the data for."""
+        return "paper" if self.protocol in OF_TEST_SPLITS else self.protocol
 
     # --- tables, curves and page
 

@@ -24,6 +24,9 @@ from pipeline.training.settings import (
 GENERATED = "results/raw/"
 """The small study mixes the datasets whose root is below this folder."""
 
+OF_TEST_SPLITS = ("dcase2025", "moments")
+"""Protocols whose data only test splits have."""
+
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
 SplitName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -81,6 +84,14 @@ class Soundscapes(Settings):
 
     seed: Seed = Field(0, description="The same seed gives the same bytes.")
     scale: Rate = Field(1.0, description="The number of clips of every split is multiplied by it.")
+
+
+class Moments(Settings):
+    """Retrieval of moments of the test split's recordings."""
+
+    hop_s: Annotated[float, Field(ge=0.1)] = Field(
+        1.0, description="Seconds from the start of a window of a recording to that of the next."
+    )
 
 
 class Splits(Settings):
@@ -149,6 +160,16 @@ class Dataset(Settings):
     )
     expected_test_clips: Count | None = Field(
         None, description="Number of clips in the publisher's test split; the tables note when some are missing."
+    )
+    relevance: Text | None = Field(
+        None,
+        description="Relevance file of the test split, for the protocol dcase2025: a CSV with the columns query (a "
+        "caption) and audio_filenames (the list of its relevant clips), as DCASE 2025 publishes for Clotho.",
+    )
+    moments: Moments | None = Field(
+        None,
+        description="The test split is captioned stretches of recordings (start_s and end_s in its list), and moments "
+        "of the whole recordings are retrieved, too: the protocol moments. `{}` takes the defaults.",
     )
     splits: Splits = Field(description="The publisher's split in each role.")
 
@@ -245,8 +266,10 @@ class Sweep(Settings):
 class Evaluation(Settings):
     """How the figures are computed."""
 
-    protocol: Literal["paper", "best-of-5", "dcase"] = Field(
-        "paper", description="Protocol of the tables; metrics.json holds the figures of all protocols."
+    protocol: Literal["paper", "best-of-5", "dcase", "dcase2025", "moments"] = Field(
+        "paper",
+        description="Protocol of the tables; metrics.json holds the figures of all protocols. dcase2025 needs the key "
+        "`relevance` of each target, moments the key `moments`.",
     )
     windows: Literal["mean", "first", "center"] = Field(
         "mean",

@@ -50,6 +50,7 @@ def wrong_references(config: Configuration) -> Iterable[str]:
         if path is not None and set(path) & set("{}<>"):
             yield f"{key}: {path} holds one of {{ }} < >, which Snakemake replaces in its inputs; rename it"
     yield from wrong_backbone(config)
+    yield from wrong_protocol(config)
 
 
 def wrong_dataset(name: str, dataset: Dataset) -> Iterable[str]:
@@ -63,6 +64,20 @@ def wrong_dataset(name: str, dataset: Dataset) -> Iterable[str]:
     generated = dataset.root == f"{GENERATED}{name}"
     if dataset.folder is not None and not generated and not Path(dataset.folder).is_dir():
         yield f"datasets.{name}.root: there is no directory {dataset.root}; set it to the raw tree of {name}"
+    if dataset.moments is not None and (dataset.root is None or dataset.splits.test is None):
+        yield f"datasets.{name}.moments: are of the recordings of a test split: give root, adapter and splits.test"
+    if dataset.relevance is not None:
+        yield from wrong_file(f"datasets.{name}.relevance", dataset.relevance)
+        if dataset.splits.test is None:
+            yield f"datasets.{name}.relevance: is of the test split, and datasets.{name}.splits names none"
+
+
+def wrong_file(place: str, path: str) -> Iterable[str]:
+    """Yield why a file cannot be an input of the workflow."""
+    if not Path(path).is_file():
+        yield f"{place}: there is no file {path}"
+    if set(path) & set("{}<>"):
+        yield f"{place}: {path} holds one of {{ }} < >, which Snakemake replaces in its inputs; rename it"
 
 
 def wrong_run(name: str, run: Run, config: Configuration) -> Iterable[str]:
@@ -133,6 +148,18 @@ def wrong_target(place: str, target: str, datasets: Mapping[str, Dataset]) -> It
         yield f"{place}: datasets.{target}.splits names no test split"
     elif not datasets[target].captions:
         yield f"{place}: dataset {target} has no captions to retrieve"
+
+
+def wrong_protocol(config: Configuration) -> Iterable[str]:
+    """Yield which targets lack what the protocol of the tables needs."""
+    rows = (row.target for table in config.tables.values() for row in table)
+    targets = dict.fromkeys([*rows, *(curve.target for curve in config.curves.values())])
+    for target in targets:
+        dataset = config.datasets.get(target)
+        if config.evaluation.protocol == "dcase2025" and dataset is not None and dataset.relevance is None:
+            yield f"datasets.{target}.relevance: is missing; the protocol dcase2025 needs it for each target"
+        if config.evaluation.protocol == "moments" and dataset is not None and dataset.moments is None:
+            yield f"datasets.{target}.moments: is missing; the protocol moments needs it for each target"
 
 
 def wrong_backbone(config: Configuration) -> Iterable[str]:

@@ -52,6 +52,7 @@ use rule embed as embed_candidate with:
         shards=subpath(input.split, parent=True),
         windows=study.config.evaluation.windows,
         device=device,
+        moments=[],
         outcome=lambda wildcards, input: [f"--outcome={input.outcome}"],
 
 
@@ -69,6 +70,7 @@ use rule evaluate as evaluate_candidate with:
         version=VERSIONS["evaluate"],
         split=ask(study.target_split, role="validation"),
         expected=[],
+        protocols=[],
         seed=study.config.sweep.seed,
         outcome=lambda wildcards, input: [f"--outcome={input.outcome}"],
 
@@ -83,7 +85,7 @@ rule choose_learning_rates:
         "logs/choose_learning_rates/sweep.log",
     params:
         version=VERSIONS["choose_learning_rates"],
-        protocol=study.protocol,
+        protocol=study.sweep_protocol,
     shell:
         "python -m pipeline.stages.choose_learning_rates"
         " --metrics {input.metrics:q}"
