@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.data.shards.reader import ShardReader, open_split
     from pipeline.data.shards.streaming import stream_clips
     from pipeline.errors import PipelineError
+    from pipeline.evaluation.folder_search import FolderSearch, search_folder
     from pipeline.evaluation.metrics import retrieval_metrics
     from pipeline.evaluation.model import AudioTextModel, load
     from pipeline.evaluation.search import SearchResult, search
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AudioTextModel",
+    "FolderSearch",
     "PipelineError",
     "SearchResult",
     "ShardReader",
@@ -33,11 +35,13 @@ __all__ = [
     "open_split",
     "retrieval_metrics",
     "search",
+    "search_folder",
     "stream_clips",
 ]
 
 _MODULES = {
     "AudioTextModel": "pipeline.evaluation.model",
+    "FolderSearch": "pipeline.evaluation.folder_search",
     "PipelineError": "pipeline.errors",
     "SearchResult": "pipeline.evaluation.search",
     "ShardReader": "pipeline.data.shards.reader",
@@ -46,6 +50,7 @@ _MODULES = {
     "open_split": "pipeline.data.shards.reader",
     "retrieval_metrics": "pipeline.evaluation.metrics",
     "search": "pipeline.evaluation.search",
+    "search_folder": "pipeline.evaluation.folder_search",
     "stream_clips": "pipeline.data.shards.streaming",
 }
 

@@ -12,7 +12,6 @@ best window that overlaps no moment begins the next one.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +44,7 @@ def merge_windows(
     score_W: ArrayLike,
     *,
     baseline: float | None = None,
-    least_score: float = -math.inf,
+    may_begin_W: NDArray[np.bool_] | None = None,
 ) -> list[Moment]:
     """Return the moments of one recording, best first; they do not overlap.
 
@@ -54,7 +53,7 @@ def merge_windows(
         end_s_W: end of each window.
         score_W: finite scores, higher is better.
         baseline: score of windows without the sound; the default is the median of `score_W`.
-        least_score: moments of lower scores are left out.
+        may_begin_W: which windows may be the best of a moment; the default is all.
     """
     starts_W, ends_W = (np.round(np.asarray(times, np.float64), _DIGITS) for times in (start_s_W, end_s_W))
     scores_W = np.asarray(score_W, np.float64)
@@ -69,9 +68,8 @@ def merge_windows(
 
     taken_S = np.zeros(len(curve_S), bool)
     moments = []
-    for window in np.argsort(-scores_W, kind="stable"):
-        if scores_W[window] < least_score:
-            break
+    order = np.argsort(-scores_W, kind="stable")
+    for window in order if may_begin_W is None else order[may_begin_W[order]]:
         first, end = first_W[window], end_W[window]
         if taken_S[first:end].any():
             continue

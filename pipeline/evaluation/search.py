@@ -27,7 +27,8 @@ from pipeline.evaluation.embedding import captions_of, embed_audio, embed_sounds
 from pipeline.evaluation.model import AudioTextModel, load
 from pipeline.evaluation.vectors import check_vectors, nearest, unit_rows
 from pipeline.evaluation.windows import BATCH_SIZE
-from pipeline.files import sha256_of, write_atomically
+from pipeline.files import read_json, sha256_of, write_atomically
+from pipeline.models.clap import ClapModel
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +89,6 @@ def search(
         >>> found = pipeline.search("a dog barks", model, "results/shards/clotho/evaluation")  # doctest: +SKIP
         >>> found[0].key, found[0].score, found[0].captions  # doctest: +SKIP
     """
-    if isinstance(query, str) and not query.strip():
-        raise PipelineError("the query text is blank; give a text or an audio file")
     if not isinstance(model, AudioTextModel):
         model = load(model)
     shards = open_shards(Path(split))
@@ -100,11 +99,7 @@ def search(
         raise PipelineError(f"{split}: the split has no captions; leave --captions out to search its clips")
 
     # The query's vector comes first, because an unusable query then fails at once.
-    if isinstance(query, str):
-        query_1D = embed_texts(model.network, [query], BATCH_SIZE)
-    else:
-        query_1D = embed_sounds(model.network, [query], WINDOWS, BATCH_SIZE, shards.channels)
-    check_vectors(query_1D, lambda row: repr(str(query)))
+    query_D = embed_query(query, model.network, shards.channels)
 
     # The split's vectors, from the index or computed now.
     def embed() -> NDArray[np.float32]:
@@ -119,7 +114,7 @@ def search(
     )
 
     # The nearest neighbours.
-    rows, scores = nearest(vectors, unit_rows(query_1D)[0], top)
+    rows, scores = nearest(vectors, query_D, top)
     keys = [shards.keys[clip] for clip in clip_of_row[rows]]
     names = source_names(shards, keys)
     return [
@@ -136,8 +131,12 @@ def search(
 
 
 def checksum_of(folder: Path) -> str:
-    """Return the hex SHA-256 of the files that determine a saved model's embeddings."""
-    digests = [sha256_of(folder / name) for name in MODEL_FILES]
+    """Return the hex SHA-256 of the files that determine a saved model's embeddings.
+
+    The checksums that model.json records were checked when the model was loaded, and are not computed again.
+    """
+    recorded = read_json(folder / "model.json").get("files_sha256", {})
+    digests = [recorded.get(name) or sha256_of(folder / name) for name in MODEL_FILES]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -204,6 +203,22 @@ def read_index(path: Path, count: int) -> NDArray[np.float32]:
             "delete it and search again"
         )
     return index_ND
+
+
+def embed_query(query: str | Path, network: ClapModel, channels: str) -> NDArray[np.float32]:
+    """Return the unit vector (D,) of a text or an audio file.
+
+    Raises:
+        PipelineError: a blank text, an audio file that cannot be used, or an embedding without a direction.
+    """
+    if isinstance(query, str):
+        if not query.strip():
+            raise PipelineError("the query text is blank; give a text or an audio file")
+        query_1D = embed_texts(network, [query], BATCH_SIZE)
+    else:
+        query_1D = embed_sounds(network, [query], WINDOWS, BATCH_SIZE, channels)
+    check_vectors(query_1D, lambda row: repr(str(query)))
+    return unit_rows(query_1D)[0]
 
 
 def source_names(shards: ShardReader, keys: list[str]) -> dict[str, str]:

@@ -39,7 +39,8 @@ def test_long_sound_is_one_moment():
 
 
 def test_two_sounds_are_two_moments_best_first():
-    moments = merge_windows(*windows(12), [0, 0.5, 0.5, 0, 0, 0, 0, 0.9, 0.8, 0, 0, 0], least_score=0.5)
+    scores = np.array([0, 0.5, 0.5, 0, 0, 0, 0, 0.9, 0.8, 0, 0, 0])
+    moments = merge_windows(*windows(12), scores, may_begin_W=scores >= 0.5)
     assert spans(moments) == [(16.0, 18.0), (4.0, 6.0)]
     assert [moment.score for moment in moments] == [0.9, 0.5]
 
