@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.metrics import retrieval_metrics
     from pipeline.evaluation.model import AudioTextModel, load
     from pipeline.evaluation.search import SearchResult, search
+    from pipeline.evaluation.selection import Suggestion, suggest
     from pipeline.training.losses import info_nce
 
 __all__ = [
@@ -28,12 +29,14 @@ __all__ = [
     "PipelineError",
     "SearchResult",
     "ShardReader",
+    "Suggestion",
     "info_nce",
     "load",
     "open_split",
     "retrieval_metrics",
     "search",
     "stream_clips",
+    "suggest",
 ]
 
 _MODULES = {
@@ -41,12 +44,14 @@ _MODULES = {
     "PipelineError": "pipeline.errors",
     "SearchResult": "pipeline.evaluation.search",
     "ShardReader": "pipeline.data.shards.reader",
+    "Suggestion": "pipeline.evaluation.selection",
     "info_nce": "pipeline.training.losses",
     "load": "pipeline.evaluation.model",
     "open_split": "pipeline.data.shards.reader",
     "retrieval_metrics": "pipeline.evaluation.metrics",
     "search": "pipeline.evaluation.search",
     "stream_clips": "pipeline.data.shards.streaming",
+    "suggest": "pipeline.evaluation.selection",
 }
 
 

@@ -24,8 +24,9 @@ def read_folder(root: Path, split: str) -> Iterator[SourceRow]:
     """The rows of the split's list; without a list, every audio file in `{split}/`.
 
     The list is `{split}`, `{split}/metadata` or `metadata` with the extension .csv, .tsv or .jsonl, the first that is
-    there. The last two are those of the Hugging Face hub (AudioFolder). A `file_name` may hold folders. Audio is looked
-    for below `{split}/` if there is any, else below the root.
+    there. The last two are those of the Hugging Face hub (AudioFolder). A `file_name` may hold folders. A column
+    `source_id` names the recording that a clip was cut from. Audio is looked for below `{split}/` if there is any, else
+    below the root.
     """
     check_root(root)
     listing = _find_list(root, split)
@@ -42,6 +43,7 @@ def read_folder(root: Path, split: str) -> Iterator[SourceRow]:
             source_name=fields["file_name"],
             path=path,
             reason=reason,
+            source_id=str(fields.get("source_id") or "").strip() or None,
             captions=_captions(fields, f"{listing} row {row}"),
             row=row,
         )
