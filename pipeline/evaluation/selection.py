@@ -29,7 +29,7 @@ from pipeline.evaluation.search import clip_vectors, index_paths
 
 logger = logging.getLogger(__name__)
 
-KERNEL_VARIANCE = 0.25
+KERNEL_VARIANCE = 1.0
 """sigma ** 2 of the kernel exp(-|x - y| ** 2 / (2 sigma ** 2)) of unit vectors x and y."""
 MEASURED_CLIPS = 1 << 14
 """Coverage of a larger split is measured on this many of its clips, evenly spaced in the order of the keys."""

@@ -22,7 +22,9 @@ function toggle(button) {
     at("playing").textContent = button.dataset.title;
     at("bar").hidden = false;
   }
-  player.play();
+  player.play().catch((error) => {
+    if (error.name !== "AbortError") throw error; // of a clip that another one, or a pause, has stopped at once
+  });
 }
 
 for (const name of ["play", "pause", "ended"]) {
