@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from pipeline.data.shards.format import usable_batches
 from pipeline.data.shards.reader import ShardReader, open_shards
@@ -31,10 +32,10 @@ logger = logging.getLogger(__name__)
 
 KERNEL_VARIANCE = 1.0
 """sigma ** 2 of the kernel exp(-|x - y| ** 2 / (2 sigma ** 2)) of unit vectors x and y."""
-MEASURED_CLIPS = 1 << 14
+MEASURED_CLIPS = 1 << 13
 """Coverage of a larger split is measured on this many of its clips, evenly spaced in the order of the keys."""
 BLOCK_ROWS = 1024
-"""Clips that are compared together with all measured ones, in at most 64 MB."""
+"""Clips that are compared together with all measured ones, in at most 32 MB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,7 +162,8 @@ def choose(
     Ties go to the lower row. A gain never grows as clips are added, so an old gain is an upper bound, and only clips
     with the highest bounds are computed again (Minoux 1978). The result is that of computing all.
     """
-    bound_N = np.concatenate([coverage.gains(block_BD) for block_BD in blocks(pool_ND)])
+    whole = tqdm(blocks(pool_ND), desc="coverage", unit="block", total=-(-len(pool_ND) // BLOCK_ROWS), disable=None)
+    bound_N = np.concatenate([coverage.gains(block_BD) for block_BD in whole])
     bound_N[~is_candidate_N] = -np.inf
     rows: list[int] = []
     reached: list[float] = []

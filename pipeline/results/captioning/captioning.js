@@ -58,7 +58,7 @@ function save() {
   show();
 }
 
-async function open(file) {
+async function read(file) {
   const [header, ...rows] = rowsOf(await file.text());
   const [name, caption] = [header.indexOf("file_name"), header.indexOf("caption")];
   const captions = new Map(rows.map((row) => [row[name], row[caption]]));
@@ -98,7 +98,7 @@ document.addEventListener("keydown", (event) => {
   if (event.isComposing) return; // Enter and Escape belong to the input method
   const number = clips.indexOf(document.activeElement.closest("#clips li"));
   const isInBox = document.activeElement.matches("textarea");
-  if ((event.ctrlKey || event.metaKey) && !event.altKey && event.key.toLowerCase() === "s") save();
+  if ((event.ctrlKey || event.metaKey) && !event.altKey && event.key.toLowerCase() === "s") event.repeat || save();
   else if (event.altKey && event.key === "ArrowDown") go(number + 1);
   else if (event.altKey && event.key === "ArrowUp") go(number < 0 ? boxes.length - 1 : number - 1);
   else if (event.key === "Enter" && isInBox && !event.shiftKey) go(number + 1);
@@ -123,7 +123,7 @@ addEventListener("beforeunload", (event) => {
   if (!at("warning").hidden && saved !== list()) event.preventDefault();
 });
 at("save").addEventListener("click", save);
-at("file").addEventListener("change", () => at("file").files[0] && open(at("file").files[0]));
+at("file").addEventListener("change", () => at("file").files[0] && read(at("file").files[0]));
 at("warning").hidden = keep("opened", "");
 document.querySelectorAll(".play").forEach((button) => {
   mark(button);
