@@ -83,14 +83,14 @@ def suggest(
         >>> found[0].source_name, found[0].coverage  # doctest: +SKIP
     """
     if count < 1:
-        raise PipelineError(f"asked for {count} clips; set count to at least 1")
+        raise PipelineError(f"asked for {count} clips; ask for at least 1")
     if not isinstance(model, AudioTextModel):
         model = load(model)
     pool, others = open_shards(Path(split)), [open_shards(Path(folder)) for folder in captioned]
     is_candidate_N = without_captions(pool, others)
     if (found := int(is_candidate_N.sum())) < count:
         already = f", {len(pool) - found} others are captioned already" if found < len(pool) else ""
-        advice = f"set --count to at most {found}" if found else "give a split with more audio"
+        advice = f"ask for at most {found}" if found else "give a split with more audio"
         raise PipelineError(f"{split}: asked for {count} clips, but {found} can be captioned{already}; {advice}")
 
     def vectors_of(shards: ShardReader) -> NDArray[np.float32]:

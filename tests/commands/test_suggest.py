@@ -102,7 +102,7 @@ def test_a_page_with_captions_stays_as_it_is(tiny_study, run_folder, tmp_path):
     folder = tmp_path / "page"
     folder.mkdir()
     (folder / "captions.csv").write_text("file_name,caption\n")
-    with pytest.raises(PipelineError, match=r"page: holds captions\.csv already, which stay as they are; give a new f"):
+    with pytest.raises(PipelineError, match=r"page: holds captions\.csv already and is not written to; give a new f"):
         main(command(tiny_study, run_folder, "--page", folder))
     assert [path.name for path in folder.iterdir()] == ["captions.csv"]
     (folder / "captions.csv").rename(folder / "notes.txt")

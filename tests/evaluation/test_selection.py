@@ -136,9 +136,9 @@ def test_clips_whose_audio_is_captioned_are_not_suggested(tiny_study, run_folder
 
 
 def test_more_clips_than_the_split_has_are_refused(tiny_study, run_folder):
-    with pytest.raises(PipelineError, match="asked for 21 clips, but 20 can be captioned; set --count to at most 20"):
+    with pytest.raises(PipelineError, match="asked for 21 clips, but 20 can be captioned; ask for at most 20"):
         suggest(run_folder, split(tiny_study), count=21)
-    with pytest.raises(PipelineError, match="asked for 0 clips; set count to at least 1"):
+    with pytest.raises(PipelineError, match="asked for 0 clips; ask for at least 1"):
         suggest(run_folder, split(tiny_study), count=0)
 
 

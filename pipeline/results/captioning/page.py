@@ -25,7 +25,7 @@ def check_new_folder(folder: Path) -> None:
     """Raise PipelineError unless a folder is empty or does not exist: a page in it may hold captions."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         found = "captions.csv" if (folder / "captions.csv").exists() else "other files"
-        raise PipelineError(f"{folder}: holds {found} already, which stay as they are; give a new folder with --page")
+        raise PipelineError(f"{folder}: holds {found} already and is not written to; give a new folder with --page")
 
 
 def write_page(suggestions: Sequence[Suggestion], shards: ShardReader, folder: Path) -> None:
