@@ -7,7 +7,8 @@ pool are captioned at random. Then `--count` others are captioned: at random, or
 them with the pretrained model. Their captions are revealed, and the model is fine-tuned on both sets. All runs take the
 same number of steps, and are evaluated on the test split of `audiocaps`, which holds other mixtures.
 
-The pool is `even`, as the small study draws it, or `long_tailed`, as field recordings are: few sounds fill most clips.
+The pool is `even`, as the small study draws it, or `repetitive`, as the recordings of one place are: four fifths of the
+clips hold only a few common sounds.
 Everything lies in the folder `--out`: the datasets, the workflow's results and suggestions.csv.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import os
 import subprocess
 import sys
@@ -41,28 +43,20 @@ from pipeline.stages import at_least
 
 ROOT = Path(__file__).parents[1]
 FIGURES = {"t2a_mAP10": "text to audio", "a2t_mAP10": "audio to text"}
-DRAWN_PER_CLIP = 8
-"""Soundscapes that are drawn for each clip of a long-tailed pool; the rest is left out before it is mixed."""
+REPEATED, COMMON = 0.8, 6
 
 
 # --- datasets --------------------------------------------------------------------------------------------------------
 
 
 def draw_pool(kind: str, clips: int) -> list[Soundscape]:
-    """Return the soundscapes of the pool.
-
-    Of the long-tailed one, the r-th most frequent recording has the weight 1 / r, and a clip the geometric mean of the
-    weights of its recordings. Clips are drawn by weight without replacement.
-    """
+    """Return the soundscapes; of a repetitive pool, the share `REPEATED` holds only `COMMON` of the recordings."""
     recordings = load_recordings(ROOT / "data" / "recordings")
-    drawn = clips if kind == "even" else DRAWN_PER_CLIP * clips
-    soundscapes = draw_split("audiocaps", "train", recordings, seed=1, clips=drawn)
-    generator = np.random.default_rng(1)
-    order = generator.permutation([recording.file_name for recording in recordings])
-    log_weight = {name: -np.log(1 + rank) for rank, name in enumerate(order)}
-    log_weights = [np.mean([log_weight[name] for name in sorted(one.recordings)]) for one in soundscapes]
-    chosen = np.argsort(-(np.array(log_weights) + generator.gumbel(size=drawn)))[:clips]
-    return soundscapes[:clips] if kind == "even" else [soundscapes[place] for place in sorted(chosen)]
+    repeated = round(REPEATED * clips) if kind == "repetitive" else 0
+    common = [recordings[place] for place in np.random.default_rng(1).permutation(len(recordings))[:COMMON]]
+    drawn = draw_split("audiocaps", "train", recordings, seed=1, clips=clips - repeated)
+    drawn += draw_split("audiocaps", "train", common, seed=2, clips=repeated)
+    return [dataclasses.replace(one, index=index) for index, one in enumerate(drawn)]
 
 
 def write_pool(root: Path, soundscapes: Sequence[Soundscape]) -> None:
@@ -218,7 +212,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     whole: Mapping[str, Callable[[str], int]] = {"type": at_least(1)}
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the experiment")
-    parser.add_argument("--pool", choices=["even", "long_tailed"], default="long_tailed")
+    parser.add_argument("--pool", choices=["even", "repetitive"], default="repetitive")
     parser.add_argument(
         "--arms", nargs="+", choices=["random", "suggested", "k_center"], default=["random", "suggested"]
     )
