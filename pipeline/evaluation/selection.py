@@ -4,6 +4,9 @@ A set L of captioned clips covers a clip x by max k(x, y) over y in L, where the
 embeddings to 0 for distant ones. Coverage is the mean of this over the split. Clips are chosen one by one, each for the
 largest gain. This is MaxHerding (Bae, Noh and Sutherland 2024, arXiv 2407.12212), and its objective a facility location
 function, for which the greedy choice reaches at least 1 - 1/e of the optimum (Nemhauser et al. 1978).
+
+Here the mean is weighted: n clips that are alike count 1/n each. So a kind of sound counts the same, however often it
+was recorded.
 """
 
 # N = clips of the split, M = clips on which coverage is measured, L = captioned clips, B = block, D = joint width
@@ -32,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 KERNEL_VARIANCE = 1.0
 """sigma ** 2 of the kernel exp(-|x - y| ** 2 / (2 sigma ** 2)) of unit vectors x and y."""
+LEAST_VARIANCE = 1e-5
+"""Of the kernel that counts clips that are alike, for splits of equal clips."""
 MEASURED_CLIPS = 1 << 13
 """Coverage of a larger split is measured on this many of its clips, evenly spaced in the order of the keys."""
 BLOCK_ROWS = 1024
@@ -124,14 +129,15 @@ class Coverage:
 
     def __init__(self, measured_MD: NDArray[np.float32]) -> None:
         self._measured_MD = np.ascontiguousarray(measured_MD)
+        self._weights_M = rarities(self._measured_MD)
         self._covered_M = np.zeros(len(measured_MD), np.float32)
         self.nearest_M = np.full(len(measured_MD), self.NOTHING)
         """The number of the clips, as given to `add`, that cover each measured clip most."""
 
     @property
     def value(self) -> float:
-        """The mean over the measured clips, from 0 to 1."""
-        return float(self._covered_M.mean(dtype=np.float64))
+        """The weighted mean over the measured clips, from 0 to 1."""
+        return float(self._covered_M @ self._weights_M)
 
     def add(self, vectors_BD: NDArray[np.float32], number: int) -> None:
         """Add clips to the set, under a number for `nearest_M`."""
@@ -144,14 +150,36 @@ class Coverage:
         """Return by how much each clip alone would raise the coverage, (B,)."""
         kernel_BM = self._kernel(vectors_BD)
         kernel_BM -= self._covered_M
-        return np.maximum(kernel_BM, 0, out=kernel_BM).mean(axis=1, dtype=np.float64)
+        return np.maximum(kernel_BM, 0, out=kernel_BM) @ self._weights_M
 
     def _kernel(self, vectors_BD: NDArray[np.float32]) -> NDArray[np.float32]:
-        """exp(-|x - y| ** 2 / (2 sigma ** 2)), where |x - y| ** 2 = 2 - 2 x y for unit vectors."""
-        kernel_BM = vectors_BD @ self._measured_MD.T
-        kernel_BM -= 1
-        kernel_BM /= KERNEL_VARIANCE
-        return np.exp(kernel_BM, out=kernel_BM)
+        return kernel(vectors_BD @ self._measured_MD.T, KERNEL_VARIANCE)
+
+
+def kernel(cosines_BM: NDArray[np.float32], variance: float) -> NDArray[np.float32]:
+    """Return exp(-|x - y| ** 2 / (2 sigma ** 2)) in place of the cosines, as |x - y| ** 2 = 2 - 2 x y at length 1."""
+    cosines_BM -= 1
+    cosines_BM /= variance
+    return np.exp(cosines_BM, out=cosines_BM)
+
+
+def rarities(vectors_MD: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return weights (M,) that sum to 1: one over the number of clips that are like a clip, itself included.
+
+    The number is a sum of kernels over all clips. Their sigma ** 2 is the mean of 1 - x y over the clips x and their
+    nearest others y, so that it follows the model and the split.
+    """
+    nearest = []
+    for first, block_BD in zip(range(0, len(vectors_MD), BLOCK_ROWS), blocks(vectors_MD), strict=True):
+        cosines_BM = block_BD @ vectors_MD.T
+        np.fill_diagonal(cosines_BM[:, first:], -1)
+        nearest.append(cosines_BM.max(axis=1))
+    variance = max(float(1 - np.concatenate(nearest).mean(dtype=np.float64)), LEAST_VARIANCE)
+    counts = [
+        kernel(block_BD @ vectors_MD.T, variance).sum(axis=1, dtype=np.float64) for block_BD in blocks(vectors_MD)
+    ]
+    weights_M = 1 / np.concatenate(counts)
+    return weights_M / weights_M.sum()
 
 
 def choose(

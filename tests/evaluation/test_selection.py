@@ -12,7 +12,7 @@ import pipeline
 from pipeline.data.shards.format import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.evaluation import selection
-from pipeline.evaluation.selection import KERNEL_VARIANCE, Coverage, choose, suggest
+from pipeline.evaluation.selection import KERNEL_VARIANCE, Coverage, choose, rarities, suggest
 from pipeline.evaluation.vectors import unit_rows
 
 
@@ -29,23 +29,30 @@ def random_units(count: int, seed: int = 0, width: int = 8) -> np.ndarray:
     return unit_rows(np.random.default_rng(seed).normal(size=(count, width)) + 0.5)
 
 
-def kernel(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def kernel(one: np.ndarray, other: np.ndarray, variance: float = KERNEL_VARIANCE) -> np.ndarray:
     squares = ((one[:, None].astype(np.float64) - other[None]) ** 2).sum(axis=2)
-    return np.exp(-squares / (2 * KERNEL_VARIANCE))
+    return np.exp(-squares / (2 * variance))
+
+
+def weights_of(pool: np.ndarray) -> np.ndarray:
+    cosines = pool.astype(np.float64) @ pool.T
+    variance = np.mean([1 - np.delete(row, place).max() for place, row in enumerate(cosines)])
+    weights = 1 / kernel(pool, pool, variance).sum(axis=1)
+    return weights / weights.sum()
 
 
 def brute_force(pool: np.ndarray, captioned: np.ndarray, allowed: np.ndarray, count: int) -> tuple[list, list]:
-    """The definition: of all candidates, the one that raises the mean of the nearest kernel values most."""
-    similarity = kernel(pool, pool)
+    """The definition: of all candidates, the one that raises the weighted mean of the nearest kernel values most."""
+    similarity, weights = kernel(pool, pool), weights_of(pool)
     covered = kernel(pool, captioned).max(axis=1, initial=0)
     rows, reached = [], []
     for _ in range(count):
-        values = np.maximum(similarity, covered[:, None]).mean(axis=0)
+        values = weights @ np.maximum(similarity, covered[:, None])
         values[~allowed] = -1
         values[rows] = -1
         rows.append(int(values.argmax()))
         covered = np.maximum(covered, similarity[:, rows[-1]])
-        reached.append(covered.mean())
+        reached.append(weights @ covered)
     return rows, reached
 
 
@@ -84,6 +91,21 @@ def test_groups_come_before_outliers():
     pool = unit_rows(np.concatenate([np.eye(width)[3:8], groups]))
     rows, _ = choose(pool, Coverage(pool), np.ones(95, bool), 3)
     assert sorted((row - 5) // 30 for row in rows) == [0, 1, 2]
+
+
+def test_a_kind_counts_the_same_however_often_it_was_recorded():
+    """A wide group of 300 clips and four groups of three: five choices take one of each."""
+    width, generator = 16, np.random.default_rng(0)
+    large = np.eye(width)[0] + generator.normal(0, 0.1, (300, width))
+    small = np.repeat(np.eye(width)[1:5], 3, axis=0) + generator.normal(0, 0.02, (12, width))
+    pool = unit_rows(np.concatenate([large, small]))
+    rows, _ = choose(pool, Coverage(pool), np.ones(312, bool), 5)
+    assert sorted(0 if row < 300 else 1 + (row - 300) // 3 for row in rows) == [0, 1, 2, 3, 4]
+
+
+def test_equal_clips_weigh_the_same():
+    assert rarities(np.repeat(random_units(1), 20, axis=0)) == pytest.approx([0.05] * 20)
+    assert rarities(random_units(1)) == pytest.approx([1])
 
 
 def test_a_group_that_is_captioned_is_left_out():
