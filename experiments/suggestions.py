@@ -184,14 +184,14 @@ def collect(args: argparse.Namespace) -> pd.DataFrame:
         for seed in args.seeds:
             figures = read_json(args.out / metrics(arm, seed))["protocols"]["paper"]
             lists = [pd.read_csv(args.out / "raw" / name / "captions.csv") for name in (f"start{seed}", f"{arm}{seed}")]
-            heard = len({name for clip in pd.concat(lists)["source_name"] for name in recordings[clip]})
-            rows.append({"arm": arm, "seed": seed, "recordings": heard, **{name: figures[name] for name in FIGURES}})
+            count = len({name for clip in pd.concat(lists)["source_name"] for name in recordings[clip]})
+            rows.append({"arm": arm, "seed": seed, "recordings": count, **{name: figures[name] for name in FIGURES}})
     return pd.DataFrame(rows)
 
 
 def summary(found: pd.DataFrame, arms: Sequence[str]) -> str:
     """Return a table in Markdown: means of the arms, and differences from the first with Student's 95 % interval."""
-    columns = {"recordings": "recordings heard", **{name: f"mAP@10 {title}" for name, title in FIGURES.items()}}
+    columns = {"recordings": "recordings that occur", **{name: f"mAP@10 {title}" for name, title in FIGURES.items()}}
     lines = [f"| clips | {' | '.join(columns.values())} |", f"|---|{'---|' * len(columns)}"]
     by_seed = {arm: found[found["arm"] == arm].set_index("seed") for arm in arms}
     for arm, figures in by_seed.items():

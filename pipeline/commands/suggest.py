@@ -1,6 +1,6 @@
 """Choose the clips of a split that are most worth a caption, and write a page to caption them.
 
-The clips cover the split best, given the clips that are captioned already. On the page each clip can be heard and
+The clips cover the split best, given the clips that are captioned already. On the page each clip can be played and
 described with the keyboard alone. It saves captions.csv, which makes the page's folder a dataset with captions.
 """
 

@@ -245,7 +245,7 @@ def test_keys_move_and_play(visit):
 
 
 @needs_browser
-def test_a_clip_can_be_heard(visit, suggestions, tiny_study):
+def test_a_clip_plays(visit, suggestions, tiny_study):
     tab = visit()
     tab.keyboard.press("Escape")
     tab.wait_for_function("document.getElementById('player').duration > 0")
