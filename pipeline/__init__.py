@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.metrics import retrieval_metrics
     from pipeline.evaluation.model import AudioTextModel, load
     from pipeline.evaluation.search import SearchResult, search
+    from pipeline.evaluation.selection import Suggestion, suggest
     from pipeline.training.losses import info_nce
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "PipelineError",
     "SearchResult",
     "ShardReader",
+    "Suggestion",
     "info_nce",
     "load",
     "open_split",
@@ -37,6 +39,7 @@ __all__ = [
     "search",
     "search_folder",
     "stream_clips",
+    "suggest",
 ]
 
 _MODULES = {
@@ -45,6 +48,7 @@ _MODULES = {
     "PipelineError": "pipeline.errors",
     "SearchResult": "pipeline.evaluation.search",
     "ShardReader": "pipeline.data.shards.reader",
+    "Suggestion": "pipeline.evaluation.selection",
     "info_nce": "pipeline.training.losses",
     "load": "pipeline.evaluation.model",
     "open_split": "pipeline.data.shards.reader",
@@ -52,6 +56,7 @@ _MODULES = {
     "search": "pipeline.evaluation.search",
     "search_folder": "pipeline.evaluation.folder_search",
     "stream_clips": "pipeline.data.shards.streaming",
+    "suggest": "pipeline.evaluation.selection",
 }
 
 

@@ -92,8 +92,7 @@ def search(
     if not isinstance(model, AudioTextModel):
         model = load(model)
     shards = open_shards(Path(split))
-    folders = index_folders(model.folder, index)
-    name = f"{shards.manifest_sha256[:16]}-{checksum_of(model.folder)[:16]}"
+    paths = index_paths(model, shards, index, "text.npy" if captions else "audio.npy")
     texts, clip_of_row = captions_of(shards) if captions else ([], np.arange(len(shards)))
     if captions and not texts:
         raise PipelineError(f"{split}: the split has no captions; leave --captions out to search its clips")
@@ -101,17 +100,7 @@ def search(
     # The query's vector comes first, because an unusable query then fails at once.
     query_D = embed_query(query, model.network, shards.channels)
 
-    # The split's vectors, from the index or computed now.
-    def embed() -> NDArray[np.float32]:
-        if captions:
-            return embed_texts(model.network, texts, BATCH_SIZE)
-        whole = open_shards(shards.folder, verify=True)  # no index of a damaged tar
-        return embed_audio(model.network, whole, WINDOWS, BATCH_SIZE)
-
-    paths = [folder / name / ("text.npy" if captions else "audio.npy") for folder in folders]
-    vectors = indexed(
-        paths, len(clip_of_row), embed, lambda row: repr(texts[row]) if captions else f"clip {shards.keys[row]}"
-    )
+    vectors = caption_vectors(texts, model, paths) if captions else clip_vectors(model, shards, paths)
 
     # The nearest neighbours.
     rows, scores = nearest(vectors, query_D, top)
@@ -128,6 +117,31 @@ def search(
         )
         for rank, (row, key, score) in enumerate(zip(rows, keys, scores, strict=True), start=1)
     ]
+
+
+def clip_vectors(model: AudioTextModel, shards: ShardReader, paths: list[Path]) -> NDArray[np.float32]:
+    """Return the unit vectors (N, D) of a split's clips, from the index at `index_paths` or computed now."""
+
+    def embed() -> NDArray[np.float32]:
+        whole = open_shards(shards.folder, verify=True)  # no index of a damaged tar
+        return embed_audio(model.network, whole, WINDOWS, BATCH_SIZE)
+
+    return indexed(paths, len(shards), embed, lambda row: f"clip {shards.keys[row]}")
+
+
+def caption_vectors(texts: list[str], model: AudioTextModel, paths: list[Path]) -> NDArray[np.float32]:
+    """Return the unit vectors (M, D) of a split's captions, from the index at `index_paths` or computed now."""
+
+    def embed() -> NDArray[np.float32]:
+        return embed_texts(model.network, texts, BATCH_SIZE)
+
+    return indexed(paths, len(texts), embed, lambda row: repr(texts[row]))
+
+
+def index_paths(model: AudioTextModel, shards: ShardReader, index: str | Path | None, name: str) -> list[Path]:
+    """Return the paths that may hold a file of a split's index, the preferred one first; see `index_folders`."""
+    folder = f"{shards.manifest_sha256[:16]}-{checksum_of(model.folder)[:16]}"
+    return [path / folder / name for path in index_folders(model.folder, index)]
 
 
 def checksum_of(folder: Path) -> str:

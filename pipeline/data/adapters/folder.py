@@ -25,9 +25,10 @@ def read_folder(root: Path, split: str) -> Iterator[SourceRow]:
     """The rows of the split's list; without a list, every audio file in `{split}/`.
 
     The list is `{split}`, `{split}/metadata` or `metadata` with the extension .csv, .tsv or .jsonl, the first that is
-    there. The last two are those of the Hugging Face hub (AudioFolder). A `file_name` may hold folders. Audio is looked
-    for below `{split}/` if there is any, else below the root. With the columns `start_s` and `end_s` a row is that
-    stretch of its file, and several rows may name one file.
+    there. The last two are those of the Hugging Face hub (AudioFolder). A `file_name` may hold folders. A column
+    `source_id` names the recording that a clip was cut from. Audio is looked for below `{split}/` if there is any, else
+    below the root. With the columns `start_s` and `end_s` a row is that stretch of its file, and several rows may name
+    one file.
     """
     check_root(root)
     listing = _find_list(root, split)
@@ -47,6 +48,7 @@ def read_folder(root: Path, split: str) -> Iterator[SourceRow]:
             source_name=fields["file_name"],
             path=path,
             reason=reason,
+            source_id=str(fields.get("source_id") or "").strip() or None,
             captions=_captions(fields, f"{listing} row {row}"),
             stretch_s=stretch_s,
             row=row,
