@@ -58,7 +58,7 @@ def test_a_signal_that_ends_a_process_is_named():
 
 def test_the_launcher_starts_without_torch():
     code = "import sys, pipeline.training.launch; assert 'torch' not in sys.modules"
-    finish(launch(["-c", code]))
+    finish(launch(["-c", code], fresh=True))
 
 
 def test_several_nodes_need_slurm(monkeypatch):

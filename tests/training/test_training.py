@@ -29,6 +29,7 @@ from pipeline.training.composition import PCM_SCALE, CompositionLoss
 from pipeline.training.losses import info_nce
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.trainer import Trainer, learning_rate_factor
+from tests.forks import Forked
 
 OBJECTIVES = ["finetune", "composed", "concatenate"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -48,10 +49,11 @@ def arguments(study, run, objective, *flags, pairs=None):
     ]  # fmt: skip
 
 
-def launch(words, *, start_new_session=False, **variables):
-    """Python with these arguments, in a process of its own."""
+def launch(words, *, start_new_session=False, fresh=False, **variables):
+    """Python with these arguments, in a process of its own: a fork of this one, or a fresh interpreter."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.Popen(
+    start = subprocess.Popen if fresh else Forked
+    return start(
         [sys.executable, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=start_new_session,
     )  # fmt: skip
