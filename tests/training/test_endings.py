@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 import torch
-from test_training import CAN_RENAME, arguments, finish, launch
+from test_training import IS_ROOT, arguments, finish, launch
 
 from pipeline.training.launch import STOPPED
 
@@ -103,7 +103,7 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.skipif(not CAN_RENAME, reason="needs root and unshare")
+@pytest.mark.skipif(not IS_ROOT, reason="needs root")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_too_little_shared_memory_is_named(tiny_study, tmp_path, processes):
     words = words_of(tiny_study, tmp_path, "--workers=2", processes=processes)
@@ -111,7 +111,7 @@ def test_too_little_shared_memory_is_named(tiny_study, tmp_path, processes):
     assert re.search(r"^train: the loader processes have too little shared memory: enlarge /dev/shm", lines[-1]), lines
 
 
-@pytest.mark.skipif(not CAN_RENAME, reason="needs root and unshare")
+@pytest.mark.skipif(not IS_ROOT, reason="needs root")
 def test_two_processes_train_on_a_machine_whose_own_name_does_not_resolve(on_two_processes):
     assert (on_two_processes / "model.safetensors").exists()
 

@@ -35,9 +35,7 @@ OBJECTIVES = ["finetune", "composed", "concatenate"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 EXACT = ["--a2t-dropout=0", "--learning-rate=1e-4"]
 """No dropout, which each process draws for itself; at 1e-3 the losses stand at chance after a few steps."""
-CAN_RENAME = os.geteuid() == 0 and shutil.which("unshare") is not None
-EXECUTE = ["-c", "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"]
-"""Arguments of Python that run another program."""
+IS_ROOT = os.geteuid() == 0
 KILL_IN_STEP = str(Path(__file__).with_name("kill_in_step.py"))
 RATES = ["--learning-rate=0.001", "--a2t-learning-rate=0.001"]
 
