@@ -11,6 +11,7 @@ import atexit
 import faulthandler
 import functools
 import inspect
+import itertools
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,7 +52,8 @@ class Forked(subprocess.Popen[str]):
         if is_python and not torch.cuda.is_initialized():  # CUDA does not survive a fork
             words = [str(word) for word in args[1:]]
             variables = dict(os.environ if env is None else env)
-            options["preexec_fn"] = functools.partial(become, words, variables, options.get("preexec_fn"))
+            kept = options.get("pass_fds", ())
+            options["preexec_fn"] = functools.partial(become, words, variables, kept, options.get("preexec_fn"))
         super().__init__(args, env=env, **options)
 
 
@@ -67,13 +69,21 @@ def run_python(*words: Any, timeout: float = 300, **options: Any) -> subprocess.
     return subprocess.CompletedProcess(words, process.returncode, output, errors)
 
 
-def become(words: list[str], variables: dict[str, str], prepare: Callable[[], object] | None = None) -> None:
-    """Run `python WORDS` in this fork and end it: what Popen would start does not follow."""
+def become(
+    words: list[str],
+    variables: dict[str, str],
+    kept: Collection[int] = (),
+    prepare: Callable[[], object] | None = None,
+) -> None:
+    """Run `python WORDS` in this fork and end it: what Popen would start does not follow.
+
+    kept: open files besides the standard streams.
+    """
     status = 1
     try:
         if prepare is not None:
             prepare()
-        begin(variables)
+        begin(variables, kept)
         run(words)
         status = 0
     except SystemExit as end:
@@ -88,7 +98,7 @@ def become(words: list[str], variables: dict[str, str], prepare: Callable[[], ob
         os._exit(status)
 
 
-def begin(variables: dict[str, str]) -> None:
+def begin(variables: dict[str, str], kept: Collection[int]) -> None:
     """Leave behind what a new interpreter does not have: files, signal handlers, logging, the project's modules."""
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
@@ -109,11 +119,18 @@ def begin(variables: dict[str, str]) -> None:
             if isinstance(handler, logging.StreamHandler):
                 handler.setStream(sys.stderr)  # until now a file of pytest
     faulthandler.disable()  # likewise
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # also Popen's own pipe: this process has started
+    close_all_but(kept)  # also Popen's own pipe: this process has started
     for name in [name for name in sys.modules if name.split(".")[0] in OWN]:
         del sys.modules[name]
     inspect.stack = STACK
     subprocess.Popen = subprocess_handler.Popen = Forked
+
+
+def close_all_but(files: Collection[int]) -> None:
+    """Close all open files but these and the standard streams."""
+    places = [2, *sorted(files), os.sysconf("SC_OPEN_MAX")]
+    for before, after in itertools.pairwise(places):
+        os.closerange(before + 1, after)
 
 
 def run(words: list[str]) -> None:
@@ -174,8 +191,7 @@ def folder_with_python() -> Path:
 def serve(listener: socket.socket) -> None:
     """Answer clients until the process that started this one is gone."""
     os.setsid()
-    os.closerange(3, listener.fileno())
-    os.closerange(listener.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+    close_all_but([listener.fileno()])
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that answer
     parent = os.getppid()
     listener.settimeout(1)
