@@ -8,8 +8,6 @@ import os
 import re
 import resource
 import shutil
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -36,6 +34,7 @@ from pipeline.results.page.render import render_data
 from pipeline.results.page.sections import DIFFERENCES, column, curve_plot, difference_plots, read_table
 from pipeline.results.plots import COLOURS, colours_of, differences, recall_curves
 from pipeline.stages import compare, embed, evaluate, report, tabulate, train
+from tests.forks import run_python
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -128,9 +127,9 @@ def test_a_clip_that_cannot_be_written_is_named(results, tiny_study, tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
 
-    command = [sys.executable, "-m", "pipeline.stages.report", *arguments(results, tiny_study, tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, preexec_fn=limit, env=environment, capture_output=True, text=True)
+    words = ["-m", "pipeline.stages.report", *arguments(results, tiny_study, tmp_path)]
+    done = run_python(*words, preexec_fn=limit, env=environment)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert re.search(r"^report: .*/audio/\w+\.mp3: cannot be written \(File too large\)", done.stderr.splitlines()[-1])
     assert not list((tmp_path / "audio").iterdir())

@@ -19,6 +19,7 @@ import yaml
 from pipeline.data.pairs import read_facts
 from pipeline.stages import mix_soundscapes
 from pipeline.study import MINI_NOTE
+from tests.forks import folder_with_python, run_python
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ["Snakefile", "config.yaml", "workflow", "pipeline", "profiles", "data", "experiments"]
@@ -29,11 +30,12 @@ OFFLINE = dict.fromkeys(["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY
 
 
 def snakemake(folder, *arguments, status=0, variables=None):
-    """Snakemake's output, run in a folder with the environment's own programs."""
-    environment = {**os.environ, **(variables or {}), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["snakemake", "--cores", "2", *map(str, arguments)],
-        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1800,
+    """Snakemake's output, run in a folder with the environment's own programs; it and its jobs are forks."""
+    programs = Path(sys.executable).parent
+    path = f"{folder_with_python()}:{programs}:{os.environ['PATH']}"
+    done = run_python(
+        programs / "snakemake", "--cores", "2", *arguments,
+        cwd=folder, env={**os.environ, **(variables or {}), "PATH": path}, stderr=subprocess.STDOUT, timeout=1800,
     )  # fmt: skip
     assert done.returncode == status, done.stdout[-6000:]
     return done.stdout
@@ -63,15 +65,15 @@ def tiny(project):
     """A study of raw trees of one's own, of all stages and objectives, at the smallest size that fills every batch."""
     for name in ("clotho", "audiocaps", "audioset"):
         arguments = ["--recordings", str(ROOT / "data" / "recordings"), "--dataset", name, "--seed", "0"]
-        mix_soundscapes.main([*arguments, "--scale", "0.08", "--out", str(project / "own" / name)])
+        mix_soundscapes.main([*arguments, "--scale", "0.04", "--out", str(project / "own" / name)])
     datasets = yaml.safe_load((ROOT / "config.yaml").read_text())["datasets"]
     study = {
         "study": {"name": "tiny", "note": "A test.", "published": "data/paper_table1.csv"},
-        "soundscapes": {"scale": 0.08},
+        "soundscapes": {"scale": 0.04},
         "datasets": {name: {**datasets[name], "root": f"own/{name}"} for name in ("clotho", "audiocaps", "audioset")},
-        "shards": {"clips_per_shard": 32, "jobs": 1},
-        "pretrain": {"epochs": 1, "batch_size": 8},
-        "training": {"epochs": 1, "batch_size": 8},
+        "shards": {"clips_per_shard": 16, "jobs": 1},
+        "pretrain": {"epochs": 1, "batch_size": 4},
+        "training": {"epochs": 1, "batch_size": 4},
         "runs": {
             "clotho_composed_audioset": {
                 **{"objective": "composed", "labeled": ["clotho"], "unlabeled": ["audioset"]},
