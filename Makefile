@@ -25,7 +25,7 @@ test-all: .venv/locked  ## The slow tests, too: compiled kernels and whole studi
 test-slurm: .venv/locked  ## The workflow on a SLURM cluster of its own; needs root and Debian
 	python -m pytest -q -rs -m slurm tests/slurm
 
-sweep: .venv/locked  ## Learning rates on the validation splits: results/sweep.csv
+sweep: .venv/locked  ## Settings, chosen on the validation splits: results/sweep.csv, results/sweep.yaml
 	snakemake --cores all results/sweep.csv
 
 lint: .venv/locked  ## Formatting, static checks and types

@@ -27,7 +27,7 @@ from pipeline.data.leaks import leaked_path
 from pipeline.errors import PipelineError, crash_message
 from pipeline.files import read_json
 from pipeline.stages import (
-    choose_learning_rates,
+    choose_settings,
     compare,
     draw_curves,
     embed,
@@ -54,7 +54,7 @@ SPLIT = Path("shards/labeled/train")
 RUN, MODEL, RUN_AT_WORK = Path("results/runs/birds/seed0"), Path("pretrained"), Path("at_work")
 EVALUATION, OTHER = Path("results/evaluations/birds/seed0/labeled"), Path("evaluations/other")
 PAIRS = Path("pairs/composed.parquet")
-SWEEP = Path("sweep/0.001/birds/labeled/metrics.json")
+SWEEP = Path("sweep/learning_rate=0.001/birds/seed0/labeled")
 TRAIN = ["--pairs", PAIRS, "--shards", "shards", "--seed", 0, "--device", "cpu", "--objective", "composed"]
 
 
@@ -88,8 +88,9 @@ def study(tiny_study, tmp_path_factory) -> Iterator[Path]:
         stop_in_the_middle(RUN_AT_WORK)
         evaluate_run(RUN, EVALUATION, "birds")
         evaluate_run(MODEL, OTHER, "other")
-        SWEEP.parent.mkdir(parents=True)
-        shutil.copyfile(EVALUATION / "metrics.json", SWEEP)
+        SWEEP.mkdir(parents=True)
+        for name in ("metrics.json", "contributions.parquet"):
+            shutil.copyfile(EVALUATION / name, SWEEP / name)
         for reader in ("compare", "draw_curves", "tabulate"):
             READERS[reader].read(Path())
         READERS["search"].read(Path())
@@ -259,9 +260,10 @@ def by_report(out):
     return content(out)
 
 
-@reads(SWEEP)
-def by_choose_learning_rates(out):
-    run(choose_learning_rates, "--metrics", SWEEP, "--protocol", "paper", "--csv", out / "sweep.csv")
+@reads(SWEEP / "metrics.json", SWEEP / "contributions.parquet")
+def by_choose_settings(out):
+    run(choose_settings, "--evaluations", SWEEP, "--protocol", "paper", "--csv", out / "sweep.csv",
+        "--yaml", out / "sweep.yaml")  # fmt: skip
     return content(out)
 
 

@@ -27,7 +27,7 @@ from pipeline.files import read_json
 from pipeline.stages import (
     VERSIONS,
     average_weights,
-    choose_learning_rates,
+    choose_settings,
     compare,
     draw_curves,
     embed,
@@ -333,15 +333,17 @@ def made_by_report(study: Study) -> Any:
     return content(out / "data.js"), sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
 
 
-def made_by_choose_learning_rates(study: Study) -> Any:
-    metrics = []
+def made_by_choose_settings(study: Study) -> Any:
+    folders = []
     for rate, shift in (("0.001", 0), ("0.0001", 1)):
-        folder = study.folder / "sweep" / rate / "tuned" / "test"
+        folder = study.folder / "sweep" / f"learning_rate={rate}" / "tuned" / "seed0" / "test"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.json").write_bytes((study.evaluation("tuned", shift) / "metrics.json").read_bytes())
-        metrics.append(folder / "metrics.json")
-    study.run(choose_learning_rates, "--metrics", *metrics, "--protocol", "paper", "--csv", study.folder / "sweep.csv")
-    return content(study.folder / "sweep.csv")
+        for name in ("metrics.json", "contributions.parquet"):
+            (folder / name).write_bytes((study.evaluation("tuned", shift) / name).read_bytes())
+        folders.append(folder)
+    paths = [study.folder / "sweep.csv", study.folder / "sweep.yaml"]
+    study.run(choose_settings, "--evaluations", *folders, "--protocol", "paper", "--csv", paths[0], "--yaml", paths[1])
+    return [content(path) for path in paths]
 
 
 STAGES: dict[str, Callable[[Study], Any]] = {

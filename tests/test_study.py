@@ -28,6 +28,7 @@ from pipeline.study import (
     markdown,
     schema,
 )
+from pipeline.study.candidates import candidate_name, candidate_values
 from pipeline.training.options import add_run_options, training_parser
 from pipeline.training.settings import (
     ADDED,
@@ -451,7 +452,7 @@ def test_a_run_is_validated_on_the_validation_splits_of_its_targets(config):
     flags = study.training_flags("clotho_composed_audioset")
     assert flags[-2:] == ["--validation=results/shards/clotho/validation", "--validation-protocol=paper"]
     assert "--validate-every=2" in flags and study.training_flags("clotho_finetune")[-1] == "--objective=finetune"
-    assert study.candidate_flags("clotho_composed_audioset", "1e-4")[-1] == "--learning-rate=0.0001"
+    assert "--learning-rate=0.1" in study.candidate_flags("clotho_composed_audioset", "learning_rate=0.1")
 
 
 def test_a_run_that_serves_two_targets_is_validated_on_both(config):
@@ -501,3 +502,79 @@ def test_settings_that_exclude_each_other_are_named(config, settings, message):
 def test_the_pretraining_is_not_validated(config):
     config["pretrain"] = {"validate_every": 1}
     assert "pretrain.validate_every: the pretraining has no validation split" in problem(config)
+
+
+# --- the sweep
+
+
+def swept(config: dict[str, Any], grid: dict[str, list[Any]], **more: Any) -> Study:
+    return Study.of_config({**config, "sweep": {"grid": grid, **more}})
+
+
+def test_every_combination_of_the_grid_is_a_candidate_of_every_trained_run(config):
+    study = swept(config, {"learning_rate": [0.1, 0.2], "learn_temperature": [True, False]}, seeds=[0, 7])
+    folders = study.candidate_evaluations()
+    assert "results/sweep/learning_rate=0.2,learn_temperature=false/clotho_finetune/seed7/clotho" in folders
+    assert len(folders) == len(set(folders)) == 4 * 2 * len([row for row in study.rows() if row.run != "vanilla"])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"learning_rate": 0.0003, "learn_temperature": False, "pseudo_tokens": 3},
+        {"conjunction": " and ", "prompt": "a=b,c/{d}%"},
+        {"prompt": "true", "conjunction": "3"},
+    ],
+)
+def test_a_candidates_name_holds_its_values(values):
+    name = candidate_name(values)
+    assert candidate_values(name) == values
+    assert not set(name) & set("/{} ")
+
+
+def test_a_candidate_changes_its_flags_and_only_its_own(config):
+    study = swept(config, {"learning_rate": [0.1]})
+    run, name = "clotho_composed_audioset", "learning_rate=0.1"
+    assert "--learning-rate=0.1" in study.candidate_flags(run, name)
+    assert "--learning-rate=0.1" not in study.training_flags(run)
+    assert set(study.candidate_flags(run, name)) ^ set(study.training_flags(run)) == {
+        "--learning-rate=0.1",
+        "--learning-rate=0.0003",
+    }
+
+
+def test_a_candidate_has_pairs_of_its_own_only_if_they_are_drawn_otherwise(config):
+    study = swept(config, {"learning_rate": [0.1], "epochs": [2]})
+    run = "clotho_composed_audioset"
+    assert study.candidate_pairs(run, "learning_rate=0.1", "3") == f"results/pairs/{run}/seed3.parquet"
+    assert study.candidate_pairs(run, "epochs=2", "3") == f"results/sweep/epochs=2/{run}/seed3.pairs.parquet"
+    assert "--epochs=2" in study.candidate_pairing_flags(run, "epochs=2")
+
+
+def test_an_objective_in_the_grid_leaves_unused_audio_out(config):
+    study = swept(config, {"objective": ["finetune", "concatenate"]})
+    run = "clotho_composed_audioset"
+    assert study.candidate_summaries(run, "objective=finetune", "unlabeled") == []
+    assert "--mix-labeled" in study.candidate_pairing_flags(run, "objective=concatenate")
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        ({"learnig_rate": [0.1]}, r"sweep\.grid: learnig_rate is no setting; settings: .*learning_rate"),
+        ({"learning_rate": [-1]}, r"sweep\.grid: .*learning_rate: -1 must be above 0"),
+        ({"objective": ["vanilla"]}, r"sweep\.grid\.objective: vanilla trains nothing"),
+        ({"objective": ["other"]}, r"sweep\.grid: objective: 'other' is not one of"),
+        ({"learning_rate": [0.1, 0.1]}, r"sweep\.grid\.learning_rate: .* holds one value twice"),
+        ({}, r"sweep\.grid: .*at least 1"),
+    ],
+)
+def test_a_wrong_grid_is_named(config, grid, said):
+    with pytest.raises(PipelineError, match=said):
+        swept(config, grid)
+
+
+def test_a_run_that_cannot_take_an_objective_is_named(config):
+    study = swept(config, {"objective": ["composed"]})
+    with pytest.raises(PipelineError, match=r"candidate objective=composed: runs\.clotho_finetune: .* needs unlabeled"):
+        study.candidate_evaluations()

@@ -30,7 +30,7 @@ VERSIONS = {
     "tabulate": 1,
     "draw_curves": 1,
     "report": 1,
-    "choose_learning_rates": 1,
+    "choose_settings": 1,
 }
 """The version of each stage's output, a parameter of its rule.
 

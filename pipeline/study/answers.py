@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import PipelineError
 from pipeline.models.backbones import BACKBONES
+from pipeline.study.candidates import candidate_name, candidate_run, candidate_values, candidates
 from pipeline.study.configuration import (
     GENERAL,
     GENERATED,
@@ -23,7 +24,7 @@ from pipeline.study.configuration import (
     targets,
     training_settings,
 )
-from pipeline.study.references import wrong_references
+from pipeline.study.references import wrong_candidates, wrong_references
 from pipeline.training.settings import PairingSettings, describe_errors, settings_flags
 
 MINI_NOTE = (
@@ -235,10 +236,6 @@ class Study:
         folders = [f"--validation={Path(summary).parent}" for summary in self.validation_summaries(run)]
         return [*folders, f"--validation-protocol={self.protocol}"]
 
-    def candidate_flags(self, run: str, learning_rate: str) -> list[str]:
-        """Return the settings of a run with another learning rate, for the sweep."""
-        return [*self.training_flags(run), f"--learning-rate={float(learning_rate)}"]
-
     def pretrained(self) -> str:
         """Return the weights that every run starts from; `vanilla` evaluates them as they are."""
         return f"results/pretrained/{self.config.backbone.name}/model.safetensors"
@@ -403,21 +400,58 @@ class Study:
 
     # --- sweep
 
-    def sweep_files(self, name: str) -> list[str]:
-        """Return a file of every candidate of the sweep on every target of its run.
+    def candidate(self, candidate: str) -> Study:
+        """Return the study whose runs of the tables have the values of a candidate of the sweep."""
+        values = candidate_values(candidate)
+        names = self.trained_runs(self.rows())
+        runs = {name: candidate_run(self.config.runs[name], values) for name in names}
+        return Study(self.config.model_copy(update={"runs": {**self.config.runs, **runs}}))
 
-        Raises `PipelineError` for a target without a validation split.
+    def candidate_flags(self, run: str, candidate: str) -> list[str]:
+        """Return the settings of a run with the values of a candidate, as flags of `train`."""
+        return self.candidate(candidate).training_flags(run)
+
+    def candidate_validation(self, run: str, candidate: str) -> list[str]:
+        """Return the summaries of the validation splits on which the training of a candidate is validated."""
+        return self.candidate(candidate).validated_while_trained(run)
+
+    def candidate_pairing_flags(self, run: str, candidate: str) -> list[str]:
+        """Return how the pairs of a candidate are drawn, as flags of `pair_clips`."""
+        return self.candidate(candidate).pairing_flags(run)
+
+    def candidate_summaries(self, run: str, candidate: str, use: Literal["labeled", "unlabeled"]) -> list[str]:
+        """Return the summaries of the training splits of a candidate."""
+        return self.candidate(candidate).training_summaries(run, use)
+
+    def candidate_pairs(self, run: str, candidate: str, seed: str) -> str:
+        """Return the pairs of a candidate: those of its run, unless the values change how pairs are drawn."""
+        if self.candidate_pairing_flags(run, candidate) == self.pairing_flags(run):
+            return f"results/pairs/{run}/seed{seed}.parquet"
+        return f"results/sweep/{candidate}/{run}/seed{seed}.pairs.parquet"
+
+    def candidate_evaluations(self) -> list[str]:
+        """Return the folder of every evaluation of the sweep: each candidate, run, seed and target.
+
+        Raises `PipelineError` for a target without a validation split, or a run that cannot take a candidate.
         """
-        paths = []
-        for rate in self.config.sweep.learning_rates:
+        problems = [problem for run in self.trained_runs(self.rows()) for problem in wrong_candidates(self.config, run)]
+        if problems:
+            raise PipelineError("; ".join(problems))
+        folders = []
+        for values in candidates(self.config.sweep):
             for row in self.rows():
                 if self.config.datasets[row.target].splits.validation is None:
                     raise PipelineError(
-                        f"datasets.{row.target}.splits names no validation split; learning rates are chosen on it"
+                        f"datasets.{row.target}.splits names no validation split; settings are chosen on it"
                     )
                 if self.config.runs[row.run].objective != "vanilla":
-                    paths.append(f"results/sweep/{rate}/{row.run}/{row.target}/{name}")
-        return list(dict.fromkeys(paths))
+                    folder = f"results/sweep/{candidate_name(values)}/{row.run}"
+                    folders += [f"{folder}/seed{seed}/{row.target}" for seed in self.config.sweep.seeds]
+        return list(dict.fromkeys(folders))
+
+    def sweep_files(self, name: str) -> list[str]:
+        """Return a file of every evaluation of the sweep."""
+        return [f"{folder}/{name}" for folder in self.candidate_evaluations()]
 
     # --- the start and the end of a workflow
 

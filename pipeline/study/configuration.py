@@ -257,10 +257,13 @@ class Run(Settings):
 class Sweep(Settings):
     """The search of `make sweep`, on the validation splits."""
 
-    learning_rates: Annotated[list[Rate], Field(min_length=1)] = Field(
-        [0.00001, 0.00003, 0.0001, 0.0003], description="Candidates."
+    grid: Annotated[dict[Name, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)] = Field(
+        {"learning_rate": [0.00001, 0.00003, 0.0001, 0.0003]},
+        description="Candidates: every combination of these values. Keys are settings of `training`, or objective.",
     )
-    seed: Seed = Field(0, description="Seed of the candidates' trainings.")
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
+        [0], description="Every candidate is trained once per seed. Their mean is compared."
+    )
 
 
 class Evaluation(Settings):

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pipeline.errors import PipelineError
+from pipeline.study.candidates import OBJECTIVE, candidate_name, candidate_run, candidates
 from pipeline.study.configuration import (
     GENERATED,
     Configuration,
     Dataset,
     Run,
+    RunSettings,
     resolved_settings,
     targets,
     training_settings,
@@ -30,6 +32,7 @@ def wrong_references(config: Configuration) -> Iterable[str]:
     for name, given in config.runs.items():
         yield from wrong_run(name, given, config)
     yield from wrong_rows(config)
+    yield from wrong_sweep(config)
     for name, curve in config.curves.items():
         yield from wrong_target(f"curves.{name}.target", curve.target, config.datasets)
         for line, names in curve.lines.items():
@@ -138,6 +141,37 @@ def wrong_rows(config: Configuration) -> Iterable[str]:
             if row.run not in config.runs:
                 yield f"{place}.run: there is no run {row.run}; runs: {', '.join(config.runs)}"
             yield from wrong_target(f"{place}.target", row.target, config.datasets)
+
+
+def wrong_sweep(config: Configuration) -> Iterable[str]:
+    """Yield what is wrong with the grid of the sweep: unknown keys, wrong values, repeated candidates."""
+    unknown = [key for key in config.sweep.grid if key != OBJECTIVE and key not in RunSettings.model_fields]
+    if unknown:
+        known = ", ".join(sorted([OBJECTIVE, *RunSettings.model_fields]))
+        yield f"sweep.grid: {', '.join(unknown)} is no setting; settings: {known}"
+        return
+    for key, values in config.sweep.grid.items():
+        if len({repr(value) for value in values}) < len(values):
+            yield f"sweep.grid.{key}: {values} holds one value twice"
+        run = Run(objective="finetune")
+        for value in values:
+            try:
+                candidate = candidate_run(run, {key: value})
+                if key == OBJECTIVE and value != "vanilla":
+                    Run.of_values({OBJECTIVE: candidate.objective})
+                elif key == OBJECTIVE:
+                    yield "sweep.grid.objective: vanilla trains nothing; leave it out"
+            except PipelineError as error:
+                yield f"sweep.grid: {error}"
+    if len(set(config.sweep.seeds)) < len(config.sweep.seeds):
+        yield f"sweep.seeds: {config.sweep.seeds} holds one seed twice"
+
+
+def wrong_candidates(config: Configuration, run: str) -> Iterable[str]:
+    """Yield why a run cannot take a candidate of the sweep: it lacks datasets, or the settings exclude one another."""
+    for values in candidates(config.sweep):
+        for problem in wrong_run(run, candidate_run(config.runs[run], values), config):
+            yield f"sweep, candidate {candidate_name(values)}: {problem}"
 
 
 def wrong_target(place: str, target: str, datasets: Mapping[str, Dataset]) -> Iterable[str]:

@@ -249,10 +249,10 @@ def test_a_corrected_caption_of_a_test_split_trains_nothing_again(project, tiny)
 
 @pytest.mark.slow  # it trains the candidates of a sweep
 def test_a_sweep_goes_on_past_a_rate_that_diverges_and_chooses_the_other(project, tiny):
-    """tests/stages/test_choose_learning_rates.py has the choice among several."""
+    """tests/stages/test_choose_settings.py has the choice among several."""
     rates, run = [0.001, 1e14], "clotho_composed_audioset"
     rows = [{"target": "clotho", "method": "composed", "run": run}]
-    asked = {"sweep": {"learning_rates": rates}, "tables": {"table1": rows}}
+    asked = {"sweep": {"grid": {"learning_rate": rates}}, "tables": {"table1": rows}}
     (project / "sweep.yaml").write_text(yaml.safe_dump(asked))
     snakemake(project, "results/sweep.csv", "--configfile", tiny, "sweep.yaml")
     with (project / "results" / "sweep.csv").open() as file:
