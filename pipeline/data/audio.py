@@ -129,7 +129,7 @@ class Clip:
             raise UnusableAudio("not_finite", f"NaN or infinite samples before frame {self.decoded}")
         samples_S = to_int16(mono_S)
         self._levels.add(samples_S)
-        self._wav.write(samples_S.astype("<i2").data)
+        self._wav.write(samples_S.astype("<i2", copy=False).data)
         if self._wav.tell() > _MAX_WAV_BYTES:
             raise UnusableAudio("too_long", "more than 4 GB of samples")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from itertools import takewhile
+import tracemalloc
+from itertools import islice, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,22 @@ def test_a_recording_that_is_cut_off_is_read_up_to_the_break(tmp_path: Path, nam
     assert caught.value.reason == reason
     assert len(found) >= 4
     assert found == [5.0 * number for number in range(len(found))]
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac"])
+def test_memory_does_not_grow_with_the_recording(tmp_path: Path, name: str) -> None:
+    minute_S = noise(60, 0, RATE)
+    peaks = []
+    for minutes in (2, 60):
+        with soundfile.SoundFile(tmp_path / name, "w", RATE, 1) as file:
+            for _ in range(minutes):
+                file.write(minute_S)
+        tracemalloc.start()
+        pieces = sum(1 for _ in read_stretches(tmp_path / name, islice(grid(5, 2), 30 * minutes), sample_rate_hz=RATE))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert pieces == 30 * minutes
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 def test_samples_that_are_not_finite_spoil_their_own_stretch_alone(tmp_path: Path) -> None:
