@@ -64,13 +64,16 @@ class Tally:
     """Whether a placement was found, for each."""
     right: list[bool] = field(default_factory=list)
     """Whether a hit is right, for each hit of a sound that is there."""
+    errors_s: list[float] = field(default_factory=list)
+    """Differences of the starts and ends of right hits from the times in the timetable."""
 
     def row(self, name: str) -> str:
         """Return a row of the table."""
-        shares = (
+        shares = [
             f"{100 * np.mean(values):.0f} %" if values else "-" for values in (self.absent, self.placed, self.right)
-        )
-        return f"| {name} | {' | '.join(shares)} |"
+        ]
+        error = f"{np.median(self.errors_s):.1f} s" if self.errors_s else "-"
+        return f"| {name} | {' | '.join(shares)} | {error} |"
 
 
 def write_field(folder: Path, sounds: list[dict[str, str]], generator: np.random.Generator) -> list[Placement]:
@@ -135,7 +138,11 @@ def judge(hits: list[Hit], placements: list[Placement], tally: Tally) -> None:
         return hit.file == place.file and hit.start_s < place.end_s and place.start_s < hit.end_s
 
     tally.placed += [any(overlaps(hit, place) for hit in hits) for place in placements]
-    tally.right += [any(overlaps(hit, place) for place in placements) for hit in hits]
+    for hit in hits:
+        place = next((place for place in placements if overlaps(hit, place)), None)
+        tally.right.append(place is not None)
+        if place is not None:
+            tally.errors_s += [abs(hit.start_s - place.start_s), abs(hit.end_s - place.end_s)]
 
 
 def compare(model: AudioTextModel, folders: int) -> dict[str, Tally]:
@@ -174,7 +181,8 @@ def main() -> None:
     parser.add_argument("--folders", type=int, default=5, help="simulated folders (default: %(default)s)")
     args = parser.parse_args()
     tallies = compare(load(args.model), args.folders)
-    print("| hits | absent sounds with a hit | placements found | hits that are right |\n|---|---:|---:|---:|")
+    columns = ["hits", "absent sounds with a hit", "placements found", "hits that are right", "median error of times"]
+    print(f"| {' | '.join(columns)} |\n|---|---:|---:|---:|---:|")
     print("\n".join(tally.row(name) for name, tally in tallies.items()))
 
 

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from pipeline.errors import PipelineError
 from pipeline.evaluation.chance import reference_captions, standing_out
 from pipeline.evaluation.folder_index import FolderIndex, IndexedFile
-from pipeline.evaluation.indexing import Unsearched, update_index
+from pipeline.evaluation.indexing import Unsearched, is_current, update_index
 from pipeline.evaluation.model import AudioTextModel, load
 from pipeline.evaluation.moments import Moment, merge_windows
-from pipeline.evaluation.recordings import WindowForm, find_recordings
+from pipeline.evaluation.recordings import RecordingFile, WindowForm, find_recordings
 from pipeline.evaluation.search import checksum_of, embed_query, index_folders
 from pipeline.evaluation.vectors import highest
 from pipeline.models.clap import ClapModel
@@ -119,7 +119,7 @@ def search_folder(
     query_D = embed_query(query, model.network, model.network.channels)
     form = window_form(model.network, hop_s)
     with ExitStack() as stack:
-        held = _open_index(model, folder, form, index, stack)
+        held = _open_index(model, folder, recordings, form, index, stack)
         unread = update_index(held, model.network, folder, recordings, form)
         searched = [file for name, file in held.files.items() if file.is_complete and file.is_of(recordings[name])]
         with_fault = [file for file in searched if file.reason is not None]
@@ -236,9 +236,17 @@ def _unsearched(file: IndexedFile, form: WindowForm) -> Unsearched:
 
 
 def _open_index(
-    model: AudioTextModel, folder: Path, form: WindowForm, requested: str | Path | None, stack: ExitStack
+    model: AudioTextModel,
+    folder: Path,
+    recordings: Mapping[str, RecordingFile],
+    form: WindowForm,
+    requested: str | Path | None,
+    stack: ExitStack,
 ) -> FolderIndex:
-    """Return the index of a folder: the first that exists or can be made, else one that ends with `stack`."""
+    """Return the index of a folder: the first that can be written or needs no change, else one that ends with `stack`.
+
+    One that exists is preferred to those that could be made.
+    """
     made_for = {
         "version": VERSION,
         "folder": hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest(),
@@ -248,12 +256,14 @@ def _open_index(
     name = f"folder-{made_for['folder'][:16]}-{made_for['model'][:16]}-{form.hop_s:g}"
     reasons = []
     places = [place / name for place in index_folders(model.folder, requested)]
-    for place in sorted(places, key=lambda place: not place.is_dir()):  # one that exists before others
+    for place in sorted(places, key=lambda place: not place.is_dir()):
         try:
             place.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=place).close()
         except OSError as error:
             reasons.append(f"{place}: {error.strerror}")
+            if place.is_dir() and is_current(index := FolderIndex(place, model.embedding_dim, made_for), recordings):
+                return index
         else:
             return FolderIndex(place, model.embedding_dim, made_for)
     logger.warning("the index cannot be kept (%s); give another folder with --index", "; ".join(reasons))

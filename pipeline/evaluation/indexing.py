@@ -56,8 +56,7 @@ def update_index(
     Raises:
         PipelineError: The index cannot be written or is in use, or an embedding is not finite.
     """
-    index.forget_all_but(recordings)
-    if not _outdated(index, recordings) and not index.is_mostly_dead:
+    if is_current(index, recordings):
         return []
     with index.locked():
         index.forget_all_but(recordings)
@@ -65,6 +64,12 @@ def update_index(
         if index.is_mostly_dead:
             index.compact()
     return unread
+
+
+def is_current(index: FolderIndex, recordings: Mapping[str, RecordingFile]) -> bool:
+    """Return whether an index needs no change; forget the files that are gone."""
+    index.forget_all_but(recordings)
+    return not _outdated(index, recordings) and not index.is_mostly_dead
 
 
 def _outdated(index: FolderIndex, recordings: Mapping[str, RecordingFile]) -> list[RecordingFile]:

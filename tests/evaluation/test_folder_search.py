@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -270,6 +272,26 @@ def test_the_index_is_next_to_the_run_unless_it_cannot_be_written(
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "cache").write_text("a file where the folder would be")
     assert search_folder("a tone", run, recordings) == expected and "the index cannot be kept" in caplog.text
+
+
+def test_a_complete_index_is_used_where_it_cannot_be_written(tiny_study, recordings, tmp_path, monkeypatch, embedded):
+    """A read-only folder is simulated: root may write everywhere."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run = Path(shutil.copytree(tiny_study.pretrained, tmp_path / "run"))
+    expected = search_folder("a tone", run, recordings)
+    make = tempfile.TemporaryFile
+
+    def refuse(*args, dir=None, **options):
+        if dir is not None and Path(dir).is_relative_to(run):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
+        return make(*args, dir=dir, **options)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    embedded.clear()
+    assert search_folder("a tone", run, recordings) == expected and not embedded
+    write(recordings / "new.wav", tone(3, 1000, 7))
+    assert search_folder("a tone", run, recordings).files == 4 and "a.wav" in embedded
+    assert len(list(tmp_path.glob("cache/audio-composed-text/index/folder-*"))) == 1
 
 
 def test_refusals_name_the_cause(model, recordings, tmp_path):
