@@ -29,8 +29,10 @@ from pipeline.stages import (
     average_weights,
     choose_settings,
     compare,
+    describe_pool,
     draw_curves,
     embed,
+    embed_split,
     evaluate,
     find_near_duplicates,
     import_weights,
@@ -292,6 +294,43 @@ def made_by_embed(study: Study) -> Any:
     arrays = np.load(path)
     exact = {name: arrays[name].tolist() for name in ("audio_key", "audio_of_text", "caption", "windows")}
     return content(path), exact
+
+
+def split_embeddings(study: Study) -> list[Path]:
+    paths = [study.folder / "embeddings" / name / "train" / "embeddings.parquet" for name in SPLITS]
+    for name, path in zip(SPLITS, paths, strict=True):
+        study.run(embed_split, "--model", study.folder / "pretrained", "--shards", study.split(name), "--device", "cpu",
+                  "--embeddings", path)  # fmt: skip
+    return paths
+
+
+def made_by_embed_split(study: Study) -> Any:
+    found = []
+    for path in split_embeddings(study):
+        table = pq.read_table(path)
+        facts = json.loads(table.schema.metadata[b"embeddings"])
+        found.append([table["key"].to_pylist(), sorted(facts), facts["width"], facts["windows"]])
+    return found
+
+
+def made_by_describe_pool(study: Study) -> Any:
+    split_embeddings(study)
+    out = study.folder / "pool"
+    study.run(describe_pool, "--target", "test", "--role", "test", "--held-out", "test/train", "--labeled",
+              "labeled/train", "--unlabeled", "unlabeled/train", "--shards", study.folder / "shards", "--embeddings",
+              study.folder / "embeddings", "--identities", study.split("test") / "identities.parquet",
+              "--out", out)  # fmt: skip
+    tables = {path.name: pq.read_table(path) for path in sorted(out.glob("*.parquet"))}
+    exact = ["key", "source_name", "captions", "duration_s", "leaked", "group"]
+    rows = [table.select([name for name in exact if name in table.column_names]) for table in tables.values()]
+    summary = read_json(out / "summary.json")
+    return (
+        [
+            (str(table.schema.remove_metadata()), kept.to_pylist())
+            for table, kept in zip(tables.values(), rows, strict=True)
+        ],
+        [sorted(summary), sorted(summary["unlabeled"][0]), summary["dots"], summary["unlabeled"][0]["hours"]],
+    )
 
 
 def made_by_evaluate(study: Study) -> Any:

@@ -578,3 +578,61 @@ def test_a_run_that_cannot_take_an_objective_is_named(config):
     study = swept(config, {"objective": ["composed"]})
     with pytest.raises(PipelineError, match=r"candidate objective=composed: runs\.clotho_finetune: .* needs unlabeled"):
         study.candidate_evaluations()
+
+
+# --- descriptions of unlabeled audio
+
+
+def test_unlabeled_audio_is_described_only_where_it_is_asked_for(config):
+    config["pool"] = {}
+    study = Study.of_config(config)
+    assert study.pools() == [] and study.pool_folders() == []
+    config["pool"] = {"against": ["validation", "test"]}
+    folders = Study.of_config(config).pool_folders()
+    targets, roles = ("clotho", "audiocaps"), ("validation", "test")
+    assert folders == [f"results/pools/{target}/{role}" for target in targets for role in roles]
+
+
+def test_a_description_compares_the_splits_of_the_runs_with_unlabeled_audio(config):
+    study = Study.of_config(config)
+    assert study.pool_splits("clotho", "labeled") == ["clotho/development"]
+    assert study.pool_splits("clotho", "unlabeled") == ["audiocaps/train", "audioset/balanced_train"]
+    assert study.pool_embeddings("audiocaps", "test") == [
+        f"results/embeddings/{split}/embeddings.parquet"
+        for split in ("audiocaps/test", "audiocaps/train", "clotho/development", "audioset/balanced_train")
+    ]
+
+
+def test_a_split_that_another_run_uses_unlabeled_is_not_labeled_in_a_description(config):
+    config["runs"]["both"] = {"objective": "composed", "labeled": ["clotho", "audiocaps"], "unlabeled": ["audioset"]}
+    config["tables"]["table1"].append({"target": "clotho", "method": "composed_all_pairs", "run": "both"})
+    assert Study.of_config(config).pool_splits("clotho", "labeled") == ["clotho/development"]
+
+
+def test_near_duplicates_are_looked_for_unless_switched_off(config):
+    assert Study.of_config(config).pool_near_duplicates("clotho") == []  # the small study saves the minute
+    config["pool"] = {"against": ["test"]}
+    splits = ("audiocaps/train", "audioset/balanced_train")
+    reports = [f"results/reports/near_duplicates/{split}.json" for split in splits]
+    assert Study.of_config(config).pool_near_duplicates("clotho") == reports
+
+
+def test_the_page_accounts_for_every_split_of_a_description(config):
+    config["pool"] = {"against": ["validation"]}
+    summaries = Study.of_config(config).page_summaries()
+    assert "results/shards/clotho/validation/manifest.json" in summaries
+    assert len(summaries) == len(set(summaries))
+
+
+def test_a_study_without_unlabeled_audio_says_that_none_is_described(config):
+    config["tables"]["table1"] = [row for row in config["tables"]["table1"] if row["method"] != "composed"]
+    study = Study.of_config(config)
+    assert study.pools() == []
+    assert "pool.against: no row of the tables has a run with unlabeled audio" in " ".join(study.opening_lines())
+
+
+def test_a_target_without_validation_split_cannot_be_described_against_it(config):
+    config["pool"] = {"against": ["validation"]}
+    del config["datasets"]["clotho"]["splits"]["validation"]
+    with pytest.raises(PipelineError, match=r"pool\.against: datasets\.clotho\.splits names no validation split"):
+        Study.of_config(config)

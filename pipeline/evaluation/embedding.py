@@ -34,8 +34,12 @@ Sound = Path | tuple[Any, int]
 """An audio file, or samples (samples,) or (samples, channels) and their rate in Hz."""
 
 
-def embed_audio(model: ClapModel, shards: ShardReader, windows: str, batch_size: int) -> NDArray[np.float32]:
+def embed_audio(
+    model: ClapModel, shards: ShardReader, windows: str, batch_size: int, keys: Sequence[str] | None = None
+) -> NDArray[np.float32]:
     """Return the embeddings (N, D) of a split's clips, in the reader's order; see `embed_windows`.
+
+    keys: the clips to embed, if not all.
 
     Raises:
         PipelineError: The split has no clips, or its rate is not the model's.
@@ -47,14 +51,15 @@ def embed_audio(model: ClapModel, shards: ShardReader, windows: str, batch_size:
             f"{shards.folder}: shards are at {shards.sample_rate_hz} Hz, the model takes {model.sample_rate_hz} Hz; "
             "make the shards again at the model's rate"
         )
+    chosen = shards.keys if keys is None else keys
     clips = (
         [
             shards.read_window(key, start, model.window_frames, model.short_clips)
             for start in window_starts(shards.frames(key), model.window_frames, windows)
         ]
-        for key in shards.keys
+        for key in chosen
     )
-    return embed_windows(model, clips, len(shards), batch_size)
+    return embed_windows(model, clips, len(chosen), batch_size)
 
 
 def embed_sounds(

@@ -110,6 +110,13 @@ def write_embeddings(
     )  # fmt: skip
 
 
+def split_checksums(shards: Path) -> dict[str, str]:
+    """Return the checksums of a split's manifest and tars, as manifest.json records them."""
+    summary = read_json(shards / "manifest.json")
+    tars = {shard["tar"]: shard["sha256"] for shard in summary.get("shards", [])}
+    return {"manifest.parquet": summary.get("manifest_sha256", ""), **tars}
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the stage."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -158,7 +165,7 @@ def made_from(args: argparse.Namespace) -> dict[str, Any]:
         "stage": "embed",
         "version": VERSIONS["embed"],
         "model": {name: sha256_of(args.model / name) for name in MODEL_FILES if (args.model / name).exists()},
-        "split": _checksums(args.shards),
+        "split": split_checksums(args.shards),
         **{name: getattr(args, name) for name in ("windows", "batch_size", "threads", "device")},
         **moments,
     }
@@ -181,13 +188,6 @@ def main(argv: list[str]) -> None:
     options |= {"moments": args.moments, "hop_s": args.hop_s}
     write_embeddings(args.model, args.shards, args.embeddings, **options)
     remember([args.embeddings], origin)
-
-
-def _checksums(shards: Path) -> dict[str, str]:
-    """Return the checksums of a split's manifest and tars, as manifest.json records them."""
-    summary = read_json(shards / "manifest.json")
-    tars = {shard["tar"]: shard["sha256"] for shard in summary.get("shards", [])}
-    return {"manifest.parquet": summary.get("manifest_sha256", ""), **tars}
 
 
 def _size_and_time(path: Path) -> list[int]:

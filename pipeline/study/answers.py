@@ -396,7 +396,47 @@ class Study:
         trained = {name for row in self.rows() for name in self.training_sets(row.run)}
         targets = dict.fromkeys(row.target for row in self.rows())
         train = [self.summary(name, "train") for name in self.config.datasets if name in trained]
-        return [*train, *(self.summary(name, "test") for name in targets)]
+        described = [self.summary(target, role) for target, role in self.pools()]
+        return list(dict.fromkeys([*train, *(self.summary(name, "test") for name in targets), *described]))
+
+    # --- descriptions of unlabeled audio
+
+    def pools(self) -> list[tuple[str, Role]]:
+        """Return target and role of each held-out split that the unlabeled audio of the target is compared with."""
+        targets = dict.fromkeys(row.target for row in self.rows())
+        return [
+            (target, role)
+            for target in targets
+            for role in dict.fromkeys(self.config.pool.against)
+            if self.pool_splits(target, "unlabeled") and self.target_split(target, role) is not None
+        ]
+
+    def pool_folders(self) -> list[str]:
+        """Return the folders of all descriptions."""
+        return [f"results/pools/{target}/{role}" for target, role in self.pools()]
+
+    def pool_splits(self, target: str, use: Literal["labeled", "unlabeled"]) -> list[str]:
+        """Return DATASET/SPLIT of the training splits that the target's runs with unlabeled audio use.
+
+        A split that some of these runs use as unlabeled audio is not labeled here.
+        """
+        runs = [self.run(row.run) for row in self.rows() if row.target == target and self.run(row.run).unlabeled]
+        used = {name for run in runs for name in run.unlabeled or []}
+        if use == "labeled":
+            labeled = {name for run in runs for name in run.labeled or []}
+            used = labeled - used or labeled
+        return [self.split(name, "train") for name in self.config.datasets if name in used]
+
+    def pool_embeddings(self, target: str, role: Role) -> list[str]:
+        """Return the embeddings of every split that a description compares."""
+        splits = [self.split(target, role)]
+        splits += [*self.pool_splits(target, "labeled"), *self.pool_splits(target, "unlabeled")]
+        return [f"results/embeddings/{split}/embeddings.parquet" for split in splits]
+
+    def pool_near_duplicates(self, target: str) -> list[str]:
+        """Return the reports of near-duplicates of a target's unlabeled splits, if the study looks for them."""
+        splits = self.pool_splits(target, "unlabeled") if self.config.pool.near_duplicates else []
+        return [f"results/reports/near_duplicates/{split}.json" for split in splits]
 
     # --- sweep
 
@@ -457,7 +497,10 @@ class Study:
 
     def opening_lines(self) -> list[str]:
         """Return what the user should know when the workflow starts."""
-        return [MINI_NOTE] if self.starts_small else []
+        lines = [MINI_NOTE] if self.starts_small else []
+        if self.config.pool.against and not self.pools():
+            lines.append("pool.against: no row of the tables has a run with unlabeled audio, so none is described")
+        return lines
 
     def closing_lines(self) -> list[str]:
         """Return the paths of the tables and the page that exist, one line each."""

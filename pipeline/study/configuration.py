@@ -281,6 +281,22 @@ class Evaluation(Settings):
     )
 
 
+class Pool(Settings):
+    """The description of the unlabeled audio on the page: does it cover the clips that a target wants to find?"""
+
+    against: list[Literal["validation", "test"]] = Field(
+        [],
+        description="Held-out splits of the targets that the unlabeled audio of their runs is compared with. Empty: "
+        "nothing is described. Each clip is embedded once with the pretrained model. Choose audio by validation: a "
+        "choice by test would make the test figures too high.",
+    )
+    near_duplicates: bool = Field(
+        True,
+        description="Whether clips that share a stretch of sound with a held-out clip are looked for and counted. It "
+        "takes about 10 ms per clip.",
+    )
+
+
 class TableRow(Settings):
     """One row of a table: a run on a target."""
 
@@ -338,6 +354,7 @@ class Configuration(Settings):
     )
     sweep: Sweep = Field(Sweep(), description="The search of `make sweep`, on the validation splits.")
     evaluation: Evaluation = Field(Evaluation(), description="How the figures are computed.")
+    pool: Pool = Field(Pool(), description="The description of the unlabeled audio on the page.")
     tables: Annotated[dict[Name, Annotated[list[TableRow], Field(min_length=1)]], Field(min_length=1)] = Field(
         description="Tables to write, each a list of rows."
     )

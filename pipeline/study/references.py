@@ -52,6 +52,7 @@ def wrong_references(config: Configuration) -> Iterable[str]:
     ):
         if path is not None and set(path) & set("{}<>"):
             yield f"{key}: {path} holds one of {{ }} < >, which Snakemake replaces in its inputs; rename it"
+    yield from wrong_pool(config)
     yield from wrong_backbone(config)
     yield from wrong_protocol(config)
 
@@ -194,6 +195,14 @@ def wrong_protocol(config: Configuration) -> Iterable[str]:
             yield f"datasets.{target}.relevance: is missing; the protocol dcase2025 needs it for each target"
         if config.evaluation.protocol == "moments" and dataset is not None and dataset.moments is None:
             yield f"datasets.{target}.moments: is missing; the protocol moments needs it for each target"
+
+
+def wrong_pool(config: Configuration) -> Iterable[str]:
+    """Yield each target without the split that its unlabeled audio is compared with; others name the test split."""
+    if "validation" in config.pool.against:
+        for target in dict.fromkeys(row.target for rows in config.tables.values() for row in rows):
+            if target in config.datasets and config.datasets[target].splits.validation is None:
+                yield f"pool.against: datasets.{target}.splits names no validation split"
 
 
 def wrong_backbone(config: Configuration) -> Iterable[str]:

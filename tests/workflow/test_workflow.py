@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from pipeline.data.pairs import read_facts
+from pipeline.results.pools import read_pool
 from pipeline.stages import mix_soundscapes
 from pipeline.study import MINI_NOTE
 from tests.forks import folder_with_python, run_python
@@ -82,6 +83,7 @@ def tiny(project):
             "audiocaps_finetune": {"objective": "finetune", "labeled": ["audiocaps"]},
             "all_pairs_concatenate": {"objective": "concatenate", "labeled": ["clotho", "audiocaps"]},
         },
+        "pool": {"against": ["test"]},
         "curves": {
             "audio": {
                 "target": "clotho",
@@ -182,6 +184,12 @@ def test_the_whole_study_runs_at_a_tiny_size_and_a_second_run_has_nothing_to_do(
     assert [row["value"] for row in points] == [rows[1]["t2a_R1"], rows[1]["a2t_R1"]]
     assert float(points[0]["unlabeled_hours"]) == pytest.approx(facts["unlabeled_s"] / 3600, rel=1e-3)
     assert (project / "results" / "curves" / "audio.svg").exists()
+    pool, _ = read_pool(project / "results" / "pools" / "clotho" / "test")
+    assert (pool.held_out, pool.labeled) == ("clotho/evaluation", ["clotho/development"])
+    assert [figures.name for figures in pool.unlabeled] == ["audioset/balanced_train"]
+    assert pool.whole.near_duplicates is not None
+    assert "window.POOLS" in (project / "results" / "report" / "data.js").read_text()
+    assert not (project / "results" / "pools" / "audiocaps").exists()  # none of its runs uses unlabeled audio
     assert "Nothing to be done" in snakemake(project, "--configfile", tiny)
 
     # Snakemake's own report, without a network: every table, training and the page, each with its caption.

@@ -33,11 +33,13 @@ const nameOf = (query) => (isText() ? target().captions[query] : target().keys[q
 // How much better run A answers a query than run B, as a difference of reciprocal ranks.
 const lead = (query) => 1 / rankOf("a", query) - 1 / rankOf("b", query);
 
-function playButton(clip) {
+const playButton = (clip) => playButtonOf(target().keys[clip], captionsOf(clip)[0]);
+
+function playButtonOf(key, title) {
   const button = element("button", undefined, "play");
   button.type = "button";
-  button.dataset.key = target().keys[clip];
-  button.dataset.title = captionsOf(clip)[0];
+  button.dataset.key = key;
+  button.dataset.title = title;
   button.setAttribute("aria-label", `Play ${button.dataset.key}`);
   button.addEventListener("click", () => toggle(button));
   mark(button);

@@ -14,7 +14,10 @@ TEMPLATES = Path(__file__).parent
 
 def render_page(contents: Mapping[str, Any]) -> str:
     """index.html: `contents` are the names that page.html uses."""
-    return render_template(TEMPLATES / "page.html", styles=["page.css"], scripts=["player.js", "page.js"], **contents)
+    styles, scripts = ["page.css"], ["player.js", "page.js"]
+    if contents["pools"]:
+        styles, scripts = [*styles, "map.css"], [*scripts, "map.js"]
+    return render_template(TEMPLATES / "page.html", styles=styles, scripts=scripts, **contents)
 
 
 def render_template(template: Path, *, styles: Sequence[str], scripts: Sequence[str], **contents: Any) -> str:
@@ -33,6 +36,13 @@ def render_template(template: Path, *, styles: Sequence[str], scripts: Sequence[
     return environment.get_template(template.name).render(style=joined(styles), script=joined(scripts), **contents)
 
 
-def render_data(targets: Mapping[str, Any]) -> str:
-    """data.js: what the browser shows. A script, because a page opened from disk may not fetch JSON."""
-    return f"window.RETRIEVED = {json.dumps(targets, separators=(',', ':'), ensure_ascii=True)};\n"
+def render_data(targets: Mapping[str, Any], pools: Mapping[str, Any]) -> str:
+    """Return data.js: what the browser and the maps show. A script, because a page opened from disk may not fetch JSON.
+
+    pools: the maps by name; without one, data.js does not mention them.
+    """
+    shown = {"RETRIEVED": targets, **({"POOLS": pools} if pools else {})}
+    return "".join(
+        f"window.{name} = {json.dumps(value, separators=(',', ':'), ensure_ascii=True)};\n"
+        for name, value in shown.items()
+    )
