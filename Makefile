@@ -25,7 +25,7 @@ test-all: .venv/locked  ## The slow tests, too: compiled kernels and whole studi
 test-slurm: .venv/locked  ## The workflow on a SLURM cluster of its own; needs root and Debian
 	python -m pytest -q -rs -m slurm tests/slurm
 
-sweep: .venv/locked  ## Learning rates on the validation splits: results/sweep.csv
+sweep: .venv/locked  ## Settings, chosen on the validation splits: results/sweep.csv, results/sweep.yaml
 	snakemake --cores all results/sweep.csv
 
 lint: .venv/locked  ## Formatting, static checks and types
@@ -37,8 +37,9 @@ lint: .venv/locked  ## Formatting, static checks and types
 	hadolint Dockerfile
 	python docs/tools/check_words.py README.md CHANGELOG.md CONTRIBUTING.md docs pipeline
 
-bench-data: .venv/locked  ## Speed and memory of the data stages, next to what they are compared with
+bench-data: .venv/locked  ## Speed and memory of the data stages, next to what they are compared with; HOURS=24 of one recording
 	python -m bench.data
+	python -m bench.recordings $(if $(HOURS),--hours $(HOURS))
 
 bench-train: .venv/locked  ## How fast the composed step of ms-clap is here, next to the straightforward way
 	python -m bench.train

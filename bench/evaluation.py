@@ -1,6 +1,6 @@
 """Time and memory of evaluation, compared with the minimal arithmetic: python -m bench.evaluation [--full]
 
-Four comparisons on one core, each within one run:
+Five comparisons on one core, each within one run:
 
 1. Clotho's size, 5,225 texts x 1,045 clips: ranks, figures of all protocols and 1,000 bootstrap draws of each. Target:
    2 s or less.
@@ -13,6 +13,7 @@ Four comparisons on one core, each within one run:
    Target: 1.1 times or less. The model is ms-clap 2023 at full size with random weights on made-up clips of 10 s, or
    --model and --shards, as for the stage embed.
 4. Search among a million embeddings; see bench/search.py. Target: well under a second.
+5. Indexing and searching folders of recordings; see bench/folder_search.py.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import search
+from bench import folder_search, search
 from bench.data import target_line
 from pipeline.evaluation.metrics import PROTOCOLS, contributions, figures, intervals
 from pipeline.evaluation.ranking import SCORES_PER_TILE, rank_embeddings
@@ -251,6 +252,7 @@ def main() -> None:
         lines.append(embedding(model, shards, args.threads))
     seconds = search.measure(args.rows, 10, args.folder)
     lines.append(target_line(f"seconds of a search among {args.rows:,} x {WIDTH}", seconds, 1, at_most=True))
+    lines += folder_search.measure(args.model, None, args.rows, folder_search.FILES, args.folder)
     print("\n| ratio or size | measured | target | met |\n|---|---:|---:|---|")
     print("\n".join(lines))
 

@@ -56,7 +56,7 @@ STUDY = {
     "pretrain": {"epochs": 1, "batch_size": 4},
     "training": {"epochs": 10, "batch_size": 2},
     "runs": {RUN: {"objective": "composed", "labeled": ["clotho"], "unlabeled": ["audioset"]}},
-    "sweep": {"learning_rates": [0.001]},
+    "sweep": {"grid": {"learning_rate": [0.001]}},
     "curves": {"audio": {"target": "clotho", "against": "unlabeled_hours", "lines": {"composed": [RUN]}}},
     "tables": {
         "table1": [

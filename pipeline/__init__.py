@@ -18,35 +18,45 @@ if TYPE_CHECKING:
     from pipeline.data.shards.reader import ShardReader, open_split
     from pipeline.data.shards.streaming import stream_clips
     from pipeline.errors import PipelineError
+    from pipeline.evaluation.folder_search import FolderSearch, search_folder
     from pipeline.evaluation.metrics import retrieval_metrics
     from pipeline.evaluation.model import AudioTextModel, load
     from pipeline.evaluation.search import SearchResult, search
+    from pipeline.evaluation.selection import Suggestion, suggest
     from pipeline.training.losses import info_nce
 
 __all__ = [
     "AudioTextModel",
+    "FolderSearch",
     "PipelineError",
     "SearchResult",
     "ShardReader",
+    "Suggestion",
     "info_nce",
     "load",
     "open_split",
     "retrieval_metrics",
     "search",
+    "search_folder",
     "stream_clips",
+    "suggest",
 ]
 
 _MODULES = {
     "AudioTextModel": "pipeline.evaluation.model",
+    "FolderSearch": "pipeline.evaluation.folder_search",
     "PipelineError": "pipeline.errors",
     "SearchResult": "pipeline.evaluation.search",
     "ShardReader": "pipeline.data.shards.reader",
+    "Suggestion": "pipeline.evaluation.selection",
     "info_nce": "pipeline.training.losses",
     "load": "pipeline.evaluation.model",
     "open_split": "pipeline.data.shards.reader",
     "retrieval_metrics": "pipeline.evaluation.metrics",
     "search": "pipeline.evaluation.search",
+    "search_folder": "pipeline.evaluation.folder_search",
     "stream_clips": "pipeline.data.shards.streaming",
+    "suggest": "pipeline.evaluation.selection",
 }
 
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import csv
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+
+# The tests run in as many processes as there are cores: threads that wait must not keep a core busy.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest
@@ -13,7 +18,7 @@ import torch
 
 from pipeline.data.leaks import leaked_path
 from pipeline.models import mini, save_model
-from pipeline.stages import index_audio, index_shards, pair_clips, shard_audio
+from pipeline.stages import describe_pool, embed_split, index_audio, index_shards, pair_clips, shard_audio
 
 torch.set_num_threads(1)
 
@@ -83,28 +88,65 @@ def write_raw_dataset(root: Path, clips: int, captioned: bool, seed: int) -> Non
             csv.writer(file).writerows([["file_name", "caption_1", "caption_2"], *rows])
 
 
+def shard_dataset(folder: Path, dataset: str, captioned: bool) -> None:
+    """Catalog and shards of the raw dataset `folder`/raw/`dataset`."""
+    root, split = folder / "raw" / dataset, folder / "shards" / dataset / "train"
+    catalog = folder / "catalogs" / dataset / "train.parquet"
+    plan = catalog.with_suffix(".shards.parquet")
+    flag = "--labeled" if captioned else "--unlabeled"
+    index_audio.main(
+        ["--dataset", dataset, "--split", "train", "--adapter", "folder", "--root", str(root), flag]
+        + ["--clips-per-shard", "20", "--catalog", str(catalog), "--plan", str(plan)]
+    )
+    shard_audio.main(
+        ["--catalog", str(catalog), "--plan", str(plan), "--sample-rate-hz", "16000", "--format", "wav"]
+        + ["--shards", str(split), "--done", str(split / "parts" / "0-of-1.json")]
+    )
+    index_shards.main(
+        ["--plan", str(plan), "--shards", str(split), "--identities", str(split / "identities.parquet")]
+        + ["--manifest", str(split / "manifest.parquet"), "--summary", str(split / "manifest.json")]
+    )
+
+
 @pytest.fixture(scope="session")
 def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
     """Raw files, catalogs, shards and manifests of two datasets, and a randomly initialised mini."""
     study = TinyStudy(tmp_path_factory.mktemp("tiny"))
     for dataset, clips, captioned in (("labeled", 24, True), ("unlabeled", 20, False)):
-        root, split = study.folder / "raw" / dataset, study.shards / dataset / "train"
-        write_raw_dataset(root, clips, captioned, seed=clips)
-        catalog = study.folder / "catalogs" / dataset / "train.parquet"
-        plan = catalog.with_suffix(".shards.parquet")
-        flag = "--labeled" if captioned else "--unlabeled"
-        index_audio.main(
-            ["--dataset", dataset, "--split", "train", "--adapter", "folder", "--root", str(root), flag]
-            + ["--clips-per-shard", "20", "--catalog", str(catalog), "--plan", str(plan)]
-        )
-        shard_audio.main(
-            ["--catalog", str(catalog), "--plan", str(plan), "--sample-rate-hz", "16000", "--format", "wav"]
-            + ["--shards", str(split), "--done", str(split / "parts" / "0-of-1.json")]
-        )
-        index_shards.main(
-            ["--plan", str(plan), "--shards", str(split), "--identities", str(split / "identities.parquet")]
-            + ["--manifest", str(split / "manifest.parquet"), "--summary", str(split / "manifest.json")]
-        )
+        write_raw_dataset(study.folder / "raw" / dataset, clips, captioned, seed=clips)
+        shard_dataset(study.folder, dataset, captioned)
     torch.manual_seed(0)
     save_model(mini.build(mini.train_tokenizer(CAPTIONS, 300)), study.pretrained)
+    return study
+
+
+@dataclass(frozen=True)
+class PoolStudy:
+    """Shards of `labeled/train` (24 clips), `unlabeled/train` (20) and `target/train` (6), all embedded."""
+
+    folder: Path
+
+    def arguments(self, out: Path) -> list[str]:
+        """Flags of describe_pool for `target/train`."""
+        return [
+            *("--target", "target", "--role", "test", "--held-out", "target/train", "--labeled", "labeled/train"),
+            *("--unlabeled", "unlabeled/train", "--shards", str(self.folder / "shards")),
+            *("--embeddings", str(self.folder / "embeddings"), "--out", str(out)),
+            *("--identities", str(self.folder / "shards" / "target" / "train" / "identities.parquet")),
+        ]
+
+
+@pytest.fixture(scope="session")
+def pool_study(tiny_study: TinyStudy, tmp_path_factory: pytest.TempPathFactory) -> PoolStudy:
+    """The tiny study with a third, captioned dataset; its description is in `folder`/pool."""
+    study = PoolStudy(tmp_path_factory.mktemp("pool"))
+    shutil.copytree(tiny_study.shards, study.folder / "shards")
+    write_raw_dataset(study.folder / "raw" / "target", clips=6, captioned=True, seed=6)
+    shard_dataset(study.folder, "target", captioned=True)
+    for name in ("labeled/train", "unlabeled/train", "target/train"):
+        embed_split.main(
+            ["--model", str(tiny_study.pretrained), "--shards", str(study.folder / "shards" / name), "--device", "cpu"]
+            + ["--embeddings", str(study.folder / "embeddings" / name / "embeddings.parquet")]
+        )
+    describe_pool.main(study.arguments(study.folder / "pool"))
     return study

@@ -27,10 +27,12 @@ from pipeline.data.leaks import leaked_path
 from pipeline.errors import PipelineError, crash_message
 from pipeline.files import read_json
 from pipeline.stages import (
-    choose_learning_rates,
+    choose_settings,
     compare,
+    describe_pool,
     draw_curves,
     embed,
+    embed_split,
     evaluate,
     find_near_duplicates,
     index_shards,
@@ -54,7 +56,8 @@ SPLIT = Path("shards/labeled/train")
 RUN, MODEL, RUN_AT_WORK = Path("results/runs/birds/seed0"), Path("pretrained"), Path("at_work")
 EVALUATION, OTHER = Path("results/evaluations/birds/seed0/labeled"), Path("evaluations/other")
 PAIRS = Path("pairs/composed.parquet")
-SWEEP = Path("sweep/0.001/birds/labeled/metrics.json")
+SWEEP = Path("sweep/learning_rate=0.001/birds/seed0/labeled")
+EMBEDDED, POOL = Path("embeddings"), Path("pools/labeled/test")
 TRAIN = ["--pairs", PAIRS, "--shards", "shards", "--seed", 0, "--device", "cpu", "--objective", "composed"]
 
 
@@ -88,8 +91,14 @@ def study(tiny_study, tmp_path_factory) -> Iterator[Path]:
         stop_in_the_middle(RUN_AT_WORK)
         evaluate_run(RUN, EVALUATION, "birds")
         evaluate_run(MODEL, OTHER, "other")
-        SWEEP.parent.mkdir(parents=True)
-        shutil.copyfile(EVALUATION / "metrics.json", SWEEP)
+        for name in ("labeled", "unlabeled"):
+            run(embed_split, "--model", MODEL, "--shards", Path("shards", name, "train"), "--device", "cpu",
+                "--threads", 1, "--embeddings", EMBEDDED / name / "train/embeddings.parquet")  # fmt: skip
+        run(find_near_duplicates, "--shards", "shards/unlabeled/train", "--held-out", SPLIT, "--report", "near.json")
+        READERS["describe_pool"].read(POOL)
+        SWEEP.mkdir(parents=True)
+        for name in ("metrics.json", "contributions.parquet"):
+            shutil.copyfile(EVALUATION / name, SWEEP / name)
         for reader in ("compare", "draw_curves", "tabulate"):
             READERS[reader].read(Path())
         READERS["search"].read(Path())
@@ -224,6 +233,22 @@ def by_evaluate(out):
     return content(out)
 
 
+@reads(*(MODEL / name for name in MODEL_FILES), *MANIFEST, TAR)
+def by_embed_split(out):
+    run(embed_split, "--model", MODEL, "--shards", SPLIT, "--device", "cpu", "--threads", 1, "--embeddings",
+        out / "embeddings.parquet")  # fmt: skip
+    return content(out / "embeddings.parquet")
+
+
+@reads(*(EMBEDDED / name / "train/embeddings.parquet" for name in ("labeled", "unlabeled")), *MANIFEST, "near.json",
+       "shards/labeled/train/identities.parquet", "shards/unlabeled/train/manifest.parquet")  # fmt: skip
+def by_describe_pool(out):
+    run(describe_pool, "--target", "labeled", "--role", "test", "--held-out", "labeled/train", "--labeled",
+        "labeled/train", "--unlabeled", "unlabeled/train", "--shards", "shards", "--embeddings", EMBEDDED,
+        "--identities", SPLIT / "identities.parquet", "--near-duplicates", "near.json", "--out", out)  # fmt: skip
+    return [content(out / name) for name in describe_pool.OUTPUTS]
+
+
 def rows(name: str) -> list[object]:
     return ["--row", "labeled|finetune|A+T", OTHER / name, "--row", "labeled|composed|A+T", EVALUATION / name]
 
@@ -251,17 +276,20 @@ def by_tabulate(out):
 
 
 @reads("table.csv", "comparisons.csv", "curve.csv", EVALUATION / "metrics.json", EVALUATION / "ranks.parquet",
-       EVALUATION / "embeddings.npz", RUN / "training.parquet", RUN / "training.json", *MANIFEST, TAR)  # fmt: skip
+       EVALUATION / "embeddings.npz", RUN / "training.parquet", RUN / "training.json", *MANIFEST, TAR,
+       POOL / "summary.json", POOL / "map.parquet")  # fmt: skip
 def by_report(out):
     run(report, "--name", "tiny", "--note", "", "--protocol", "paper", "--tables", "table.csv", "--comparisons",
         "comparisons.csv", "--curves", "curve.csv", "--evaluations", EVALUATION, OTHER, "--logs",
-        RUN / "training.parquet", "--summaries", MANIFEST[1], "--out", out)  # fmt: skip
+        RUN / "training.parquet", "--summaries", MANIFEST[1], "shards/unlabeled/train/manifest.json", "--pools", POOL,
+        "--out", out)  # fmt: skip
     return content(out)
 
 
-@reads(SWEEP)
-def by_choose_learning_rates(out):
-    run(choose_learning_rates, "--metrics", SWEEP, "--protocol", "paper", "--csv", out / "sweep.csv")
+@reads(SWEEP / "metrics.json", SWEEP / "contributions.parquet")
+def by_choose_settings(out):
+    run(choose_settings, "--evaluations", SWEEP, "--protocol", "paper", "--csv", out / "sweep.csv",
+        "--yaml", out / "sweep.yaml")  # fmt: skip
     return content(out)
 
 
@@ -467,7 +495,7 @@ def test_damage_is_named_or_changes_nothing(study, reader, tmp_path, patience):
                 DAMAGES[damage](place)
                 signal.alarm(SECONDS)
                 try:
-                    kind, found = outcome(reader, tmp_path / f"{place.parent.name} {place.name} {damage}")
+                    kind, found = outcome(reader, tmp_path / f"{place} {damage}".replace("/", " "))
                 except Exception as error:
                     problems.append(f"{place}: {damage}: traceback {error!r:.300}")
                     continue

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from pipeline.data.downloads import fetch, open_session, unpack
 from pipeline.errors import PipelineError, crash_message, read_error_message
 from pipeline.files import sha256_of, write_atomically, write_json
+from tests.forks import run_python
 
 ROOT = Path(__file__).parents[1]
 RECORDINGS = ROOT / "data" / "recordings"
@@ -102,8 +103,7 @@ STAGES = [index_audio, shard_audio, index_shards, pair_clips, stage_shards, find
 
 
 def run_stage(stage: Callable[[Path, Path], list[str]], study: Path, out: Path, **options: object):
-    command = [sys.executable, "-m", f"pipeline.stages.{stage.__name__}", *stage(study, out)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, **options)  # type: ignore
+    return run_python("-m", f"pipeline.stages.{stage.__name__}", *stage(study, out), cwd=ROOT, **options)
 
 
 def checksums(folder: Path) -> dict[str, str]:

@@ -27,10 +27,12 @@ from pipeline.files import read_json
 from pipeline.stages import (
     VERSIONS,
     average_weights,
-    choose_learning_rates,
+    choose_settings,
     compare,
+    describe_pool,
     draw_curves,
     embed,
+    embed_split,
     evaluate,
     find_near_duplicates,
     import_weights,
@@ -294,6 +296,43 @@ def made_by_embed(study: Study) -> Any:
     return content(path), exact
 
 
+def split_embeddings(study: Study) -> list[Path]:
+    paths = [study.folder / "embeddings" / name / "train" / "embeddings.parquet" for name in SPLITS]
+    for name, path in zip(SPLITS, paths, strict=True):
+        study.run(embed_split, "--model", study.folder / "pretrained", "--shards", study.split(name), "--device", "cpu",
+                  "--embeddings", path)  # fmt: skip
+    return paths
+
+
+def made_by_embed_split(study: Study) -> Any:
+    found = []
+    for path in split_embeddings(study):
+        table = pq.read_table(path)
+        facts = json.loads(table.schema.metadata[b"embeddings"])
+        found.append([table["key"].to_pylist(), sorted(facts), facts["width"], facts["windows"]])
+    return found
+
+
+def made_by_describe_pool(study: Study) -> Any:
+    split_embeddings(study)
+    out = study.folder / "pool"
+    study.run(describe_pool, "--target", "test", "--role", "test", "--held-out", "test/train", "--labeled",
+              "labeled/train", "--unlabeled", "unlabeled/train", "--shards", study.folder / "shards", "--embeddings",
+              study.folder / "embeddings", "--identities", study.split("test") / "identities.parquet",
+              "--out", out)  # fmt: skip
+    tables = {path.name: pq.read_table(path) for path in sorted(out.glob("*.parquet"))}
+    exact = ["key", "source_name", "captions", "duration_s", "leaked", "group"]
+    rows = [table.select([name for name in exact if name in table.column_names]) for table in tables.values()]
+    summary = read_json(out / "summary.json")
+    return (
+        [
+            (str(table.schema.remove_metadata()), kept.to_pylist())
+            for table, kept in zip(tables.values(), rows, strict=True)
+        ],
+        [sorted(summary), sorted(summary["unlabeled"][0]), summary["dots"], summary["unlabeled"][0]["hours"]],
+    )
+
+
 def made_by_evaluate(study: Study) -> Any:
     folder = study.evaluation("finetune", 1)
     return [content(folder / name) for name in ("metrics.json", "ranks.parquet", "contributions.parquet")]
@@ -333,15 +372,17 @@ def made_by_report(study: Study) -> Any:
     return content(out / "data.js"), sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
 
 
-def made_by_choose_learning_rates(study: Study) -> Any:
-    metrics = []
+def made_by_choose_settings(study: Study) -> Any:
+    folders = []
     for rate, shift in (("0.001", 0), ("0.0001", 1)):
-        folder = study.folder / "sweep" / rate / "tuned" / "test"
+        folder = study.folder / "sweep" / f"learning_rate={rate}" / "tuned" / "seed0" / "test"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.json").write_bytes((study.evaluation("tuned", shift) / "metrics.json").read_bytes())
-        metrics.append(folder / "metrics.json")
-    study.run(choose_learning_rates, "--metrics", *metrics, "--protocol", "paper", "--csv", study.folder / "sweep.csv")
-    return content(study.folder / "sweep.csv")
+        for name in ("metrics.json", "contributions.parquet"):
+            (folder / name).write_bytes((study.evaluation("tuned", shift) / name).read_bytes())
+        folders.append(folder)
+    paths = [study.folder / "sweep.csv", study.folder / "sweep.yaml"]
+    study.run(choose_settings, "--evaluations", *folders, "--protocol", "paper", "--csv", paths[0], "--yaml", paths[1])
+    return [content(path) for path in paths]
 
 
 STAGES: dict[str, Callable[[Study], Any]] = {

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 import soundfile
+
+from tests.forks import run_python
 
 ROOT = Path(__file__).parents[1]
 RUN, SPLIT = "clotho_composed_audioset", "clotho/evaluation"
@@ -28,14 +28,10 @@ def run_notebook(project: Path) -> str:
     """The output of the notebook's code, in a process of its own."""
     notebook = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=project / "examples",
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    ).stdout
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = run_python("-c", code, cwd=project / "examples", env=variables)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def check_outputs(project: Path, shown: str) -> None:
@@ -55,7 +51,7 @@ def test_quickstart_runs_on_the_tiny_study(tiny_study, project: Path) -> None:
     check_outputs(project, run_notebook(project))
 
 
-@pytest.mark.skipif(not (ROOT / "results" / "runs" / RUN).is_dir(), reason="the small study has not been run here")
+@pytest.mark.skipif(not (ROOT / "results" / "table1.tex").exists(), reason="the small study has not been run here")
 def test_quickstart_runs_on_the_small_study(project: Path) -> None:
     for name in ("shards", "pairs"):
         (project / "results").mkdir(exist_ok=True)

@@ -28,6 +28,7 @@ from pipeline.study import (
     markdown,
     schema,
 )
+from pipeline.study.candidates import candidate_name, candidate_values
 from pipeline.training.options import add_run_options, training_parser
 from pipeline.training.settings import (
     ADDED,
@@ -201,6 +202,61 @@ def test_a_dataset_is_a_raw_tree_or_ready_shards(config):
         assert "datasets.audioset: give adapter and root of a raw tree, or shards" in message
     message = problem(merged(config, {"datasets": {"audioset": {"tars": "copy"}}}))
     assert "datasets.audioset.tars: is for ready shards" in message
+
+
+def test_segments_become_options_of_the_stages(config):
+    segments = {"length_s": 10, "min_level_dbfs": -60}
+    study = Study.of_config(merged(config, {"datasets": {"general": {"segments": segments}}}))
+    assert study.segment_flags("general") == [
+        "--segment-length-s=10.0",
+        "--segment-hop-s=10.0",
+        "--segment-min-share=0.5",
+    ]
+    assert study.level_flag("general") == ["--min-level-dbfs=-60.0"]
+    assert study.segment_flags("clotho") == study.level_flag("clotho") == []
+
+
+def test_clips_that_are_cut_out_of_recordings_are_not_cut_again(config):
+    message = problem(merged(config, {"datasets": {"clotho": {"segments": {"length_s": 10}}}}))
+    assert "datasets.clotho.segments: is for the adapters folder, webdataset, parquet, not clotho" in message
+
+
+def test_relevance_files_are_inputs_and_flags_of_their_targets(config, tmp_path):
+    path = tmp_path / "metadata_eval.csv"
+    path.write_text("query,audio_filenames\n")
+    for name in ("clotho", "audiocaps"):
+        config["datasets"][name]["relevance"] = str(path)
+    config["evaluation"] = {"protocol": "dcase2025"}
+    study = Study.of_config(config)
+    assert study.relevance_files("clotho") == [str(path), "results/shards/clotho/evaluation/manifest.json"]
+    assert study.relevance_flags("clotho") == [f"--relevance={path}", "--shards=results/shards/clotho/evaluation"]
+    assert (study.protocol, study.sweep_protocol) == ("dcase2025", "paper")
+
+
+def test_recordings_of_moments_are_those_of_the_catalog(config):
+    config["datasets"]["clotho"]["moments"] = {"hop_s": 0.5}
+    study = Study.of_config(config)
+    catalog = "results/catalogs/clotho/evaluation.parquet"
+    assert study.moment_files("clotho") == [catalog]
+    assert study.moment_flags("clotho") == [f"--moments={catalog}", "--hop-s=0.5"]
+    assert study.protocol_flags("clotho") == ["--moments"]
+    assert study.moment_flags("audiocaps") == study.protocol_flags("audiocaps") == []
+    config["evaluation"] = {"protocol": "moments"}
+    assert "datasets.audiocaps.moments: is missing; the protocol moments needs it" in problem(config)
+    config["datasets"]["audioset"]["moments"] = {}
+    assert "datasets.audioset.moments: are of the recordings of a test split: give" in problem(config)
+
+
+def test_a_target_without_the_data_of_its_protocol_is_named(config, tmp_path):
+    config["datasets"]["clotho"]["relevance"] = str(tmp_path / "none.csv")
+    config["evaluation"] = {"protocol": "dcase2025"}
+    found = problem(config)
+    assert f"datasets.clotho.relevance: there is no file {tmp_path}/none.csv" in found
+    assert "datasets.audiocaps.relevance: is missing; the protocol dcase2025 needs it" in found
+    config["datasets"]["audioset"]["relevance"] = str(tmp_path)
+    assert "datasets.audioset.relevance: is of the test split, and datasets.audioset.splits names none" in problem(
+        config
+    )
 
 
 def test_the_schema_that_editors_read_is_up_to_date():
@@ -454,7 +510,7 @@ def test_a_run_is_validated_on_the_validation_splits_of_its_targets(config):
     flags = study.training_flags("clotho_composed_audioset", "0")
     assert flags[-2:] == ["--validation=results/shards/clotho/validation", "--validation-protocol=paper"]
     assert "--validate-every=2" in flags and study.training_flags("clotho_finetune", "0")[-1] == "--objective=finetune"
-    assert study.candidate_flags("clotho_composed_audioset", "1e-4")[-1] == "--learning-rate=0.0001"
+    assert "--learning-rate=0.1" in study.candidate_flags("clotho_composed_audioset", "learning_rate=0.1", "0")
 
 
 def test_a_run_that_serves_two_targets_is_validated_on_both(config):
@@ -506,3 +562,137 @@ def test_settings_that_exclude_each_other_are_named(config, settings, message):
 def test_the_pretraining_is_not_validated(config):
     config["pretrain"] = {"validate_every": 1}
     assert "pretrain.validate_every: the pretraining has no validation split" in problem(config)
+
+
+# --- the sweep
+
+
+def swept(config: dict[str, Any], grid: dict[str, list[Any]], **more: Any) -> Study:
+    return Study.of_config({**config, "sweep": {"grid": grid, **more}})
+
+
+def test_every_combination_of_the_grid_is_a_candidate_of_every_trained_run(config):
+    study = swept(config, {"learning_rate": [0.1, 0.2], "learn_temperature": [True, False]}, seeds=[0, 7])
+    folders = study.candidate_evaluations()
+    assert "results/sweep/learning_rate=0.2,learn_temperature=false/clotho_finetune/seed7/clotho" in folders
+    assert len(folders) == len(set(folders)) == 4 * 2 * len([row for row in study.rows() if row.run != "vanilla"])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"learning_rate": 0.0003, "learn_temperature": False, "pseudo_tokens": 3},
+        {"conjunction": " and ", "prompt": "a=b,c/{d}%"},
+        {"prompt": "true", "conjunction": "3"},
+    ],
+)
+def test_a_candidates_name_holds_its_values(values):
+    name = candidate_name(values)
+    assert candidate_values(name) == values
+    assert not set(name) & set("/{} ")
+
+
+def test_a_candidate_changes_its_flags_and_only_its_own(config):
+    study = swept(config, {"learning_rate": [0.1]})
+    run, name = "clotho_composed_audioset", "learning_rate=0.1"
+    assert "--learning-rate=0.1" in study.candidate_flags(run, name, "0")
+    assert "--learning-rate=0.1" not in study.training_flags(run, "0")
+    assert set(study.candidate_flags(run, name, "0")) ^ set(study.training_flags(run, "0")) == {
+        "--learning-rate=0.1",
+        "--learning-rate=0.0003",
+    }
+
+
+def test_a_candidate_has_pairs_of_its_own_only_if_they_are_drawn_otherwise(config):
+    study = swept(config, {"learning_rate": [0.1], "epochs": [2]})
+    run = "clotho_composed_audioset"
+    assert study.candidate_pairs(run, "learning_rate=0.1", "3") == f"results/pairs/{run}/seed3.parquet"
+    assert study.candidate_pairs(run, "epochs=2", "3") == f"results/sweep/epochs=2/{run}/seed3.pairs.parquet"
+    assert "--epochs=2" in study.candidate_pairing_flags(run, "epochs=2")
+
+
+def test_an_objective_in_the_grid_leaves_unused_audio_out(config):
+    study = swept(config, {"objective": ["finetune", "concatenate"]})
+    run = "clotho_composed_audioset"
+    assert study.candidate_summaries(run, "objective=finetune", "unlabeled") == []
+    assert "--mix-labeled" in study.candidate_pairing_flags(run, "objective=concatenate")
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        ({"learnig_rate": [0.1]}, r"sweep\.grid: learnig_rate is no setting; settings: .*learning_rate"),
+        ({"learning_rate": [-1]}, r"sweep\.grid: .*learning_rate: -1 must be above 0"),
+        ({"objective": ["vanilla"]}, r"sweep\.grid\.objective: vanilla trains nothing"),
+        ({"objective": ["other"]}, r"sweep\.grid: objective: 'other' is not one of"),
+        ({"learning_rate": [0.1, 0.1]}, r"sweep\.grid\.learning_rate: .* holds one value twice"),
+        ({}, r"sweep\.grid: .*at least 1"),
+    ],
+)
+def test_a_wrong_grid_is_named(config, grid, said):
+    with pytest.raises(PipelineError, match=said):
+        swept(config, grid)
+
+
+def test_a_run_that_cannot_take_an_objective_is_named(config):
+    study = swept(config, {"objective": ["composed"]})
+    with pytest.raises(PipelineError, match=r"candidate objective=composed: runs\.clotho_finetune: .* needs unlabeled"):
+        study.candidate_evaluations()
+
+
+# --- descriptions of unlabeled audio
+
+
+def test_unlabeled_audio_is_described_only_where_it_is_asked_for(config):
+    config["pool"] = {}
+    study = Study.of_config(config)
+    assert study.pools() == [] and study.pool_folders() == []
+    config["pool"] = {"against": ["validation", "test"]}
+    folders = Study.of_config(config).pool_folders()
+    targets, roles = ("clotho", "audiocaps"), ("validation", "test")
+    assert folders == [f"results/pools/{target}/{role}" for target in targets for role in roles]
+
+
+def test_a_description_compares_the_splits_of_the_runs_with_unlabeled_audio(config):
+    study = Study.of_config(config)
+    assert study.pool_splits("clotho", "labeled") == ["clotho/development"]
+    assert study.pool_splits("clotho", "unlabeled") == ["audiocaps/train", "audioset/balanced_train"]
+    assert study.pool_embeddings("audiocaps", "test") == [
+        f"results/embeddings/{split}/embeddings.parquet"
+        for split in ("audiocaps/test", "audiocaps/train", "clotho/development", "audioset/balanced_train")
+    ]
+
+
+def test_a_split_that_another_run_uses_unlabeled_is_not_labeled_in_a_description(config):
+    config["runs"]["both"] = {"objective": "composed", "labeled": ["clotho", "audiocaps"], "unlabeled": ["audioset"]}
+    config["tables"]["table1"].append({"target": "clotho", "method": "composed_all_pairs", "run": "both"})
+    assert Study.of_config(config).pool_splits("clotho", "labeled") == ["clotho/development"]
+
+
+def test_near_duplicates_are_looked_for_unless_switched_off(config):
+    assert Study.of_config(config).pool_near_duplicates("clotho") == []  # the small study saves the minute
+    config["pool"] = {"against": ["test"]}
+    splits = ("audiocaps/train", "audioset/balanced_train")
+    reports = [f"results/reports/near_duplicates/{split}.json" for split in splits]
+    assert Study.of_config(config).pool_near_duplicates("clotho") == reports
+
+
+def test_the_page_accounts_for_every_split_of_a_description(config):
+    config["pool"] = {"against": ["validation"]}
+    summaries = Study.of_config(config).page_summaries()
+    assert "results/shards/clotho/validation/manifest.json" in summaries
+    assert len(summaries) == len(set(summaries))
+
+
+def test_a_study_without_unlabeled_audio_says_that_none_is_described(config):
+    config["tables"]["table1"] = [row for row in config["tables"]["table1"] if row["method"] != "composed"]
+    study = Study.of_config(config)
+    assert study.pools() == []
+    assert "pool.against: no row of the tables has a run with unlabeled audio" in " ".join(study.opening_lines())
+
+
+def test_a_target_without_validation_split_cannot_be_described_against_it(config):
+    config["pool"] = {"against": ["validation"]}
+    del config["datasets"]["clotho"]["splits"]["validation"]
+    with pytest.raises(PipelineError, match=r"pool\.against: datasets\.clotho\.splits names no validation split"):
+        Study.of_config(config)

@@ -1,4 +1,4 @@
-"""Inspect, verify and listen to what the stages made, search it with a model, fetch raw datasets, export a model."""
+"""Inspect, verify and hear what the stages made; search it and choose what to caption; fetch data, export a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from pipeline.commands import classify, download, export, inspect, listen, search, verify
+from pipeline.commands import classify, download, export, inspect, listen, search, suggest, verify
 from pipeline.errors import PipelineError, crash_message, printable
 
 COMMANDS = {
@@ -15,6 +15,7 @@ COMMANDS = {
     "verify": verify,
     "listen": listen,
     "search": search,
+    "suggest": suggest,
     "classify": classify,
     "download": download,
     "export": export,

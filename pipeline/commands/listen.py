@@ -23,22 +23,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mixing-gain",
         type=between(0, 1),
-        default=0.5,
         metavar="G",
-        help="of (1 - G) labeled + G partner: the mixing_gain of the run (default: %(default)s)",
+        help="of (1 - G) labeled + G partner (default: that of the run of these pairs, if it is trained; else 0.5)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
 
 
 def run(args: argparse.Namespace) -> None:
-    from pipeline.commands.inspection.listening import read_slot, write_slot
+    from pipeline.commands.inspection.listening import mixing_gain_of_run, read_slot, write_slot
     from pipeline.commands.inspection.targets import find_target
 
     target = find_target(args.path)
     if target.kind != "pairs":
         raise PipelineError(f"{args.path}: {target.kind}, not a pairs file; give a file that pair_clips made")
     place = {"epoch": args.epoch, "step": args.step, "slot": args.slot}
-    sounds, sample_rate_hz = read_slot(args.path, args.shards, **place, mixing_gain=args.mixing_gain)
+    gain = mixing_gain_of_run(args.path) if args.mixing_gain is None else args.mixing_gain
+    sounds, sample_rate_hz = read_slot(args.path, args.shards, **place, mixing_gain=gain)
     title = f"Epoch {args.epoch}, step {args.step}, slot {args.slot}"
     write_slot(sounds, sample_rate_hz, args.out, title, str(args.path))
     for sound in sounds:

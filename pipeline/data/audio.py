@@ -9,7 +9,6 @@ import io
 import math
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from pipeline.data.decoding import AudioStream, open_audio
+from pipeline.data.decoding import AudioStream, Source, open_audio, source_name
 from pipeline.data.unusable import UnusableAudio
 from pipeline.errors import PipelineError
 
@@ -59,12 +58,10 @@ class Recording:
         return np.frombuffer(self.wav, "<i2", offset=WAV_HEADER_BYTES)
 
 
-def read_recording(
-    source: str | Path | bytes, *, sample_rate_hz: int, min_duration_s: float, channels: str = "mean"
-) -> Recording:
+def read_recording(source: Source, *, sample_rate_hz: int, min_duration_s: float, channels: str = "mean") -> Recording:
     """The mean of a file's channels, or the first, at `sample_rate_hz`, decoded and resampled (soxr HQ) by blocks.
 
-    source: the file's path, or its bytes. channels: one of `CHANNELS`. Raises UnusableAudio for audio that
+    source: as of `open_audio`. channels: one of `CHANNELS`. Raises UnusableAudio for audio that
     `decoding.open_audio` refuses, and for audio that is too short, too long, silent, clipped or not finite. Raises
     PipelineError when the file itself cannot be read, which is a matter of the disk and not of the clip, and
     ValueError for other `channels`.
@@ -73,62 +70,93 @@ def read_recording(
         raise ValueError(f"channels {channels!r}; one of {', '.join(CHANNELS)} was expected")
     try:
         with open_audio(source) as audio:
-            return _record(audio, sample_rate_hz, min_duration_s, channels)
+            clip = Clip(audio, sample_rate_hz, channels)
+            for block_SC in audio.blocks:
+                clip.add(block_SC)
+            clip.end()
+            clip.check(min_duration_s)
+            return clip.recording()
     except MemoryError as error:
-        name = "a clip" if isinstance(source, bytes) else str(source)
+        name = source_name(source)
         raise PipelineError(f"{name}: memory ran out while it was decoded; give the job more memory") from error
 
 
-def _record(audio: AudioStream, sample_rate_hz: int, min_duration_s: float, channels: str) -> Recording:
-    wav = io.BytesIO()
-    wav.write(bytes(WAV_HEADER_BYTES))
-    levels = _Levels()
-    resampler = None
-    if audio.sample_rate_hz != sample_rate_hz:
-        resampler = soxr.ResampleStream(audio.sample_rate_hz, sample_rate_hz, 1, dtype="float32", quality="HQ")
+class Clip:
+    """A clip in the making: blocks of a source go in, and one channel of 16 bits at `sample_rate_hz` comes out.
 
-    def write(mono_S: NDArray[np.float32], *, is_last: bool) -> None:
-        if resampler is not None:
-            mono_S = resampler.resample_chunk(mono_S, last=is_last)
+    After the last block, call `end`, then `check` where unusable sound matters, and `recording`.
+    """
+
+    def __init__(self, audio: AudioStream, sample_rate_hz: int, channels: str) -> None:
+        self.source_sample_rate_hz, self._source_channels = audio.sample_rate_hz, audio.channels
+        self._sample_rate_hz = sample_rate_hz
+        # A product with constant weights is the mean of the channels: 0.23 ms for 10 s of stereo, numpy's mean takes
+        # 6.5.
+        self._weights_C = np.full(audio.channels, 1 / audio.channels, np.float32)
+        self._is_first = audio.channels == 1 or channels == "first"
+        self._resampler = None
+        if (source_hz := audio.sample_rate_hz) != sample_rate_hz:
+            self._resampler = soxr.ResampleStream(source_hz, sample_rate_hz, 1, dtype="float32", quality="HQ")
+        self._wav = io.BytesIO()
+        self._wav.write(bytes(WAV_HEADER_BYTES))
+        self._levels = _Levels()
+        self._channels_peak = 0.0  # of all channels, as long as their mean is silent
+        self.decoded = 0
+        """Frames of the source."""
+
+    def add(self, block_SC: NDArray[np.float32]) -> None:
+        """Append frames of the source. Raises UnusableAudio for samples that are not finite, or too many."""
+        self.decoded += len(block_SC)
+        if self._is_first:
+            self._write(np.ascontiguousarray(block_SC[:, 0]), is_last=False)
+            return
+        self._write(block_SC @ self._weights_C, is_last=False)
+        if len(block_SC) and self._levels.peak_dbfs < SILENT_BELOW_DBFS:
+            self._channels_peak = max(self._channels_peak, float(block_SC.max()), -float(block_SC.min()))
+
+    def end(self) -> None:
+        """Append what is left in the resampler."""
+        self._write(np.empty(0, np.float32), is_last=True)
+        header = wav_header(self.frames, self._sample_rate_hz)
+        self._wav.seek(0)
+        self._wav.write(header)
+        self._wav.seek(0, io.SEEK_END)
+
+    def _write(self, mono_S: NDArray[np.float32], *, is_last: bool) -> None:
+        if self._resampler is not None:
+            mono_S = self._resampler.resample_chunk(mono_S, last=is_last)
         if not np.isfinite(mono_S).all():  # a NaN or infinite sample stays so in the mean and the filter
-            raise UnusableAudio("not_finite", f"NaN or infinite samples before frame {decoded}")
+            raise UnusableAudio("not_finite", f"NaN or infinite samples before frame {self.decoded}")
         samples_S = to_int16(mono_S)
-        levels.add(samples_S)
-        wav.write(samples_S.astype("<i2").data)
-        if wav.tell() > _MAX_WAV_BYTES:
+        self._levels.add(samples_S)
+        self._wav.write(samples_S.astype("<i2", copy=False).data)
+        if self._wav.tell() > _MAX_WAV_BYTES:
             raise UnusableAudio("too_long", "more than 4 GB of samples")
 
-    # A product with constant weights is the mean of the channels: 0.23 ms for 10 s of stereo, numpy's mean takes 6.5.
-    weights_C = np.full(audio.channels, 1 / audio.channels, np.float32)
-    decoded = 0
-    channels_peak = 0.0  # of all channels, as long as their mean is silent
-    for block_SC in audio.blocks:
-        decoded += len(block_SC)
-        if audio.channels == 1 or channels == "first":
-            write(np.ascontiguousarray(block_SC[:, 0]), is_last=False)
-            continue
-        write(block_SC @ weights_C, is_last=False)
-        if levels.peak_dbfs < SILENT_BELOW_DBFS:
-            channels_peak = max(channels_peak, float(block_SC.max()), -float(block_SC.min()))
-    write(np.empty(0, np.float32), is_last=True)  # what is left in the resampler
+    @property
+    def frames(self) -> int:
+        """Samples so far, at the new rate."""
+        return (self._wav.tell() - WAV_HEADER_BYTES) // BYTES_PER_FRAME
 
-    frames = (wav.tell() - WAV_HEADER_BYTES) // BYTES_PER_FRAME
-    if decoded == 0 or frames == 0:
-        raise UnusableAudio("empty", f"{decoded} frames")
-    if decoded < min_duration_s * audio.sample_rate_hz:
-        duration_s = decoded / audio.sample_rate_hz
-        raise UnusableAudio("too_short", f"{duration_s:.3f} s of at least {min_duration_s:g} s")
-    levels.check(dbfs(channels_peak * FULL_SCALE))
-    wav.seek(0)
-    wav.write(wav_header(frames, sample_rate_hz))
-    return Recording(
-        wav=wav.getvalue(),
-        sample_rate_hz=sample_rate_hz,
-        source_sample_rate_hz=audio.sample_rate_hz,
-        source_channels=audio.channels,
-        peak_dbfs=levels.peak_dbfs,
-        rms_dbfs=dbfs(math.sqrt(levels.energy / frames)),
-    )
+    def check(self, min_duration_s: float) -> None:
+        """Raise UnusableAudio for a clip that is empty, too short, silent or clipped."""
+        if self.decoded == 0 or self.frames == 0:
+            raise UnusableAudio("empty", f"{self.decoded} frames")
+        if self.decoded < min_duration_s * self.source_sample_rate_hz:
+            duration_s = self.decoded / self.source_sample_rate_hz
+            raise UnusableAudio("too_short", f"{duration_s:.3f} s of at least {min_duration_s:g} s")
+        self._levels.check(dbfs(self._channels_peak * FULL_SCALE))
+
+    def recording(self) -> Recording:
+        """The clip with its levels, after `end`."""
+        return Recording(
+            wav=self._wav.getvalue(),
+            sample_rate_hz=self._sample_rate_hz,
+            source_sample_rate_hz=self.source_sample_rate_hz,
+            source_channels=self._source_channels,
+            peak_dbfs=self._levels.peak_dbfs,
+            rms_dbfs=dbfs(math.sqrt(self._levels.energy / max(1, self.frames))),
+        )
 
 
 @dataclass(slots=True)

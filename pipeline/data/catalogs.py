@@ -28,9 +28,11 @@ REASONS: dict[str, tuple[str, str]] = {
     "ambiguous_file": (DROPPED, "matches several audio files, or its file matches several rows"),
     "no_caption": (DROPPED, "has no caption"),
     "duplicate": (DROPPED, "is listed before"),
+    "bad_stretch": (DROPPED, "has an end_s that is not behind its start_s, or a start_s below 0"),
     # Known once the audio is decoded (stage shard_audio).
     "empty": (DROPPED, "holds no samples"),
     "too_short": (DROPPED, "is shorter than the least duration"),
+    "beyond_end": (DROPPED, "ends behind the end of its recording"),
     "too_long": (DROPPED, "is longer than a WAV file can be"),
     "silent": (DROPPED, "is silent"),
     "out_of_phase": (DROPPED, "is silent in the mean of its channels, which cancel out"),
@@ -62,11 +64,19 @@ CATALOG_SCHEMA = pa.schema(
     ]
 )
 
+SEGMENT_FIELDS = (pa.field("segment_start_s", pa.float64()), pa.field("segment_end_s", pa.float64()))
+"""Further columns of a split with stretches of recordings: begin and end within the file; null for a whole file."""
+SEGMENT_COLUMNS = tuple(field.name for field in SEGMENT_FIELDS)
+
+EXPECTED = frozenset({"too_short", "silent"})
+"""Reasons for which stretches of a recording may be lost in any number: last pieces, and pauses of the recorder."""
+
 ROW_GROUP_ROWS = 1 << 14
 """Rows per row group of a catalog, small enough to read a shard's rows without the others."""
 
 KEY_LENGTH = 64
 _DIGEST_LENGTH = 8
+_MOST_MS = 10**10 - 1
 _EXTENSIONS_LEFT_OUT = frozenset(
     {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf"}
     | {".m4a", ".aac", ".wma", ".webm", ".mp4"}
@@ -81,6 +91,8 @@ class Loss:
     reason: str
     place: str
     """Where the clip is listed: a row of the publisher's list, or a key."""
+    is_expected: bool = False
+    """Whether it does not count against the dataset's max_dropped_fraction."""
 
     def __str__(self) -> str:
         return f"{self.place} {REASONS[self.reason][1]}"
@@ -95,14 +107,20 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", ascii_name.lower()).strip("_")
 
 
-def clip_key(dataset: str, split: str, source_name: str, occurrence: int = 0) -> str:
+def clip_key(
+    dataset: str, split: str, source_name: str, occurrence: int = 0, stretch_s: tuple[float, float] | None = None
+) -> str:
     """Return `{dataset}_{split}_{name}_{hash}`, at most 64 characters of [a-z0-9_].
 
     The hash covers the exact names. So a key stays the same when clips are added, and `Train 1` and `train-1` differ.
-    `occurrence` counts the earlier rows of the same name.
+    `occurrence` counts the earlier rows of the same name. A stretch of a file has `_{start}_{end}` at the end, in
+    milliseconds of ten digits: so the stretches of a recording are neighbours in the catalog, in their order.
     """
     prefix = f"{slug(dataset)}_{slug(split)}"
-    room = KEY_LENGTH - len(prefix) - _DIGEST_LENGTH - 2
+    times = ""
+    for second in stretch_s or ():
+        times += f"_{min(max(0, round(1000 * second)), _MOST_MS):010d}"
+    room = KEY_LENGTH - len(prefix) - _DIGEST_LENGTH - 2 - len(times)
     if room < 0:
         raise PipelineError(
             f"{dataset}/{split}: keys begin with both names, which take {len(prefix)} characters; "
@@ -112,10 +130,20 @@ def clip_key(dataset: str, split: str, source_name: str, occurrence: int = 0) ->
     name = PurePosixPath(source_name).name
     stem, extension = os.path.splitext(name)
     middle = slug(stem if extension.strip().lower() in _EXTENSIONS_LEFT_OUT else name)[:room].strip("_")
-    return "_".join(part for part in (prefix, middle, digest[:_DIGEST_LENGTH]) if part)
+    return "_".join(part for part in (prefix, middle, digest[:_DIGEST_LENGTH]) if part) + times
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def with_segments(schema: pa.Schema) -> pa.Schema:
+    """Return a schema with the columns of stretches."""
+    return pa.schema([*schema, *SEGMENT_FIELDS])
+
+
+def fitting(schema: pa.Schema, names: Iterable[str]) -> pa.Schema:
+    """Return the schema, or the one with the columns of stretches if they are among the names."""
+    return with_segments(schema) if SEGMENT_COLUMNS[0] in names else schema
 
 
 def catalog_of(rows: Iterable[SourceRow], *, dataset: str, split: str, labeled: bool) -> tuple[pa.Table, list[Loss]]:
@@ -129,19 +157,25 @@ def catalog_of(rows: Iterable[SourceRow], *, dataset: str, split: str, labeled: 
     """
     records: dict[str, dict[str, Any]] = {}
     losses = []
-    occurrences: Counter[str] = Counter()
+    occurrences: Counter[Any] = Counter()
+    schema = CATALOG_SCHEMA
     for row in rows:
-        occurrence = occurrences[row.source_name]
-        occurrences[row.source_name] += 1
+        stretch_s = row.stretch_s
+        if stretch_s is not None:
+            schema = with_segments(CATALOG_SCHEMA)
+        occurrence = occurrences[row.source_name, stretch_s]
+        occurrences[row.source_name, stretch_s] += 1
         reason = row.reason
-        if occurrence:
+        if occurrence and reason != "bad_stretch":
             reason = "duplicate"
         elif reason is None and labeled and not row.captions:
             reason = "no_caption"
         if reason is not None:
             place = f"{dataset}/{split}" if row.row is None else f"{dataset}/{split} row {row.row}:"
-            losses.append(Loss(reason, f'{place} "{row.source_name}"'))
-        key = clip_key(dataset, split, row.source_name, occurrence)
+            times = "" if stretch_s is None else f" {stretch_s[0]:g}-{stretch_s[1]:g} s"
+            is_expected = stretch_s is not None and reason in EXPECTED
+            losses.append(Loss(reason, f'{place} "{row.source_name}"{times}', is_expected))
+        key = clip_key(dataset, split, row.source_name, occurrence, stretch_s)
         if key in records:
             raise PipelineError(
                 f'{dataset}/{split}: "{row.source_name}" and "{records[key]["source_name"]}" both get the key {key}; '
@@ -159,28 +193,34 @@ def catalog_of(rows: Iterable[SourceRow], *, dataset: str, split: str, labeled: 
             "captions": list(row.captions) if labeled else [],
             "status": OK if reason is None else REASONS[reason][0],
             "reason": reason,
+            **dict(zip(SEGMENT_COLUMNS, stretch_s or (None, None), strict=True)),
         }
     if not records:
         raise PipelineError(f"{dataset}/{split}: the list of clips is empty; check the split's name and its file")
-    return pa.Table.from_pylist([records[key] for key in sorted(records)], schema=CATALOG_SCHEMA), losses
+    return pa.Table.from_pylist([records[key] for key in sorted(records)], schema=schema), losses
 
 
 def check_losses(losses: Iterable[Loss], clips: int, max_dropped_fraction: float, what: str) -> None:
-    """Raise PipelineError if more than the fraction of clips is lost, or all; it names the first of each reason."""
+    """Raise PipelineError if more than the fraction of clips is lost, or all; it names the first of each reason.
+
+    Expected losses count only where all clips are lost.
+    """
     counts: Counter[str] = Counter()
+    expected = 0
     first: dict[str, list[str]] = defaultdict(list)
     for loss in losses:
         counts[loss.reason] += 1
+        expected += loss.is_expected
         if counts[loss.reason] <= 3:
             first[loss.reason].append(loss.place)
     lost = counts.total()
-    if lost <= max_dropped_fraction * clips and lost < clips:
+    if lost - expected <= max_dropped_fraction * clips and lost < clips:
         return
     parts = []
     for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         more = f" and {count - 3} more" if count > 3 else ""
         parts.append(f"{count} {reason} ({'; '.join(first[reason])}{more})")
-    limit = f"{lost / clips:.1%}, allowed are {max_dropped_fraction:.1%}"
+    limit = f"{(lost - expected) / clips:.1%}, allowed are {max_dropped_fraction:.1%}"
     advice = "repair them or raise the dataset's max_dropped_fraction"
     if lost == clips:
         limit, advice = "none is left", "check the dataset's root and split"
@@ -188,7 +228,7 @@ def check_losses(losses: Iterable[Loss], clips: int, max_dropped_fraction: float
 
 
 def _check_columns(file: pq.ParquetFile, path: Path, schema: pa.Schema, made_by: str) -> None:
-    if not file.schema_arrow.equals(schema):
+    if not file.schema_arrow.equals(fitting(schema, file.schema_arrow.names)):
         raise PipelineError(
             f"{path}: not a file of {made_by}: expected columns {', '.join(schema.names)}, "
             f"found {', '.join(file.schema_arrow.names)}; make it again"
@@ -196,7 +236,10 @@ def _check_columns(file: pq.ParquetFile, path: Path, schema: pa.Schema, made_by:
 
 
 def read_table(path: Path, schema: pa.Schema, made_by: str) -> pa.Table:
-    """A Parquet file of this schema, footer metadata kept; PipelineError if it is missing, damaged or another table."""
+    """A Parquet file of this schema, footer metadata kept; PipelineError if it is missing, damaged or another table.
+
+    It may have the columns of stretches, too.
+    """
     with open_parquet(path, made_by) as file:
         _check_columns(file, path, schema, made_by)
         return file.read()
@@ -207,11 +250,11 @@ def read_catalog(path: Path) -> pa.Table:
     return read_table(path, CATALOG_SCHEMA, "index_audio")
 
 
-def catalog_tables(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Some columns of a catalog, a batch of rows at a time, in its order."""
+def catalog_tables(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Some columns of a catalog, or all, a batch of rows at a time, in its order."""
     with open_parquet(path, "index_audio") as file:
         _check_columns(file, path, CATALOG_SCHEMA, "index_audio")
-        for batch in file.iter_batches(ROW_GROUP_ROWS, columns=list(columns), use_threads=False):
+        for batch in file.iter_batches(ROW_GROUP_ROWS, columns=columns and list(columns), use_threads=False):
             yield pa.Table.from_batches([batch])
 
 

@@ -7,6 +7,8 @@ leaves out are zeros: `1536+512,zeros+7680,2048+512`.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,8 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.data.sound_files import byte_range
 from pipeline.errors import PipelineError
 
+_RANGE = re.compile(r"(\d+)\+(\d+)")
 _PIECES = re.compile(r"(?:\d+|zeros)\+\d+(?:,(?:\d+|zeros)\+\d+)*")
 _ROW = re.compile(r"(.+)\[(\d+)\]", re.DOTALL)
 _BATCH_ROWS = 16  # clips in memory at once
@@ -104,13 +108,44 @@ class Members:
             except OSError as error:
                 raise moved(path, error) from error
             if len(data) < range_size(member):
-                raise PipelineError(f"{path}: ends inside the member {member}; is it cut off? Fetch it again")
+                raise _ends_inside(path, member)
             return data
         place = self._rows[path, member]
         if place is None:
             return None
         self._spool.seek(place[0])
         return self._spool.read(place[1])
+
+    @contextlib.contextmanager
+    def opened(self, path: str, member: str) -> Iterator[BinaryIO | None]:
+        """One of the members as a file, of which only what is asked for is read; None as `read`.
+
+        A sparse member is read whole.
+        """
+        match = _RANGE.fullmatch(member)
+        if match is None and _PIECES.fullmatch(member):
+            yield io.BytesIO(self.read(path, member) or b"")
+        elif match is None:
+            place = self._rows[path, member]
+            yield None if place is None else byte_range(self._spool, place[0], sum(place))
+        else:
+            offset, size = map(int, match.groups())
+            with open_file(path) as file:
+                if file.seek(0, io.SEEK_END) < offset + size:
+                    raise _ends_inside(path, member)
+                yield byte_range(file, offset, offset + size)
+
+
+def open_file(path: str | Path) -> io.FileIO:
+    """The file that a catalog names, unbuffered; PipelineError if it cannot be opened."""
+    try:
+        return open(path, "rb", buffering=0)
+    except OSError as error:
+        raise moved(path, error) from error
+
+
+def _ends_inside(path: str, member: str) -> PipelineError:
+    return PipelineError(f"{path}: ends inside the member {member}; is it cut off? Fetch it again")
 
 
 def read_values(path: str, column: str, rows: Iterable[int]) -> Iterator[tuple[int, bytes | None]]:

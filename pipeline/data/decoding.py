@@ -12,7 +12,7 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -46,6 +46,10 @@ READ_FORMATS = "WAV, FLAC, Ogg, MP3, AIFF, AU, CAF, MP4/M4A, AAC, Matroska/WebM,
 CONVERT = 'for f in FOLDER/*; do ffmpeg -i "$f" "${f%.*}.flac"; done converts a folder'
 
 
+Source = str | Path | bytes | BinaryIO
+"""An audio file: its path, its bytes, or an open file such as `sound_files.byte_range` gives."""
+
+
 @dataclass(frozen=True, slots=True)
 class AudioStream:
     """An opened audio file."""
@@ -54,11 +58,21 @@ class AudioStream:
     channels: int
     blocks: Iterator[NDArray[np.float32]]
     """All samples in blocks (S, C) of full scale 1; a block is overwritten by the next. Raises as `open_audio`."""
+    frames: int | None
+    """Frames by the file's headers; None where only decoding shows it."""
+    seek: Callable[[int], int] | None
+    """Lets `blocks` continue with another frame, and returns its number: the last one's at most. None for formats whose
+    decoder gives the same samples only from the beginning on."""
+    fault: UnusableAudio | None
+    """Why the file counts as cut off, by its headers; raised after the last block."""
 
 
 @contextlib.contextmanager
-def open_audio(source: str | Path | bytes) -> Iterator[AudioStream]:
-    """The sound of a file, given by its path or its bytes.
+def open_audio(source: Source, *, up_to_break: bool = False) -> Iterator[AudioStream]:
+    """The sound of a file.
+
+    up_to_break: give the blocks of a file that was cut off before the error, where libsndfile decodes them. Otherwise
+    such a file is refused when it is opened.
 
     Raises:
         UnusableAudio: the file is empty, not regular, undecodable, truncated, damaged, inconsistent or of changing
@@ -74,17 +88,45 @@ def open_audio(source: str | Path | bytes) -> Iterator[AudioStream]:
             if demuxer is not None:
                 from pipeline.data import ffmpeg  # takes 0.15 s, and few datasets need it
 
-                track, frames = stack.enter_context(ffmpeg.open_track(file, demuxer))
+                track, pieces = stack.enter_context(ffmpeg.open_track(file, demuxer))
                 sample_rate_hz, channels, blocks = (
                     track.sample_rate_hz,
                     track.channels,
-                    _gathered(frames, track.channels),
+                    _gathered(pieces, track.channels),
                 )
+                frames, seek, fault = track.announced_frames(), None, None
             else:
                 sections = sections_of(file, data)
                 first = stack.enter_context(sections[0].open())
+                fault = next((section.fault for section in sections if section.fault is not None), None)
+                if fault is not None and not up_to_break:
+                    raise fault
                 sample_rate_hz, channels, blocks = first.samplerate, first.channels, _blocks(first, sections)
-        yield AudioStream(sample_rate_hz, channels, _explained_blocks(source, file, blocks))
+                frames = _frames(first, sections)
+                seek = _seek(source, file, first) if _is_seekable(first, sections[0]) else None
+        yield AudioStream(sample_rate_hz, channels, _explained_blocks(source, file, blocks), frames, seek, fault)
+
+
+def _frames(first: soundfile.SoundFile, sections: Sequence[Section]) -> int | None:
+    """The frames of all sections, the first of which is open; None if the headers do not say."""
+    counts = [section.held_frames for section in sections]
+    if counts[0] is None and first.frames < UNKNOWN_FRAMES:
+        counts[0] = first.frames
+    return sum(count for count in counts if count) if all(counts) else None
+
+
+def _is_seekable(sound: soundfile.SoundFile, section: Section) -> bool:
+    return section.is_seekable and sound.frames < UNKNOWN_FRAMES
+
+
+def _seek(source: Source, file: BinaryIO, sound: soundfile.SoundFile) -> Callable[[int], int]:
+    """See `AudioStream.seek`."""
+
+    def seek(frame: int) -> int:
+        with _explained(source, file):
+            return sound.seek(min(frame, sound.frames))
+
+    return seek
 
 
 def _ffmpeg_format(data: AudioBytes) -> str | None:
@@ -96,10 +138,12 @@ def _ffmpeg_format(data: AudioBytes) -> str | None:
     return next((name for place, magic, name in _FFMPEG_FORMATS if head[place : place + len(magic)] == magic), None)
 
 
-def _opened(source: str | Path | bytes) -> BinaryIO:
-    """The open file, unbuffered."""
+def _opened(source: Source) -> contextlib.AbstractContextManager[BinaryIO]:
+    """The open file, unbuffered, which is closed unless the caller opened it."""
     if isinstance(source, bytes):
         return io.BytesIO(source)
+    if not isinstance(source, str | Path):
+        return contextlib.nullcontext(source)
     try:
         if not stat.S_ISREG(os.stat(source).st_mode):  # opening a named pipe would wait for its other end
             raise UnusableAudio("undecodable", "not a regular file")
@@ -109,7 +153,7 @@ def _opened(source: str | Path | bytes) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def _explained(source: str | Path | bytes, file: BinaryIO) -> Iterator[None]:
+def _explained(source: Source, file: BinaryIO) -> Iterator[None]:
     """Turn errors of libsndfile into UnusableAudio, or into PipelineError where the disk fails.
 
     libsndfile does not report errors of the disk. So after any error the whole file is read once.
@@ -130,9 +174,14 @@ def _explained(source: str | Path | bytes, file: BinaryIO) -> Iterator[None]:
         raise _unreadable(source, error) from error
 
 
-def _unreadable(source: str | Path | bytes, error: OSError) -> PipelineError:
+def source_name(source: Source) -> str:
+    """The name of an audio file in messages."""
+    return str(source) if isinstance(source, str | Path) else "a clip"
+
+
+def _unreadable(source: Source, error: OSError) -> PipelineError:
     """The error for a file that cannot be read, which is not the clip's fault."""
-    name = "a clip" if isinstance(source, bytes) else str(source)
+    name = source_name(source)
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return PipelineError(f"{name}: too many files are open; raise the limit (ulimit -n)")
     if error.errno in (errno.ENOENT, errno.EACCES, errno.ELOOP, errno.ENOTDIR):
@@ -151,7 +200,7 @@ def _reason(file: BinaryIO, error: soundfile.SoundFileError) -> str:
 
 
 def _explained_blocks(
-    source: str | Path | bytes, file: BinaryIO, blocks: Iterator[NDArray[np.float32]]
+    source: Source, file: BinaryIO, blocks: Iterator[NDArray[np.float32]]
 ) -> Iterator[NDArray[np.float32]]:
     with _explained(source, file):
         yield from blocks
@@ -186,6 +235,10 @@ def _blocks(first: soundfile.SoundFile, sections: Sequence[Section]) -> Iterator
             while len(block_SC := _read(sound, buffer_SC)):
                 decoded += len(block_SC)
                 yield block_SC
+            if section.fault is not None:
+                raise section.fault
+            if _is_seekable(sound, section):
+                decoded = sound.tell()
             held = section.held_frames
             if held is None:
                 held = sound.frames if sound.frames < UNKNOWN_FRAMES else 0

@@ -75,6 +75,12 @@ class Track:
         self.end_s = start_s + frame.samples / rate_hz
         self.decoded += frame.samples
 
+    def announced_frames(self) -> int | None:
+        """The frames of the track by the file's header, once its first frame was decoded; None as `announced_s`."""
+        end_s = self.announced_s()
+        start_s = self.end_s - self.decoded / self.sample_rate_hz
+        return None if end_s is None or end_s <= start_s else round((end_s - start_s) * self.sample_rate_hz)
+
     def announced_s(self) -> float | None:
         """The time at which the track ends by the file's header; None where that is open or an estimate."""
         stream, kind = self._stream, self._container.format.name

@@ -32,6 +32,8 @@ class AudioBytes:
     def at(self, offset: int, count: int) -> bytes:
         """So many bytes from an offset on; fewer at the end of the file. Raises OSError."""
         count = max(0, min(count, self.size - offset))
+        if count == 0:  # no file can be asked for an offset of 64 bits, which a damaged size leads to
+            return b""
         first = offset - self._start
         if first < 0 or first + count > len(self._block):
             self._file.seek(offset)
@@ -110,9 +112,13 @@ _CONTAINERS = {
 }
 
 
+_W64_FIRST_CHUNK = 40
+_W64_CHUNK = struct.Struct("<16sQ")
+
+
 @dataclass(frozen=True, slots=True)
 class SoundData:
-    """Where the samples of a WAV, AIFF, AU or CAF file are."""
+    """Where the samples of a WAV, W64, AIFF, AU or CAF file are."""
 
     start: int
     """Offset of the first sample."""
@@ -126,7 +132,7 @@ class SoundData:
 
 
 def sound_data(data: AudioBytes) -> SoundData | None:
-    """Where a WAV, AIFF, AU or CAF file's samples are, and how many bytes of them; None for any other file.
+    """Where a WAV, W64, AIFF, AU or CAF file's samples are, and how many bytes of them; None for any other file.
 
     A 32-bit size that wrapped around is corrected. A size of 0, which a killed recorder leaves, stands for all that
     follows, unless chunks or zeros follow.
@@ -136,6 +142,8 @@ def sound_data(data: AudioBytes) -> SoundData | None:
         order = ">" if magic == b".snd" else "<"
         start, announced = struct.unpack(f"{order}II", data.at(4, 8))
         return _measured(data, None, start, announced, order == ">")
+    if magic == b"riff":
+        return _w64_sound_data(data)
     if (container := _CONTAINERS.get(magic)) is None:
         return None
     wide_size = None
@@ -149,6 +157,23 @@ def sound_data(data: AudioBytes) -> SoundData | None:
                 announced = wide_size
             start = body + container.before_samples
             return _measured(data, container, start, announced, container.chunk_header.format[0] == ">")
+    return None
+
+
+def _w64_sound_data(data: AudioBytes) -> SoundData | None:
+    """The same of a W64 file: chunks of a GUID and 64 bits of size, which count the header, at multiples of 8."""
+    offset = _W64_FIRST_CHUNK
+    for _ in range(_MAX_CHUNKS):
+        if len(header := data.at(offset, _W64_CHUNK.size)) < _W64_CHUNK.size:
+            return None
+        name, size = _W64_CHUNK.unpack(header)
+        if name[:4] == b"data":
+            start = offset + _W64_CHUNK.size
+            rest, announced = max(0, data.size - start), size - _W64_CHUNK.size
+            if announced <= 0:  # never filled in
+                return SoundData(start, None, rest, 0, False)
+            return SoundData(start, announced, min(announced, rest), 0, False)
+        offset += max(_W64_CHUNK.size, -(-size // 8) * 8)
     return None
 
 

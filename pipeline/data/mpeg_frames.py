@@ -11,6 +11,7 @@ from typing import NamedTuple
 from pipeline.data.layouts import READ_BYTES, AudioBytes, end_of_sound, tag_bytes
 
 _MAX_JUNK_BYTES = 1 << 16  # before the first frame, as libmpg123 has it
+_HEAD_BYTES = 4 + 32 + 12  # of a frame: header, side information, the start of a Xing header
 _BITRATES_KBPS = {  # by MPEG 1 or not, and layer
     (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -100,12 +101,13 @@ def mpeg_parts(data: AudioBytes, start: int) -> list[MpegPart]:
     offset, gap = start, 0
     limit: int | None = start + _MAX_JUNK_BYTES
     while offset < end:
-        frame = _frame(data.at(offset, 4))
+        head = data.at(offset, _HEAD_BYTES)
+        frame = _frame(head[:4])
         if frame is not None and (frame.kind == kind or _is_followed(data, offset, frame, end)):
             if offset + frame.size > end:
                 break  # cut off
             part = parts[-1] if parts else None
-            info, announced = _info_header(data, offset, frame)
+            info, announced = _info_header(head, frame)
             if info or part is None or (part.sample_rate_hz, part.channels) != (frame.kind[2], frame.channels):
                 part = MpegPart(frame.kind[2], frame.channels, announced, frame.size if info else 0, frame.samples)
                 parts.append(part)
@@ -147,14 +149,17 @@ def _next_header(data: AudioBytes, offset: int, end: int) -> int:
     return end
 
 
-def _info_header(data: AudioBytes, offset: int, frame: _Frame) -> tuple[bool, int | None]:
-    """True if a frame holds a Xing, Info or VBRI header and no sound, and how many frames that announces."""
+def _info_header(head: bytes, frame: _Frame) -> tuple[bool, int | None]:
+    """True if a frame holds a Xing, Info or VBRI header and no sound, and how many frames that announces.
+
+    head: the first `_HEAD_BYTES` of the frame, looked for once because a day of sound has 3.6 million frames.
+    """
     version, layer, _ = frame.kind
     if layer != 3:
         return False, None
     side_bytes = (32 if frame.channels == 2 else 17) if version == 3 else (17 if frame.channels == 2 else 9)
-    found = data.at(offset + 4 + side_bytes, 12)
+    found = head[4 + side_bytes : 16 + side_bytes]
     if found[:4] in (b"Xing", b"Info") and len(found) == 12:
         flags, frames = struct.unpack(">II", found[4:])
         return True, frames if flags & 1 and frames else None
-    return data.at(offset + 36, 4) == b"VBRI", None
+    return head[36:40] == b"VBRI", None

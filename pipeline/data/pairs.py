@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.leaks import LEAKED_SCHEMA, LOOKED_AT, check_leaked, leaks_of
+from pipeline.data.leaks import LEAKED_SCHEMA, check_leaked, columns_looked_at, leaks_of
 from pipeline.data.paraphrases import Paraphrases
 from pipeline.data.parquet import open_parquet, parquet_writer
 from pipeline.data.shards.format import count_rows, usable_batches
@@ -81,12 +81,13 @@ class Clips:
 
 
 def read_clips(
-    manifests: Sequence[Path], held_out: pa.Table, *, leaks: str, role: str
+    manifests: Sequence[Path], held_out: pa.Table, *, leaks: str, role: str, leak_unit: str = "recording"
 ) -> tuple[Clips, list[tuple[Path, pa.Table]]]:
     """Return the usable clips of the given `manifest.parquet` files, in their order, without held-out clips.
 
     The second value lists, per manifest that lost any, the clips left out (`pipeline.data.leaks.LEAKED_SCHEMA`, with
-    this `role`). `leaks` is the policy of `pipeline.data.leaks.check_leaked`. Manifests are read in batches of rows;
+    this `role`). `leaks` is the policy of `pipeline.data.leaks.check_leaked`, `leak_unit` the unit of
+    `leaks_of`. Manifests are read in batches of rows;
     memory holds 16 bytes per clip.
     """
     most = sum(map(count_rows, manifests))
@@ -94,8 +95,8 @@ def read_clips(
     clips, left_out, first = 0, [], 0
     for path in manifests:
         first_of_split, leaked = first, [LEAKED_SCHEMA.empty_table()]
-        for batch in usable_batches(path, ["frames", "captions", *LOOKED_AT]):
-            mask, found = leaks_of(batch, held_out, role)
+        for batch in usable_batches(path, ["frames", "captions", *columns_looked_at(path)]):
+            mask, found = leaks_of(batch, held_out, role, leak_unit)
             leaked.append(found)
             kept = np.flatnonzero(~mask.to_numpy(zero_copy_only=False))
             here = slice(clips, clips + len(kept))

@@ -32,7 +32,12 @@ class Section:
 
     open: Callable[[], AbstractContextManager[soundfile.SoundFile]]
     held_frames: int | None = None
-    """Frames in the file; None where libsndfile's own count is right."""
+    """Frames that the section should have; None where libsndfile's own count is right, 0 where nothing says it."""
+    fault: UnusableAudio | None = None
+    """Why the section is cut off, by its headers; what is left of it can be decoded."""
+    is_seekable: bool = False
+    """Whether decoding from any frame on gives the samples that decoding from the beginning gives, if the number of
+    frames is known."""
 
 
 def sections_of(file: BinaryIO, data: AudioBytes) -> list[Section]:
@@ -52,12 +57,18 @@ def sections_of(file: BinaryIO, data: AudioBytes) -> list[Section]:
 
 def _ogg_sections(file: BinaryIO, data: AudioBytes) -> list[Section]:
     links = layouts.ogg_links(data)
-    if not all(layouts.ogg_ends(data, *link) for link in links):
-        with whole(file) if len(links) == 1 else contextlib.nullcontext():  # what is no sound at all is not truncated
-            raise UnusableAudio("truncated", "its last page is not marked as the end of the stream")
+    faults = [
+        None
+        if layouts.ogg_ends(data, *link)
+        else UnusableAudio("truncated", "its last page is not marked as the end of the stream")
+        for link in links
+    ]
     if len(links) < 2:
-        return [Section(lambda: whole(file))]
-    return [Section(lambda part=link: soundfile.SoundFile(byte_range(file, *part))) for link in links]  # type: ignore[misc]
+        return [Section(lambda: whole(file), fault=next(iter(faults), None))]
+    return [
+        Section(lambda part=link: soundfile.SoundFile(byte_range(file, *part)), fault=fault)  # type: ignore[misc]
+        for link, fault in zip(links, faults, strict=True)
+    ]
 
 
 def _flac_section(file: BinaryIO, data: AudioBytes, start: int) -> Section:
@@ -69,7 +80,7 @@ def _flac_section(file: BinaryIO, data: AudioBytes, start: int) -> Section:
         return whole(file, Stream) if end == data.size else Stream(byte_range(file, 0, end))
 
     if first_sample == 0:
-        return Section(opened)
+        return Section(opened, is_seekable=True)
     with opened() as sound:
         return Section(opened, max(0, sound.frames - first_sample) if sound.frames < UNKNOWN_FRAMES else 0)
 
@@ -86,23 +97,24 @@ def _sound_data_section(file: BinaryIO, data: AudioBytes, place: SoundData) -> S
     tolerated = TRUNCATED_BY_S * rate_hz * frame_bytes
     if place.unexplained > tolerated:
         raise UnusableAudio("inconsistent", f"{place.unexplained} bytes follow the samples that its header announces")
+    fault, held_frames = None, None
     if place.announced is not None and place.held and place.announced - place.held > tolerated:
-        expected = round(place.announced / frame_bytes)
-        raise UnusableAudio("truncated", f"{round(place.held / frame_bytes)} of {expected} frames")
+        held_frames = round(place.announced / frame_bytes)
+        fault = UnusableAudio("truncated", f"{round(place.held / frame_bytes)} of {held_frames} frames")
     if place.held - frames * frame_bytes <= tolerated:
-        return Section(lambda: whole(file))
+        return Section(lambda: whole(file), held_frames, fault, is_seekable=subtype in _SAMPLE_BYTES)
     if subtype not in _SAMPLE_BYTES:
         raise UnusableAudio("inconsistent", f"{place.held} bytes of {subtype} where its header announces none")
     if endian == "FILE":
         endian = "BIG" if place.is_big_endian else "LITTLE"
-    held_frames = int(place.held // frame_bytes)
+    there = int(place.held // frame_bytes)
 
     def opened() -> soundfile.SoundFile:
-        end = place.start + held_frames * int(frame_bytes)
+        end = place.start + there * int(frame_bytes)
         raw = byte_range(file, place.start, end)
         return soundfile.SoundFile(raw, "r", rate_hz, channels, subtype, endian, "RAW")
 
-    return Section(opened, held_frames)
+    return Section(opened, held_frames or there, fault, is_seekable=True)
 
 
 def _mpeg_sections(file: BinaryIO, parts: Sequence[MpegPart], start: int) -> list[Section]:
@@ -110,6 +122,7 @@ def _mpeg_sections(file: BinaryIO, parts: Sequence[MpegPart], start: int) -> lis
 
     start: where its tags end.
     """
+    faults: list[UnusableAudio | None] = []
     for part in parts:
         if part.gap_s > TRUNCATED_BY_S:
             raise UnusableAudio("damaged", f"{part.gap_bytes} bytes between its frames are no MP3")
@@ -118,8 +131,9 @@ def _mpeg_sections(file: BinaryIO, parts: Sequence[MpegPart], start: int) -> lis
             raise UnusableAudio("changes_format", f"{found} and {parts[0].channels}")
         tolerated = TRUNCATED_BY_S * part.sample_rate_hz
         missing = ((part.announced_frames or 0) - part.frames) * part.frame_samples
-        if missing > tolerated:
-            raise UnusableAudio("truncated", f"{part.frames} of {part.announced_frames} MP3 frames")
+        is_cut = missing > tolerated
+        detail = f"{part.frames} of {part.announced_frames} MP3 frames"
+        faults.append(UnusableAudio("truncated", detail) if is_cut else None)
         if -missing > tolerated:
             part.announced_frames = None  # one without a header was joined, or the header was never filled in
     only = parts[0] if len(parts) == 1 else None
@@ -127,14 +141,14 @@ def _mpeg_sections(file: BinaryIO, parts: Sequence[MpegPart], start: int) -> lis
         held = only.samples if only.announced_frames is None else 0
         with contextlib.suppress(soundfile.LibsndfileError), whole(file) as sound:  # it knows no APE tag at the start
             if held <= sound.frames:
-                return [Section(lambda: whole(file), held or None)]
-    return [_mpeg_section(file, part) for part in parts]
+                return [Section(lambda: whole(file), held or None, faults[0])]
+    return [_mpeg_section(file, part, fault) for part, fault in zip(parts, faults, strict=True)]
 
 
-def _mpeg_section(file: BinaryIO, part: MpegPart) -> Section:
+def _mpeg_section(file: BinaryIO, part: MpegPart, fault: UnusableAudio | None) -> Section:
     """A part as a stream, of which libmpg123 estimates no length."""
     if part.announced_frames is not None:
-        return Section(lambda: streamed(file, part.ranges))
+        return Section(lambda: streamed(file, part.ranges), fault=fault)
     (start, end), *others = part.ranges
     ranges = [(start + part.info_bytes, end), *others]
     return Section(lambda: streamed(file, ranges), part.samples)

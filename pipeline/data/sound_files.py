@@ -26,7 +26,7 @@ def whole(file: BinaryIO, kind: type[soundfile.SoundFile] = soundfile.SoundFile)
     """The whole file as libsndfile reads it, by descriptor: by path it would also believe the name's extension."""
     file.seek(0)
     with quiet_libmpg123():
-        return kind(file if isinstance(file, io.BytesIO) else file.fileno(), closefd=False)
+        return kind(file.fileno() if isinstance(file, io.FileIO) else file, closefd=False)
 
 
 def byte_range(file: BinaryIO, start: int, end: int) -> io.BufferedReader:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from pipeline.data.adapters.lists import read_table
 from pipeline.data.audio import UnusableAudio
 from pipeline.errors import PipelineError
 from pipeline.evaluation.embedding import embed_sounds
+from pipeline.evaluation.intervals import wilson_interval
 from pipeline.evaluation.model import load
 from pipeline.evaluation.vectors import check_vectors, unit_rows
 from pipeline.evaluation.windows import BATCH_SIZE
@@ -34,8 +34,6 @@ logger = logging.getLogger(__name__)
 ESC50_LISTING = "meta/esc50.csv"
 WINDOWS = "mean"
 """How windows are taken from clips longer than the model's window."""
-_Z_95 = 1.959963984540054
-"""The 97.5 % point of the normal distribution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,17 +119,6 @@ def confusion(
     counts_KK = np.zeros((len(unit_prompt_KD), len(unit_prompt_KD)))
     np.add.at(counts_KK, class_of_clip_N, shares_NK)
     return counts_KK
-
-
-def wilson_interval(hits: float, trials: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share by Wilson's score method (J. American Statistical Association 22, 1927).
-
-    It assumes independent clips; it is too narrow for clips cut from one recording.
-    """
-    share, z2 = hits / trials, _Z_95**2
-    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = _Z_95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

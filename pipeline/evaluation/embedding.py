@@ -20,7 +20,9 @@ from tqdm import tqdm
 
 from pipeline.data.audio import FULL_SCALE, UnusableAudio, fit_window, read_recording
 from pipeline.data.shards.reader import ShardReader
+from pipeline.data.stretches import Window, read_windows
 from pipeline.errors import PipelineError
+from pipeline.evaluation.moment_retrieval import Windows
 from pipeline.evaluation.windows import window_starts
 from pipeline.models.clap import ClapModel
 from pipeline.models.devices import send
@@ -32,8 +34,12 @@ Sound = Path | tuple[Any, int]
 """An audio file, or samples (samples,) or (samples, channels) and their rate in Hz."""
 
 
-def embed_audio(model: ClapModel, shards: ShardReader, windows: str, batch_size: int) -> NDArray[np.float32]:
+def embed_audio(
+    model: ClapModel, shards: ShardReader, windows: str, batch_size: int, keys: Sequence[str] | None = None
+) -> NDArray[np.float32]:
     """Return the embeddings (N, D) of a split's clips, in the reader's order; see `embed_windows`.
+
+    keys: the clips to embed, if not all.
 
     Raises:
         PipelineError: The split has no clips, or its rate is not the model's.
@@ -45,14 +51,15 @@ def embed_audio(model: ClapModel, shards: ShardReader, windows: str, batch_size:
             f"{shards.folder}: shards are at {shards.sample_rate_hz} Hz, the model takes {model.sample_rate_hz} Hz; "
             "make the shards again at the model's rate"
         )
+    chosen = shards.keys if keys is None else keys
     clips = (
         [
             shards.read_window(key, start, model.window_frames, model.short_clips)
             for start in window_starts(shards.frames(key), model.window_frames, windows)
         ]
-        for key in shards.keys
+        for key in chosen
     )
-    return embed_windows(model, clips, len(shards), batch_size)
+    return embed_windows(model, clips, len(chosen), batch_size)
 
 
 def embed_sounds(
@@ -145,6 +152,49 @@ def embed_windows(
             windows_N.index_add_(0, rows_W, torch.ones(len(batch)))
             progress.update(batch[-1][0] + 1 - progress.n)
     return (total_ND.cpu() / windows_N[:, None]).numpy()
+
+
+@torch.inference_mode()
+def embed_recordings(
+    model: ClapModel, recordings: Sequence[Path], hop_s: float, batch_size: int, channels: str
+) -> tuple[Windows, NDArray[np.float64], dict[int, UnusableAudio]]:
+    """Return the windows of recordings, their durations in seconds (R,), and why some cannot be read to their end.
+
+    A window of the model's length begins every `hop_s`, and one more covers the end of a recording. A recording that
+    is shorter than a window has this one, filled as `fit_window` does. One that is damaged ends there.
+    Memory holds one batch of samples, and all embeddings.
+    """
+    window_s = model.window_frames / model.sample_rate_hz
+    durations_R, unusable = np.zeros(len(recordings)), {}
+
+    def windows() -> Iterator[tuple[int, Window]]:
+        for recording, path in enumerate(recordings):
+            try:
+                for window in read_windows(
+                    path, length_s=window_s, hop_s=hop_s, sample_rate_hz=model.sample_rate_hz, channels=channels
+                ):
+                    if window.end_s > durations_R[recording]:  # later ones end there, too, and are shorter
+                        durations_R[recording] = window.end_s
+                        yield recording, window
+            except UnusableAudio as error:
+                unusable[recording] = error
+
+    places: list[tuple[int, float, float]] = []
+    vectors = [torch.empty(0, model.embedding_dim)]
+    waiting = windows()
+    with tqdm(desc="recordings", unit="window", disable=None) as progress:
+        while batch := list(itertools.islice(waiting, batch_size)):
+            samples = [fit_window(window.samples_S, model.window_frames, model.short_clips) for _, window in batch]
+            vectors.append(F.normalize(encode_windows(model, torch.from_numpy(np.stack(samples)))))
+            places += [(recording, window.start_s, window.end_s) for recording, window in batch]
+            progress.update(len(batch))
+    windows_of_all = Windows(
+        recording_W=np.array([recording for recording, _, _ in places], np.int64),
+        start_s_W=np.array([start_s for _, start_s, _ in places], np.float64),
+        end_s_W=np.array([end_s for _, _, end_s in places], np.float64),
+        vector_WD=torch.cat([batch.cpu() for batch in vectors]).numpy(),
+    )
+    return windows_of_all, durations_R, unusable
 
 
 @torch.inference_mode()

@@ -22,12 +22,15 @@ The protocols differ in audio -> text only. In text -> audio every one of the M 
                mAP@10 = sum(i / place_i over places <= 10) / C          (WavCaps, GLAP, LAION-CLAP)
     dcase      every clip is a query among all M texts: R@k = captions within k / C; mAP@10 as above (DCASE 2022, 2023)
 
-C is the clip's number of captions: 5 in Clotho and AudioCaps, any number elsewhere.
+C is the clip's number of captions: 5 in Clotho and AudioCaps, any number elsewhere. `protocols.py` lists the protocols
+that need more than the scores.
 """
 
 # M = texts, N = clips, C = captions of the clip that has most, F = figures, S = bootstrap samples
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,28 +97,40 @@ def contributions(retrieval: Retrieval, protocol: str) -> NDArray[np.float64]:
     return np.concatenate([t2a_NF, a2t_NF], axis=1)
 
 
+QueryCounts = Sequence[tuple[int, NDArray[np.integer]]]
+"""Groups of neighbouring figures: how many they are, and over how many queries of each clip they go (N,)."""
+
+
 def resampled(
-    contributions_NF: NDArray[np.float64], captions_N: NDArray[np.integer], seed: int = 0, samples: int = 1000
+    contributions_NF: NDArray[np.float64], queries: QueryCounts, seed: int = 0, samples: int = 1000
 ) -> NDArray[np.float64]:
-    """Return the figures, between 0 and 1, of bootstrap samples of the clips with all their captions (S, F).
+    """Return the figures, between 0 and 1, of bootstrap samples of the clips with all their queries (S, F).
 
     Clips are drawn instead of texts, because the results of a clip's captions are correlated. The gallery stays whole,
     so this is the spread over queries, not over galleries or training seeds. Arrays (..., N, F) give (..., S, F) from
-    the same draws. A difference of `contributions` gives the differences of the figures.
+    the same draws. A difference of `contributions` gives the differences of the figures. A sample without any query of
+    a group gives 0.
     """
-    n_audio = len(captions_N)
+    clips = len(queries[0][1])
     generator = np.random.default_rng(seed)
-    directions = contributions_NF[..., : len(FIGURES) // 2], contributions_NF[..., len(FIGURES) // 2 :]
-    t2a_NF, a2t_NF = map(np.ascontiguousarray, directions)
+    ends = np.cumsum([width for width, _ in queries])[:-1]
+    groups = [np.ascontiguousarray(part) for part in np.split(contributions_NF, ends, axis=-1)]
     blocks = []
-    step = max(1, _DRAWS_PER_BLOCK // n_audio)
+    step = max(1, _DRAWS_PER_BLOCK // clips)
     for first in range(0, samples, step):
         size = min(step, samples - first)
-        draws_SN = generator.multinomial(n_audio, np.full(n_audio, 1 / n_audio), size=size)
-        t2a_SF = draws_SN @ t2a_NF / (draws_SN @ captions_N)[:, None]
-        a2t_SF = draws_SN @ a2t_NF / n_audio
-        blocks.append(np.concatenate([t2a_SF, a2t_SF], axis=-1))
+        draws_SN = generator.multinomial(clips, np.full(clips, 1 / clips), size=size)
+        means = [
+            draws_SN @ group_NF / np.maximum(draws_SN @ queries_N, 1)[:, None]
+            for group_NF, (_, queries_N) in zip(groups, queries, strict=True)
+        ]
+        blocks.append(np.concatenate(means, axis=-1))
     return np.concatenate(blocks, axis=-2)
+
+
+def totals(queries: QueryCounts) -> NDArray[np.int64]:
+    """Return the number of queries of each figure (F,)."""
+    return np.repeat([int(queries_N.sum()) for _, queries_N in queries], [width for width, _ in queries])
 
 
 _DRAWS_PER_BLOCK = 1 << 22
@@ -123,9 +138,16 @@ _DRAWS_PER_BLOCK = 1 << 22
 
 def intervals(retrieval: Retrieval, protocol: str) -> dict[str, tuple[float, float]]:
     """Return the central 95 % of each figure, in percent, over the bootstrap samples of `resampled`."""
-    samples_SF = resampled(contributions(retrieval, protocol), retrieval.captions_N)
-    low, high = 100.0 * np.percentile(samples_SF, [2.5, 97.5], axis=0)
-    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(FIGURES)}
+    queries = (len(FIGURES) // 2, retrieval.captions_N), (len(FIGURES) // 2, np.ones_like(retrieval.captions_N))
+    return central_95(contributions(retrieval, protocol), queries, FIGURES)
+
+
+def central_95(
+    contributions_NF: NDArray[np.float64], queries: QueryCounts, names: Sequence[str]
+) -> dict[str, tuple[float, float]]:
+    """Return the central 95 % of each figure, in percent, over the bootstrap samples of `resampled`."""
+    low, high = 100.0 * np.percentile(resampled(contributions_NF, queries), [2.5, 97.5], axis=0)
+    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(names)}
 
 
 def _of_queries(retrieval: Retrieval, protocol: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

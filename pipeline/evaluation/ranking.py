@@ -79,16 +79,18 @@ class TiedRanks:
             none *= np.where(taken < drawn, (left - self.relevant_tied) / np.maximum(left, 1), 1.0)
         return 1.0 - none
 
-    def precision(self) -> NDArray[np.float64]:
-        """Return the expected i / rank within `DEPTH`, 0 beyond it; this is the i-th relevant candidate."""
-        first = np.minimum(self.ahead, DEPTH)
-        last = np.minimum(self.ahead + self.tied, DEPTH)
+    def precision(self, depth: int = DEPTH) -> NDArray[np.float64]:
+        """Return the expected i / rank within `depth`, 0 beyond it; this is the i-th relevant candidate."""
+        first = np.minimum(self.ahead, depth)
+        last = np.minimum(self.ahead + self.tied, depth)
         slope = (self.relevant_tied - 1) / np.maximum(self.tied - 1, 1)
         base = 1 + self.relevant_ahead - (1 + self.ahead) * slope
         return (base * (_HARMONIC[last] - _HARMONIC[first]) + slope * (last - first)) / self.tied
 
 
-_HARMONIC = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, DEPTH + 1))])
+MOST_DEPTH = 16
+"""The greatest depth of `TiedRanks.precision`."""
+_HARMONIC = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, MOST_DEPTH + 1))])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +194,42 @@ def rank_embeddings(
         raise PipelineError(f"embeddings of texts {text.shape} and clips {audio.shape} have different widths")
     audio_of_text_M = _checked(len(text), len(audio), audio_of_text)
     return _rank(len(audio), audio_of_text_M, _CosineScores(text, audio, audio_of_text_M), scores_per_tile)
+
+
+def rank_relevant(
+    text: NDArray[np.floating],
+    audio: NDArray[np.floating],
+    texts: NDArray[np.integer],
+    is_relevant_QN: NDArray[np.bool_],
+) -> TiedRanks:
+    """Return the ranks of the relevant clips of some texts among all clips, query by query.
+
+    The score is that of `rank_embeddings`: the cosine in float64, rounded to float32.
+
+    Args:
+        text: (M, D)
+        audio: (N, D)
+        texts: (Q,), the texts that ask.
+        is_relevant_QN: the clips that are relevant for them.
+    """
+    text_lengths, audio_lengths = _lengths(text), _lengths(audio)
+    unit_audio_ND = _unit(audio, audio_lengths, slice(0, len(audio)))
+    counts = []
+    for rows in _slices(len(texts), _ROWS_AT_ONCE):
+        unit_text_qD = text[texts[rows]].astype(np.float64) / text_lengths[texts[rows], None]
+        scores_qN = (unit_text_qD @ unit_audio_ND.T).astype(np.float32)
+        for scores_N, is_relevant_N in zip(scores_qN, is_relevant_QN[rows], strict=True):
+            relevant = scores_N[is_relevant_N]
+            counts.append(np.stack([*_counts(relevant, scores_N), *_counts(relevant, relevant)]))
+    ahead, tied, relevant_ahead, relevant_tied = np.concatenate(counts, axis=1)
+    return TiedRanks(ahead=ahead, tied=tied, relevant_ahead=relevant_ahead, relevant_tied=relevant_tied)
+
+
+def _counts(scores: NDArray[np.floating], others: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return, per score, how many of the others are higher, and how many the same."""
+    ordered = np.sort(others)
+    not_above = np.searchsorted(ordered, scores, side="right")
+    return len(ordered) - not_above, not_above - np.searchsorted(ordered, scores, side="left")
 
 
 class _CosineScores:

@@ -27,7 +27,8 @@ from pipeline.evaluation.embedding import captions_of, embed_audio, embed_sounds
 from pipeline.evaluation.model import AudioTextModel, load
 from pipeline.evaluation.vectors import check_vectors, nearest, unit_rows
 from pipeline.evaluation.windows import BATCH_SIZE
-from pipeline.files import sha256_of, write_atomically
+from pipeline.files import read_json, sha256_of, write_atomically
+from pipeline.models.clap import ClapModel
 
 logger = logging.getLogger(__name__)
 
@@ -88,38 +89,21 @@ def search(
         >>> found = pipeline.search("a dog barks", model, "results/shards/clotho/evaluation")  # doctest: +SKIP
         >>> found[0].key, found[0].score, found[0].captions  # doctest: +SKIP
     """
-    if isinstance(query, str) and not query.strip():
-        raise PipelineError("the query text is blank; give a text or an audio file")
     if not isinstance(model, AudioTextModel):
         model = load(model)
     shards = open_shards(Path(split))
-    folders = index_folders(model.folder, index)
-    name = f"{shards.manifest_sha256[:16]}-{checksum_of(model.folder)[:16]}"
+    paths = index_paths(model, shards, index, "text.npy" if captions else "audio.npy")
     texts, clip_of_row = captions_of(shards) if captions else ([], np.arange(len(shards)))
     if captions and not texts:
         raise PipelineError(f"{split}: the split has no captions; leave --captions out to search its clips")
 
     # The query's vector comes first, because an unusable query then fails at once.
-    if isinstance(query, str):
-        query_1D = embed_texts(model.network, [query], BATCH_SIZE)
-    else:
-        query_1D = embed_sounds(model.network, [query], WINDOWS, BATCH_SIZE, shards.channels)
-    check_vectors(query_1D, lambda row: repr(str(query)))
+    query_D = embed_query(query, model.network, shards.channels)
 
-    # The split's vectors, from the index or computed now.
-    def embed() -> NDArray[np.float32]:
-        if captions:
-            return embed_texts(model.network, texts, BATCH_SIZE)
-        whole = open_shards(shards.folder, verify=True)  # no index of a damaged tar
-        return embed_audio(model.network, whole, WINDOWS, BATCH_SIZE)
-
-    paths = [folder / name / ("text.npy" if captions else "audio.npy") for folder in folders]
-    vectors = indexed(
-        paths, len(clip_of_row), embed, lambda row: repr(texts[row]) if captions else f"clip {shards.keys[row]}"
-    )
+    vectors = caption_vectors(texts, model, paths) if captions else clip_vectors(model, shards, paths)
 
     # The nearest neighbours.
-    rows, scores = nearest(vectors, unit_rows(query_1D)[0], top)
+    rows, scores = nearest(vectors, query_D, top)
     keys = [shards.keys[clip] for clip in clip_of_row[rows]]
     names = source_names(shards, keys)
     return [
@@ -135,9 +119,38 @@ def search(
     ]
 
 
+def clip_vectors(model: AudioTextModel, shards: ShardReader, paths: list[Path]) -> NDArray[np.float32]:
+    """Return the unit vectors (N, D) of a split's clips, from the index at `index_paths` or computed now."""
+
+    def embed() -> NDArray[np.float32]:
+        whole = open_shards(shards.folder, verify=True)  # no index of a damaged tar
+        return embed_audio(model.network, whole, WINDOWS, BATCH_SIZE)
+
+    return indexed(paths, len(shards), embed, lambda row: f"clip {shards.keys[row]}")
+
+
+def caption_vectors(texts: list[str], model: AudioTextModel, paths: list[Path]) -> NDArray[np.float32]:
+    """Return the unit vectors (M, D) of a split's captions, from the index at `index_paths` or computed now."""
+
+    def embed() -> NDArray[np.float32]:
+        return embed_texts(model.network, texts, BATCH_SIZE)
+
+    return indexed(paths, len(texts), embed, lambda row: repr(texts[row]))
+
+
+def index_paths(model: AudioTextModel, shards: ShardReader, index: str | Path | None, name: str) -> list[Path]:
+    """Return the paths that may hold a file of a split's index, the preferred one first; see `index_folders`."""
+    folder = f"{shards.manifest_sha256[:16]}-{checksum_of(model.folder)[:16]}"
+    return [path / folder / name for path in index_folders(model.folder, index)]
+
+
 def checksum_of(folder: Path) -> str:
-    """Return the hex SHA-256 of the files that determine a saved model's embeddings."""
-    digests = [sha256_of(folder / name) for name in MODEL_FILES]
+    """Return the hex SHA-256 of the files that determine a saved model's embeddings.
+
+    The checksums that model.json records were checked when the model was loaded, and are not computed again.
+    """
+    recorded = read_json(folder / "model.json").get("files_sha256", {})
+    digests = [recorded.get(name) or sha256_of(folder / name) for name in MODEL_FILES]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -204,6 +217,22 @@ def read_index(path: Path, count: int) -> NDArray[np.float32]:
             "delete it and search again"
         )
     return index_ND
+
+
+def embed_query(query: str | Path, network: ClapModel, channels: str) -> NDArray[np.float32]:
+    """Return the unit vector (D,) of a text or an audio file.
+
+    Raises:
+        PipelineError: a blank text, an audio file that cannot be used, or an embedding without a direction.
+    """
+    if isinstance(query, str):
+        if not query.strip():
+            raise PipelineError("the query text is blank; give a text or an audio file")
+        query_1D = embed_texts(network, [query], BATCH_SIZE)
+    else:
+        query_1D = embed_sounds(network, [query], WINDOWS, BATCH_SIZE, channels)
+    check_vectors(query_1D, lambda row: repr(str(query)))
+    return unit_rows(query_1D)[0]
 
 
 def source_names(shards: ShardReader, keys: list[str]) -> dict[str, str]:

@@ -41,7 +41,11 @@ def nearest(
     The search is exact: one product and one partition. Its time is that of reading the vectors once, measured by
     `bench/search.py`.
     """
-    scores_N = unit_ND @ query_D
+    return highest(unit_ND @ query_D, count)
+
+
+def highest(scores_N: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the rows of the highest scores, best first, ties in the order of the rows, and these scores."""
     count = min(count, len(scores_N))
     least = np.partition(scores_N, -count)[-count]
     rows = np.flatnonzero(scores_N >= least)  # more than `count` if the last place is tied

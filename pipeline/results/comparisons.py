@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from pipeline.data.parquet import read_parquet
 from pipeline.errors import PipelineError
-from pipeline.evaluation.metrics import FIGURES, PROTOCOLS, contributions, resampled
+from pipeline.evaluation.metrics import FIGURES, PROTOCOLS, QueryCounts, contributions, resampled, totals
+from pipeline.evaluation.protocols import ALL_PROTOCOLS, OF_CLIPS, figures_of, query_counts
 from pipeline.evaluation.ranking import Retrieval
 
 SAMPLES = 10_000
@@ -60,6 +61,10 @@ class Evaluation:
     key: list[str]
     """(N,)"""
     captions_N: NDArray[np.int64]
+    figures: tuple[str, ...]
+    """(F,), those of the protocol."""
+    queries: QueryCounts
+    """The queries that the figures are averaged over."""
     contributions_NF: NDArray[np.float64]
 
 
@@ -85,10 +90,16 @@ class Comparison:
 # --- contributions.parquet -------------------------------------------------------------------------------------------
 
 
-def contributions_table(retrieval: Retrieval, keys: Sequence[str], identity: Mapping[str, object]) -> pa.Table:
+def contributions_table(
+    retrieval: Retrieval, keys: Sequence[str], identity: Mapping[str, object], more: Sequence[pa.Table] = ()
+) -> pa.Table:
     """Return one row per protocol and clip: key, number of captions, and contribution to each figure.
 
-    `identity` (run, seed and the values of `TEST_SET`) goes into the footer.
+    Args:
+        retrieval: the ranks, for the protocols that follow from them alone.
+        keys: of the clips.
+        identity: run, seed and the values of `TEST_SET`, for the footer.
+        more: tables of other protocols; their own columns are null in the other rows.
     """
     parts = []
     for protocol in PROTOCOLS:
@@ -100,7 +111,19 @@ def contributions_table(retrieval: Retrieval, keys: Sequence[str], identity: Map
             **dict(zip(FIGURES, columns_FN, strict=True)),
         }
         parts.append(pa.table(columns, schema=CONTRIBUTIONS))
-    return pa.concat_tables(parts).replace_schema_metadata({FOOTER: json.dumps(identity, sort_keys=True)})
+    table = pa.concat_tables([*parts, *more], promote_options="default")
+    return table.replace_schema_metadata({FOOTER: json.dumps(identity, sort_keys=True)})
+
+
+def rows_of_protocol(
+    protocol: str,
+    keys: Sequence[str],
+    columns: Mapping[str, NDArray[np.integer]],
+    contributions_NF: NDArray[np.float64],
+) -> pa.Table:
+    """Return the contributions of one protocol: `columns` count the queries of each row, `captions` among them."""
+    figures = dict(zip(figures_of(protocol), np.ascontiguousarray(contributions_NF.T), strict=True))
+    return pa.table({"protocol": [protocol] * len(keys), "key": list(keys), **columns, **figures})
 
 
 def no_contributions(identity: Mapping[str, object]) -> pa.Table:
@@ -114,7 +137,9 @@ def read_contributions(path: Path, protocol: str) -> Evaluation:
     Raises:
         PipelineError: The file is missing or damaged, or has no row of the protocol.
     """
-    columns = ["protocol", "key", "captions", *FIGURES]
+    figures = figures_of(protocol)
+    counted = {group.queries for group in ALL_PROTOCOLS[protocol]} - {OF_CLIPS} | {"captions"}
+    columns = ["protocol", "key", *sorted(counted), *figures]
     table = read_parquet(path, "evaluate")
     footer = json.loads((table.schema.metadata or {}).get(FOOTER, b"{}"))
     missing = [name for name in columns if name not in table.column_names]
@@ -124,11 +149,11 @@ def read_contributions(path: Path, protocol: str) -> Evaluation:
     rows = table.filter(pc.equal(table["protocol"], protocol))
     if rows.num_rows == 0:
         raise PipelineError(f"{path}: holds no clip under the protocol {protocol!r}; make it again with evaluate")
-    contributions_NF = np.stack([rows[name].to_numpy() for name in FIGURES], axis=1)
+    contributions_NF = np.stack([rows[name].to_numpy() for name in figures], axis=1)
     if not np.isfinite(contributions_NF).all():
         clip, figure = np.argwhere(~np.isfinite(contributions_NF))[0]
         raise PipelineError(
-            f"{path}: {FIGURES[figure]} of clip {rows['key'][clip]} is no finite number; make it again with evaluate"
+            f"{path}: {figures[figure]} of clip {rows['key'][clip]} is no finite number; make it again with evaluate"
         )
     return Evaluation(
         path=path,
@@ -137,6 +162,8 @@ def read_contributions(path: Path, protocol: str) -> Evaluation:
         test_set={name: footer[name] for name in TEST_SET},
         key=rows["key"].to_pylist(),
         captions_N=rows["captions"].to_numpy(),
+        figures=figures,
+        queries=query_counts(protocol, {name: rows[name].to_numpy() for name in counted}, rows.num_rows),
         contributions_NF=contributions_NF,
     )
 
@@ -200,11 +227,10 @@ def compare(
         check_same_clips(run, baseline)
     if not runs:
         return []
-    captions_N = baseline.captions_N
     difference_RNF = np.stack([run.contributions_NF - baseline.contributions_NF for run in runs])
     total_RF = difference_RNF.sum(axis=1)
-    queries_F = np.repeat([captions_N.sum(), len(captions_N)], len(FIGURES) // 2)
-    samples_RSF = resampled(difference_RNF, captions_N, seed, samples)
+    queries_F = totals(baseline.queries)
+    samples_RSF = resampled(difference_RNF, baseline.queries, seed, samples)
     # Rounding errors of 1e-17 instead of 0 would count for one side.
     samples_RSF = samples_RSF.round(12)
     low_RF, high_RF = np.percentile(samples_RSF, [2.5, 97.5], axis=1)
@@ -220,7 +246,7 @@ def compare(
                     p=float(p_RF[r, f]),
                     p_holm=float(p_RF[r, f]),
                 )
-                for f, name in enumerate(FIGURES)
+                for f, name in enumerate(baseline.figures)
             }
             for r in range(len(runs))
         ]
@@ -229,9 +255,10 @@ def compare(
 
 def corrected(comparisons: Sequence[Mapping[str, Comparison]]) -> list[dict[str, Comparison]]:
     """Return the comparisons with `p_holm` corrected over all of them, for each figure."""
-    p_holm = {name: holm([row[name].p for row in comparisons]) for name in FIGURES}
+    names = list(comparisons[0]) if comparisons else []
+    p_holm = {name: holm([row[name].p for row in comparisons]) for name in names}
     return [
-        {name: Comparison(**{**vars(row[name]), "p_holm": p_holm[name][r]}) for name in FIGURES}
+        {name: Comparison(**{**vars(row[name]), "p_holm": p_holm[name][r]}) for name in names}
         for r, row in enumerate(comparisons)
     ]
 

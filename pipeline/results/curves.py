@@ -19,7 +19,8 @@ import pandas as pd
 
 from pipeline.data.pairs import read_facts
 from pipeline.errors import PipelineError
-from pipeline.evaluation.metrics import FIGURES, resampled
+from pipeline.evaluation.metrics import resampled, totals
+from pipeline.evaluation.protocols import DIRECTIONS
 from pipeline.files import read_checked_text
 from pipeline.results.comparisons import (
     SAMPLES,
@@ -38,8 +39,14 @@ AXES = {
     "unlabeled_hours": "hours of unlabeled audio",
 }
 """The horizontal axes, and their labels."""
-SHOWN = {"t2a_R1": "text \N{RIGHTWARDS ARROW} audio", "a2t_R1": "audio \N{RIGHTWARDS ARROW} text"}
-"""The figures of a curve, and their labels."""
+SHOWN = {"t2a_R1": DIRECTIONS["t2a"], "a2t_R1": DIRECTIONS["a2t"], "t2m_R1_50": f"{DIRECTIONS['t2m']}, IoU 0.5"}
+"""The figures of a curve, as far as the protocol has them, and their labels."""
+
+
+def shown_in(points: pd.DataFrame) -> dict[str, str]:
+    """Return the figures that the points have, with their labels."""
+    return {figure: label for figure, label in SHOWN.items() if figure in set(points["figure"])}
+
 
 _POINT = ("line", "run", "figure", "value", "low", "high", "sd", "seeds")
 _DIFFERENCE = ("difference", "difference_low", "difference_high", "p", "p_holm", "significant")
@@ -66,7 +73,7 @@ def read_point(line: str, pairs: Sequence[Path], contributions: Sequence[Path], 
         line=line,
         amount=float(np.mean(list(amounts))),  # the hours of a share differ slightly between seeds
         evaluation=mean_over_seeds(of_seeds),
-        figures_KF=np.array([_figures(one.contributions_NF, one.captions_N) for one in of_seeds]),
+        figures_KF=np.array([100 * one.contributions_NF.sum(axis=0) / totals(one.queries) for one in of_seeds]),
     )
 
 
@@ -123,10 +130,10 @@ def draw_points(
     rows = []
     for index, point in enumerate(points):
         evaluation, seeds = point.evaluation, len(point.figures_KF)
-        drawn_SF = resampled(evaluation.contributions_NF, evaluation.captions_N, seed, samples)
+        drawn_SF = resampled(evaluation.contributions_NF, evaluation.queries, seed, samples)
         low_F, high_F = 100 * np.percentile(drawn_SF, [2.5, 97.5], axis=0)
-        for figure in SHOWN:
-            f = FIGURES.index(figure)
+        for figure in (name for name in SHOWN if name in evaluation.figures):
+            f = evaluation.figures.index(figure)
             row: dict[str, Any] = {"line": point.line, "run": evaluation.run, axis: point.amount, "figure": figure}
             row |= {"value": point.figures_KF[:, f].mean(), "low": low_F[f], "high": high_F[f]}
             row |= {"sd": point.figures_KF[:, f].std(ddof=1) if seeds > 1 else np.nan, "seeds": seeds}
@@ -154,13 +161,6 @@ def _against_first_line(points: Sequence[Point], seed: int, samples: int) -> dic
 def _difference(found: Comparison) -> dict[str, Any]:
     values = (found.difference, found.low, found.high, found.p, found.p_holm, "yes" if found.is_significant else "no")
     return dict(zip(_DIFFERENCE, values, strict=True))
-
-
-def _figures(contributions_NF: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
-    """Return the figures (F,) in percent."""
-    half = len(FIGURES) // 2
-    queries_F = np.repeat([captions_N.sum(), len(captions_N)], half)
-    return 100 * contributions_NF.sum(axis=0) / queries_F
 
 
 def to_csv(table: pd.DataFrame) -> str:

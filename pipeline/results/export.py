@@ -15,7 +15,7 @@ import jinja2
 
 from pipeline.data.catalogs import catalog_tables
 from pipeline.errors import PipelineError
-from pipeline.evaluation.metrics import FIGURES
+from pipeline.evaluation.protocols import ALL_FIGURES
 from pipeline.files import make_folder_atomically, read_json, sha256_of
 from pipeline.study import GENERATED
 from pipeline.training.settings import PairingSettings
@@ -192,6 +192,7 @@ def model_card(run: Path, description: dict[str, Any], account: dict[str, Any], 
     pretrained_on = pretraining_splits(run, backbone)
     splits = pretrained_on + trained_on
     drawing = PairingSettings.of(account["data"]).model_dump()
+    shown = [values for found in figures for values in found["protocols"].values()]
     return CARD.render(
         title=f"{run.absolute().parent.name} {run.absolute().name}",
         backbone=backbone,
@@ -213,7 +214,7 @@ def model_card(run: Path, description: dict[str, Any], account: dict[str, Any], 
         any_generated=any(split.source == GENERATED_SOURCE for split in splits),
         all_generated=backbone == MINI and {split.source for split in splits} == {GENERATED_SOURCE},
         figures=figures,
-        figure_names=FIGURES,
+        figure_names=[name for name in ALL_FIGURES if any(name in values for values in shown)],
         paper=PAPER,
     )
 

@@ -25,12 +25,14 @@ VERSIONS = {
     "train": 2,
     "average_weights": 1,
     "embed": 2,
+    "embed_split": 1,
+    "describe_pool": 1,
     "evaluate": 1,
     "compare": 1,
     "tabulate": 1,
     "draw_curves": 1,
-    "report": 1,
-    "choose_learning_rates": 1,
+    "report": 2,
+    "choose_settings": 1,
 }
 """The version of each stage's output, a parameter of its rule.
 

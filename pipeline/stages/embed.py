@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError
+from pipeline.evaluation.moment_retrieval import arrays_of, read_queries, within
 from pipeline.evaluation.npz import write_npz
 from pipeline.evaluation.outcomes import read_divergence
 from pipeline.evaluation.windows import BATCH_SIZE, WINDOWS
@@ -20,7 +22,10 @@ from pipeline.files import read_json, sha256_of
 from pipeline.models import MODEL_FILES, load_model
 from pipeline.models.devices import add_device_argument, choose_device
 from pipeline.provenance import remember, restore
-from pipeline.stages import VERSIONS, at_least, run
+from pipeline.stages import VERSIONS, at_least, between, run
+
+if TYPE_CHECKING:
+    from pipeline.models.clap import ClapModel
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +44,47 @@ def retrievable_captions(shards: ShardReader) -> tuple[list[str], NDArray[np.int
     return captions, audio_of_text
 
 
+def moment_arrays(model: ClapModel, catalog: Path, hop_s: float, batch_size: int, channels: str) -> dict[str, NDArray]:
+    """Return the arrays of the recordings' windows and captions, for moment retrieval.
+
+    Raises:
+        PipelineError: The catalog has no captioned stretch of a file, or no recording can be read.
+    """
+    from pipeline.evaluation.embedding import embed_recordings, embed_texts
+
+    listed, recordings = read_queries(catalog)
+    windows, durations_R, unusable = embed_recordings(model, recordings, hop_s, batch_size, channels)
+    for number, error in unusable.items():
+        logger.warning(
+            "%s: %s (%s); captions from %g s on are left out",
+            recordings[number], error.reason, error, durations_R[number],
+        )  # fmt: skip
+    queries = within(listed, durations_R)
+    if not queries.caption_Q:
+        raise PipelineError(f"{catalog}: no captioned stretch lies in a recording that can be read; see the log")
+    text_QD = embed_texts(model, queries.caption_Q, batch_size)
+    logger.info(
+        "%s: %d captions of %d recordings, %d windows, %d captions left out",
+        catalog, len(text_QD), len(set(queries.recording_Q)), len(windows.vector_WD), queries.lost,
+    )  # fmt: skip
+    return arrays_of(queries, text_QD, windows, model.window_frames / model.sample_rate_hz, hop_s)
+
+
 def write_embeddings(
-    model_folder: Path, shards_folder: Path, path: Path, *, windows: str, batch_size: int, device: str | None
+    model_folder: Path,
+    shards_folder: Path,
+    path: Path,
+    *,
+    windows: str,
+    batch_size: int,
+    device: str | None,
+    moments: Path | None,
+    hop_s: float,
 ) -> None:
-    """Write the embeddings of a split's clips and captions; the tars must have the checksums of the manifest."""
+    """Write the embeddings of a split's clips and captions; the tars must have the checksums of the manifest.
+
+    moments: the split's catalog, to add the windows of its recordings, one every `hop_s`.
+    """
     from pipeline.evaluation.embedding import embed_audio, embed_texts
 
     shards = open_shards(shards_folder, verify=True)
@@ -51,6 +93,7 @@ def write_embeddings(
     started = time.perf_counter()
     audio = embed_audio(model, shards, windows, batch_size)
     text = embed_texts(model, captions, batch_size)
+    more = moment_arrays(model, moments, hop_s, batch_size, shards.channels) if moments else {}
     write_npz(
         path,
         audio=audio,
@@ -59,11 +102,19 @@ def write_embeddings(
         audio_of_text=audio_of_text,
         caption=np.array(captions),
         windows=np.array(windows),
+        **more,
     )
     logger.info(
         "%s: %d clips and %d captions in %.1f s on %s",
         shards_folder, len(audio), len(text), time.perf_counter() - started, model.logit_scale.device,
     )  # fmt: skip
+
+
+def split_checksums(shards: Path) -> dict[str, str]:
+    """Return the checksums of a split's manifest and tars, as manifest.json records them."""
+    summary = read_json(shards / "manifest.json")
+    tars = {shard["tar"]: shard["sha256"] for shard in summary.get("shards", [])}
+    return {"manifest.parquet": summary.get("manifest_sha256", ""), **tars}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -83,6 +134,18 @@ def build_parser() -> argparse.ArgumentParser:
         default=BATCH_SIZE,
         help="windows or captions per batch (default: %(default)s)",
     )
+    parser.add_argument(
+        "--moments",
+        type=Path,
+        metavar="CATALOG",
+        help="catalog of a split of captioned stretches of recordings: embed the recordings' windows, too",
+    )
+    parser.add_argument(
+        "--hop-s",
+        type=between(0.1, math.inf),
+        default=1.0,
+        help="with --moments: seconds from the start of a window to that of the next (default: %(default)s)",
+    )
     parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: as many as there are cores)")
     add_device_argument(parser)
     parser.add_argument(
@@ -94,12 +157,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def made_from(args: argparse.Namespace) -> dict[str, Any]:
     """Return what determines the embeddings, for `pipeline.provenance`."""
+    moments = {}
+    if args.moments:
+        files = {str(path): _size_and_time(path) for path in read_queries(args.moments)[1]}
+        moments = {"moments": sha256_of(args.moments), "hop_s": args.hop_s, "recordings": files}
     return {
         "stage": "embed",
         "version": VERSIONS["embed"],
         "model": {name: sha256_of(args.model / name) for name in MODEL_FILES if (args.model / name).exists()},
-        "split": _checksums(args.shards),
+        "split": split_checksums(args.shards),
         **{name: getattr(args, name) for name in ("windows", "batch_size", "threads", "device")},
+        **moments,
     }
 
 
@@ -117,15 +185,18 @@ def main(argv: list[str]) -> None:
 
         torch.set_num_threads(args.threads)
     options = {"windows": args.windows, "batch_size": args.batch_size, "device": args.device}
+    options |= {"moments": args.moments, "hop_s": args.hop_s}
     write_embeddings(args.model, args.shards, args.embeddings, **options)
     remember([args.embeddings], origin)
 
 
-def _checksums(shards: Path) -> dict[str, str]:
-    """Return the checksums of a split's manifest and tars, as manifest.json records them."""
-    summary = read_json(shards / "manifest.json")
-    tars = {shard["tar"]: shard["sha256"] for shard in summary.get("shards", [])}
-    return {"manifest.parquet": summary.get("manifest_sha256", ""), **tars}
+def _size_and_time(path: Path) -> list[int]:
+    """Return the size of a recording and the time of its last change; none if it is gone, which embedding says."""
+    try:
+        status = path.stat()
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,25 @@ from numpy.typing import NDArray
 
 from pipeline.data.parquet import write_parquet
 from pipeline.errors import PipelineError
-from pipeline.evaluation.metrics import PROTOCOLS, figures, intervals, mean_over_captions
+from pipeline.evaluation.metrics import (
+    PROTOCOLS,
+    QueryCounts,
+    central_95,
+    contributions,
+    figures,
+    intervals,
+    mean_over_captions,
+    totals,
+)
+from pipeline.evaluation.moment_retrieval import query_figures, read_moments
 from pipeline.evaluation.npz import read_npz
 from pipeline.evaluation.outcomes import read_divergence
+from pipeline.evaluation.protocols import DCASE2025, MOMENTS, figures_of, query_counts
 from pipeline.evaluation.ranking import Retrieval, rank_embeddings
+from pipeline.evaluation.relevance import Relevance, average_precisions, read_relevance
 from pipeline.evaluation.vectors import check_vectors
-from pipeline.files import write_json
-from pipeline.results.comparisons import contributions_table, no_contributions
+from pipeline.files import sha256_of, write_json
+from pipeline.results.comparisons import contributions_table, no_contributions, rows_of_protocol
 from pipeline.stages import at_least, run
 
 logger = logging.getLogger(__name__)
@@ -124,13 +137,98 @@ def ranks_table(retrieval: Retrieval, found: Embeddings) -> pa.Table:
     )
 
 
-def metrics_of(retrieval: Retrieval) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Extra:
+    """A protocol that needs more than the scores of clips and captions."""
+
+    protocol: str
+    keys: list[str]
+    """Of the rows of the contributions (N,): clips or recordings."""
+    columns: dict[str, NDArray[np.int64]]
+    """The columns of the contributions that count queries."""
+    contributions_NF: NDArray[np.float64]
+    facts: dict[str, Any]
+    """Entries of metrics.json."""
+
+    @property
+    def queries(self) -> QueryCounts:
+        """The queries that the figures are averaged over."""
+        return query_counts(self.protocol, self.columns, len(self.keys))
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures in percent."""
+        means = 100 * self.contributions_NF.sum(axis=0) / totals(self.queries)
+        return dict(zip(figures_of(self.protocol), means.tolist(), strict=True))
+
+
+def several_relevant(retrieval: Retrieval, found: Embeddings, relevance: Relevance) -> Extra:
+    """Return the protocol `dcase2025`."""
+    precision_Q = average_precisions(found.text, found.audio, relevance.text_Q, relevance.is_relevant_QN)
+    clip_Q, clips = found.audio_of_text[relevance.text_Q], len(found.audio_key)
+    return Extra(
+        protocol=DCASE2025,
+        keys=found.audio_key.tolist(),
+        columns={"captions": retrieval.captions_N, "queries": np.bincount(clip_Q, minlength=clips)},
+        contributions_NF=np.column_stack(
+            [contributions(retrieval, "dcase")[:, :4], np.bincount(clip_Q, precision_Q, clips)]
+        ),
+        facts={
+            "relevance": {
+                "sha256": sha256_of(relevance.path),
+                "queries": len(relevance.text_Q),
+                "relevant": int(relevance.is_relevant_QN.sum()),
+                "repeated": relevance.repeated,
+                "without_clip": relevance.without_clip,
+                "unusable_queries": relevance.unusable_queries,
+                "unusable_clips": relevance.unusable_clips,
+                "note": relevance.note,
+            }
+        },
+    )
+
+
+def moment_retrieval(path: Path) -> Extra:
+    """Return the protocol `moments`, from embeddings with the windows of recordings."""
+    found = read_moments(path)
+    queries = found.queries
+    asked_R = np.bincount(queries.recording_Q, minlength=len(queries.recording))
+    is_asked_R = asked_R > 0
+    total_RF = np.zeros((len(asked_R), len(figures_of(MOMENTS))))
+    np.add.at(total_RF, queries.recording_Q, query_figures(queries, found.text_QD, found.windows))
+    recordings = [name for name, is_asked in zip(queries.recording, is_asked_R, strict=True) if is_asked]
+    lost = f" Left out: {queries.lost:,} captions without a usable stretch or recording." if queries.lost else ""
+    windows = f"{found.window_s:g} s every {found.hop_s:g} s"
+    return Extra(
+        protocol=MOMENTS,
+        keys=recordings,
+        columns={"captions": asked_R[is_asked_R]},
+        contributions_NF=total_RF[is_asked_R],
+        facts={
+            "moments": {
+                "queries": len(queries.caption_Q),
+                "true_moments": len(queries.true_T2),
+                "recordings": len(recordings),
+                "windows": windows,
+                "lost": queries.lost,
+                "note": f"{len(queries.true_T2):,} true moments. Windows of {windows}, merged into moments.{lost}",
+            }
+        },
+    )
+
+
+def metrics_of(retrieval: Retrieval, extras: Sequence[Extra]) -> dict[str, Any]:
     """Return the figures of metrics.json, in percent."""
-    return {
+    found: dict[str, Any] = {
         "protocols": {protocol: figures(retrieval, protocol) for protocol in PROTOCOLS},
         "intervals_95": {protocol: intervals(retrieval, protocol) for protocol in PROTOCOLS},
         "paper_mean_over_captions": mean_over_captions(retrieval),
     }
+    for extra in extras:
+        found["protocols"][extra.protocol] = extra.figures()
+        names = figures_of(extra.protocol)
+        found["intervals_95"][extra.protocol] = central_95(extra.contributions_NF, extra.queries, names)
+        found |= extra.facts
+    return found
 
 
 def write_divergence(divergence: str, args: argparse.Namespace, identity: dict[str, Any]) -> None:
@@ -145,10 +243,18 @@ def write_evaluation(found: Embeddings, args: argparse.Namespace, identity: dict
     """Rank the queries; write ranks, contributions and metrics."""
     n_text, n_audio = len(found.caption), len(found.audio_key)
     retrieval = rank_embeddings(found.text, found.audio, found.audio_of_text)
-    metrics = metrics_of(retrieval)
+    extras = []
+    if args.relevance:
+        texts, keys = found.caption.tolist(), found.audio_key.tolist()
+        relevance = read_relevance(args.relevance, args.shards, captions=texts, keys=keys)
+        extras.append(several_relevant(retrieval, found, relevance))
+    if args.moments:
+        extras.append(moment_retrieval(args.embeddings))
+    metrics = metrics_of(retrieval, extras)
     identity = {**identity, "windows": found.windows}
     write_parquet(ranks_table(retrieval, found), args.ranks)
-    write_parquet(contributions_table(retrieval, found.audio_key.tolist(), identity), args.contributions)
+    rows = [rows_of_protocol(extra.protocol, extra.keys, extra.columns, extra.contributions_NF) for extra in extras]
+    write_parquet(contributions_table(retrieval, found.audio_key.tolist(), identity, rows), args.contributions)
     write_json(
         {**identity, "n_text": n_text, "n_audio": n_audio, "n_audio_expected": args.n_audio_expected, **metrics},
         args.metrics,
@@ -170,6 +276,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", required=True, help="dataset of the split, recorded in the outputs")
     parser.add_argument("--split", required=True, help="name of the split, recorded in the outputs")
     parser.add_argument("--n-audio-expected", type=at_least(1), help="number of clips in the publisher's split")
+    parser.add_argument(
+        "--relevance", type=Path, help="CSV file with several relevant clips per caption; adds the protocol dcase2025"
+    )
+    parser.add_argument(
+        "--shards", type=Path, help="with --relevance: folder of the split's shards, for the names of its clips"
+    )
+    parser.add_argument(
+        "--moments",
+        action="store_true",
+        help="add the protocol moments, for embeddings of embed --moments",
+    )
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--ranks", type=Path, required=True, help="Parquet file to write the rank of every query to")
     parser.add_argument(
@@ -179,7 +296,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> None:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.relevance and not args.shards:
+        parser.error("--relevance needs --shards")
     identity = {"run": args.run, "seed": args.seed, "target": args.target, "split": args.split}
     if divergence := read_divergence(args.outcome) if args.outcome else None:
         write_divergence(divergence, args, identity)

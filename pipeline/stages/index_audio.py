@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +12,13 @@ from pathlib import Path
 from pipeline.data.adapters import ADAPTERS
 from pipeline.data.catalogs import ROW_GROUP_ROWS, Loss, catalog_of, check_losses
 from pipeline.data.parquet import write_parquet
+from pipeline.data.segments import SegmentSettings, cut_recordings
 from pipeline.data.shards.partition import read_assignment, write_plan
 from pipeline.stages import at_least, between, run
 
 logger = logging.getLogger(__name__)
 
+LEAST_SEGMENT_S = 0.1
 LOGGED_LOSSES = 20  # per reason; the catalog has them all
 
 
@@ -25,10 +28,18 @@ def log_losses(losses: Sequence[Loss]) -> None:
     for loss in losses:
         counts[loss.reason] += 1
         if counts[loss.reason] <= LOGGED_LOSSES:
-            logger.warning("%s", loss)
+            logger.log(logging.INFO if loss.is_expected else logging.WARNING, "%s", loss)
     for reason, count in counts.items():
         if count > LOGGED_LOSSES:
             logger.warning("... and %d more %s", count - LOGGED_LOSSES, reason)
+
+
+def segment_settings(args: argparse.Namespace) -> SegmentSettings | None:
+    """Return how recordings are cut; None if each file is one clip."""
+    if args.segment_length_s is None:
+        return None
+    hop_s = args.segment_length_s if args.segment_hop_s is None else args.segment_hop_s
+    return SegmentSettings(length_s=args.segment_length_s, hop_s=hop_s, min_share=args.segment_min_share)
 
 
 def main(argv: list[str]) -> None:
@@ -47,11 +58,22 @@ def main(argv: list[str]) -> None:
         help="fail if more rows are lost (default: %(default)s)",
     )
     parser.add_argument("--clips-per-shard", type=at_least(1), required=True, help="maximum of catalog rows per shard")
+    seconds = between(LEAST_SEGMENT_S, math.inf)
+    parser.add_argument("--segment-length-s", type=seconds, help="cut recordings into segments (default: whole files)")
+    parser.add_argument(
+        "--segment-hop-s", type=seconds, help="from a segment's start to the next (default: the length)"
+    )
+    parser.add_argument(
+        "--segment-min-share",
+        type=between(0, 1),
+        default=0.5,
+        help="drop a last piece shorter than this share of the length (default: %(default)s)",
+    )
     parser.add_argument("--catalog", type=Path, required=True, help="Parquet file to write")
     parser.add_argument("--plan", type=Path, required=True, help="Parquet file to write the list of shards to")
     args = parser.parse_args(argv)
 
-    rows = ADAPTERS[args.adapter](args.root, args.split)
+    rows = cut_recordings(ADAPTERS[args.adapter](args.root, args.split), segment_settings(args))
     catalog, losses = catalog_of(rows, dataset=args.dataset, split=args.split, labeled=args.labeled)
     log_losses(losses)
     check_losses(losses, len(catalog), args.max_dropped_fraction, str(args.root))

@@ -14,9 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.data.catalogs import OK, Loss, check_losses, regrouped
+from pipeline.data.catalogs import EXPECTED, OK, SEGMENT_COLUMNS, Loss, check_losses, fitting, regrouped
 from pipeline.data.leaks import AudioForm, write_identities
-from pipeline.data.shards.format import MANIFEST_SCHEMA, ShardFacts, check_tar, manifest_batches, read_rows, write_card
+from pipeline.data.shards.format import (
+    MANIFEST_SCHEMA,
+    ShardFacts,
+    check_tar,
+    manifest_batches,
+    read_rows,
+    segment_columns,
+    write_card,
+)
 from pipeline.data.shards.partition import Assignment, read_plan
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_atomically, write_json
@@ -65,13 +73,15 @@ def joined(paths: Sequence[Path], shards: Sequence[Assignment], facts: list[Shar
         table, fact = read_rows(path)
         facts.append(fact)
         check_shard(path, fact, facts[0], assignment)
-        yield table.replace_schema_metadata(None).cast(MANIFEST_SCHEMA)
+        yield table.replace_schema_metadata(None).cast(fitting(MANIFEST_SCHEMA, table.schema.names))
 
 
 def write_manifest(tables: Iterable[pa.Table], path: Path) -> None:
     """Write tables as one file with row groups of `ROW_GROUP_ROWS`; the same rows give the same bytes."""
-    with pq.ParquetWriter(path, MANIFEST_SCHEMA, compression="zstd") as writer:
-        for group in regrouped(tables, itertools.repeat(ROW_GROUP_ROWS)):
+    tables = iter(tables)
+    first = next(tables)
+    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
+        for group in regrouped(itertools.chain([first], tables), itertools.repeat(ROW_GROUP_ROWS)):
             writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
 
 
@@ -115,9 +125,10 @@ def summarize(manifest: Path, facts: Sequence[ShardFacts]) -> dict[str, Any]:
 
 def losses_of(manifest: Path) -> Iterator[Loss]:
     """Yield the unusable clips, named by source and key."""
-    for batch in manifest_batches(manifest, ["status", "reason", "source_name", "key"]):
+    for batch in manifest_batches(manifest, ["status", "reason", "source_name", "key", *segment_columns(manifest)]):
         for row in batch.filter(pc.not_equal(batch["status"], OK)).to_pylist():
-            yield Loss(row["reason"], f'"{row["source_name"]}" ({row["key"]})')
+            is_expected = row.get(SEGMENT_COLUMNS[0]) is not None and row["reason"] in EXPECTED
+            yield Loss(row["reason"], f'"{row["source_name"]}" ({row["key"]})', is_expected)
 
 
 def main(argv: list[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.data.leaks import LEAKED_SCHEMA, AudioForm, read_audio_form, read_held_out
+from pipeline.data.leaks import LEAKED_SCHEMA, UNITS, AudioForm, read_audio_form, read_held_out
 from pipeline.data.pairs import (
     Clips,
     pair_epoch,
@@ -97,6 +97,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--leaks", choices=["drop", "fail"], default="fail", help="for clips with held-out sources or audio"
     )
+    parser.add_argument(
+        "--leak-unit",
+        choices=UNITS,
+        default="recording",
+        help="how much is held out with a stretch of a recording (default: %(default)s)",
+    )
     parser.add_argument("--backbone", choices=sorted(BACKBONES), required=True)
     parser.add_argument("--epochs", type=at_least(1), required=True)
     parser.add_argument("--batch-size", type=at_least(2), required=True, help="global batch, of all processes together")
@@ -137,7 +143,7 @@ def select_clips(
     paraphrases: Paraphrases | None = None,
 ) -> Selection:
     """Return the clips of some splits for one role."""
-    usable, left_out = read_clips(manifests, held_out, leaks=args.leaks, role=role)
+    usable, left_out = read_clips(manifests, held_out, leaks=args.leaks, role=role, leak_unit=args.leak_unit)
     if paraphrases is not None:
         usable = with_paraphrases(usable, paraphrases)
     clips = subset(usable, manifests, getattr(args, f"{role}_fraction"), args.seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import soundfile
 
 from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError
-from pipeline.evaluation.metrics import PROTOCOLS
+from pipeline.evaluation.protocols import ALL_PROTOCOLS
 from pipeline.files import write_atomically
 from pipeline.results import plots
 from pipeline.results.page.contents import (
@@ -25,6 +26,7 @@ from pipeline.results.page.contents import (
     read_test_set,
     retrieved,
 )
+from pipeline.results.page.pools import PagePool, read_pools
 from pipeline.results.page.render import render_data, render_page
 from pipeline.results.page.sections import curve_plot, difference_plots, read_table, recall_plots
 from pipeline.stages import run
@@ -32,11 +34,19 @@ from pipeline.stages import run
 logger = logging.getLogger(__name__)
 
 
-def write_audio(reader: ShardReader, keys: Iterable[str], folder: Path) -> None:
-    """Write each clip as `KEY.mp3`, which every browser plays; index.html is written after them."""
+EXCERPT_S = 10
+"""Length of the sound of a dot that is no test clip."""
+
+
+def write_audio(reader: ShardReader, keys: Iterable[str], folder: Path, most_s: float = math.inf) -> None:
+    """Write each clip, or its first `most_s` seconds, as `KEY.mp3`, which every browser plays.
+
+    index.html is written after the clips.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for key in keys:
-        samples_S = reader.read_window(key, 0, reader.frames(key))
+        frames = int(min(reader.frames(key), most_s * reader.sample_rate_hz))
+        samples_S = reader.read_window(key, 0, frames)
         with write_atomically(folder / f"{key}.mp3") as temporary:
             soundfile.write(temporary, samples_S, reader.sample_rate_hz, format="MP3")
 
@@ -60,6 +70,28 @@ def write_answers(
     return answers
 
 
+def write_maps(
+    pools: Sequence[PagePool], folders: Mapping[tuple[str, str], Path], audio: Path, written: Iterable[str]
+) -> dict[str, Any]:
+    """Write the sounds of all dots to `audio`; return the maps by name.
+
+    folders: from (dataset, split) to shards.
+    written: keys of the clips that are there already, whole.
+
+    Raises:
+        PipelineError: `folders` lacks the split of a dot, or the split lacks its clip.
+    """
+    wanted: dict[tuple[str, str], set[str]] = {}
+    for pool in pools:
+        for row in pool.dots.select(["dataset", "split", "key"]).to_pylist():
+            wanted.setdefault((row["dataset"], row["split"]), set()).add(row["key"])
+    for split, keys in wanted.items():
+        if split not in folders:
+            raise PipelineError(f"{'/'.join(split)} is on a map, but its manifest.json is not in --summaries")
+        write_audio(open_shards(folders[split], verify=True), sorted(keys.difference(written)), audio, EXCERPT_S)
+    return {pool.name: pool.data() for pool in pools}
+
+
 def contents(args: argparse.Namespace, targets: Mapping[str, Sequence[Evaluation]]) -> dict[str, Any]:
     """Return the variables of page.html."""
     losses = {path.parent.parent.name: read_losses(path) for path in args.logs}
@@ -75,6 +107,7 @@ def contents(args: argparse.Namespace, targets: Mapping[str, Sequence[Evaluation
         "recall": recall_plots(targets, args.protocol, colours),
         "learning": plots.learning_curves(losses, colours) if losses else "",
         "accounts": [read_account(path, leaked) for path in args.summaries],
+        "pools": read_pools(args.pools),
     }
 
 
@@ -82,7 +115,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", required=True, help="name of the study")
     parser.add_argument("--note", required=True, help="note on the study's figures")
-    parser.add_argument("--protocol", choices=PROTOCOLS, required=True)
+    parser.add_argument("--protocol", choices=ALL_PROTOCOLS, required=True)
     parser.add_argument("--tables", type=Path, nargs="+", required=True, help="CSV files of tabulate")
     parser.add_argument("--comparisons", type=Path, nargs="*", default=[], help="CSV files of compare")
     parser.add_argument("--curves", type=Path, nargs="*", default=[], help="CSV files of draw_curves")
@@ -91,6 +124,7 @@ def main(argv: list[str]) -> None:
         "--logs", type=Path, nargs="*", default=[], help="RUN/SEED/training.parquet of trained runs, with training.json"
     )
     parser.add_argument("--summaries", type=Path, nargs="+", required=True, help="manifest.json of every split used")
+    parser.add_argument("--pools", type=Path, nargs="*", default=[], help="folders of describe_pool")
     parser.add_argument("--out", type=Path, required=True, help="folder to write index.html, data.js and audio/ to")
     args = parser.parse_args(argv)
 
@@ -101,7 +135,9 @@ def main(argv: list[str]) -> None:
         for account, path in zip(page["accounts"], args.summaries, strict=True)
     }
     answers = write_answers(targets, folders, args.out / "audio")
-    for name, text in (("data.js", render_data(answers)), ("index.html", render_page(page))):
+    written = {key for answer in answers.values() for key in answer["keys"]}
+    maps = write_maps(page["pools"], folders, args.out / "audio", written)
+    for name, text in (("data.js", render_data(answers, maps)), ("index.html", render_page(page))):
         with write_atomically(args.out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     logger.info("%s: %d targets, %d evaluations", args.out / "index.html", len(targets), len(args.evaluations))

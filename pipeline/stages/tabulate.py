@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     if args.comparisons:
         table = mark_significant(table, read_comparisons(args.comparisons).figures)
     if args.published:
-        table = add_published(table, read_published(args.published))
+        table = add_published(table, read_published(args.published, table.figures))
     write_checked_text(to_csv(table), args.csv)
     outputs = {args.tex: to_latex(table, args.study_name, args.study_note)}
     if args.markdown:

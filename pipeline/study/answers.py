@@ -10,9 +10,11 @@ from pydantic import ValidationError
 
 from pipeline.errors import PipelineError
 from pipeline.models.backbones import BACKBONES
+from pipeline.study.candidates import candidate_name, candidate_run, candidate_values, candidates
 from pipeline.study.configuration import (
     GENERAL,
     GENERATED,
+    OF_TEST_SPLITS,
     Configuration,
     Role,
     Run,
@@ -22,7 +24,7 @@ from pipeline.study.configuration import (
     targets,
     training_settings,
 )
-from pipeline.study.references import wrong_references
+from pipeline.study.references import wrong_candidates, wrong_references
 from pipeline.training.settings import PairingSettings, describe_errors, settings_flags
 
 MINI_NOTE = (
@@ -119,6 +121,22 @@ class Study:
     def caption_flag(self, dataset: str) -> str:
         """Return the flag that says whether clips of this dataset need captions."""
         return "--labeled" if self.config.datasets[dataset].captions else "--unlabeled"
+
+    def segment_flags(self, dataset: str) -> list[str]:
+        """Return the options that cut the recordings of a dataset into segments: none for whole files."""
+        segments = self.config.datasets[dataset].segments
+        if segments is None:
+            return []
+        hop_s = segments.length_s if segments.hop_s is None else segments.hop_s
+        values = {"length-s": segments.length_s, "hop-s": hop_s, "min-share": segments.min_share}
+        return [f"--segment-{name}={value}" for name, value in values.items()]
+
+    def level_flag(self, dataset: str) -> list[str]:
+        """Return the option that drops soft segments of a dataset, if it has a limit."""
+        segments = self.config.datasets[dataset].segments
+        if segments is None or segments.min_level_dbfs is None:
+            return []
+        return [f"--min-level-dbfs={segments.min_level_dbfs}"]
 
     def shards_address(self, dataset: str, split: str) -> str:
         """Return the address of the ready shards of a split."""
@@ -231,10 +249,6 @@ class Study:
         folders = [f"--validation={Path(summary).parent}" for summary in self.validation_summaries(run)]
         return [*folders, f"--validation-protocol={self.protocol}"]
 
-    def candidate_flags(self, run: str, learning_rate: str) -> list[str]:
-        """Return the settings of a run with another learning rate, for the sweep."""
-        return [*self.training_flags(run, str(self.config.sweep.seed)), f"--learning-rate={float(learning_rate)}"]
-
     def teachers(self, run: str, seed: str) -> list[str]:
         """Return the weights of a run's teachers, which have its seed."""
         return [self.model(teacher, seed) for teacher in self.run(run).teacher or []]
@@ -293,6 +307,35 @@ class Study:
         """Return the number of clips of the publisher's test split as a flag, where the configuration names it."""
         expected = self.config.datasets[target].expected_test_clips
         return [] if expected is None else [f"--n-audio-expected={expected}"]
+
+    def relevance_files(self, target: str) -> list[str]:
+        """Return the relevance file of a target, and the summary of the split whose clips it names; none without it."""
+        relevance = self.config.datasets[target].relevance
+        return [] if relevance is None else [relevance, self.target_summary(target, "test")]
+
+    def relevance_flags(self, target: str) -> list[str]:
+        """Return the relevance file of a target, as flags of `evaluate`."""
+        files = self.relevance_files(target)
+        return [f"--relevance={files[0]}", f"--shards={Path(files[1]).parent}"] if files else []
+
+    def moment_files(self, target: str) -> list[str]:
+        """Return the catalog of a target's test split, if moments of its recordings are retrieved."""
+        found = self.config.datasets[target].moments
+        return [] if found is None else [f"results/catalogs/{self.split(target, 'test')}.parquet"]
+
+    def moment_flags(self, target: str) -> list[str]:
+        """Return the windows of a target's recordings, as flags of `embed`."""
+        found = self.config.datasets[target].moments
+        return [] if found is None else [f"--moments={self.moment_files(target)[0]}", f"--hop-s={found.hop_s}"]
+
+    def protocol_flags(self, target: str) -> list[str]:
+        """Return the protocols of a target that need more than its clips and captions, as flags of `evaluate`."""
+        return [*self.relevance_flags(target), *(["--moments"] if self.config.datasets[target].moments else [])]
+
+    @property
+    def sweep_protocol(self) -> str:
+        """The protocol of the sweep: `paper` instead of those that validation splits lack the data for."""
+        return "paper" if self.protocol in OF_TEST_SPLITS else self.protocol
 
     # --- tables, curves and page
 
@@ -370,31 +413,111 @@ class Study:
         trained = {name for row in self.rows() for name in self.training_sets(row.run)}
         targets = dict.fromkeys(row.target for row in self.rows())
         train = [self.summary(name, "train") for name in self.config.datasets if name in trained]
-        return [*train, *(self.summary(name, "test") for name in targets)]
+        described = [self.summary(target, role) for target, role in self.pools()]
+        return list(dict.fromkeys([*train, *(self.summary(name, "test") for name in targets), *described]))
+
+    # --- descriptions of unlabeled audio
+
+    def pools(self) -> list[tuple[str, Role]]:
+        """Return target and role of each held-out split that the unlabeled audio of the target is compared with."""
+        targets = dict.fromkeys(row.target for row in self.rows())
+        return [
+            (target, role)
+            for target in targets
+            for role in dict.fromkeys(self.config.pool.against)
+            if self.pool_splits(target, "unlabeled") and self.target_split(target, role) is not None
+        ]
+
+    def pool_folders(self) -> list[str]:
+        """Return the folders of all descriptions."""
+        return [f"results/pools/{target}/{role}" for target, role in self.pools()]
+
+    def pool_splits(self, target: str, use: Literal["labeled", "unlabeled"]) -> list[str]:
+        """Return DATASET/SPLIT of the training splits that the target's runs with unlabeled audio use.
+
+        A split that some of these runs use as unlabeled audio is not labeled here.
+        """
+        runs = [self.run(row.run) for row in self.rows() if row.target == target and self.run(row.run).unlabeled]
+        used = {name for run in runs for name in run.unlabeled or []}
+        if use == "labeled":
+            labeled = {name for run in runs for name in run.labeled or []}
+            used = labeled - used or labeled
+        return [self.split(name, "train") for name in self.config.datasets if name in used]
+
+    def pool_embeddings(self, target: str, role: Role) -> list[str]:
+        """Return the embeddings of every split that a description compares."""
+        splits = [self.split(target, role)]
+        splits += [*self.pool_splits(target, "labeled"), *self.pool_splits(target, "unlabeled")]
+        return [f"results/embeddings/{split}/embeddings.parquet" for split in splits]
+
+    def pool_near_duplicates(self, target: str) -> list[str]:
+        """Return the reports of near-duplicates of a target's unlabeled splits, if the study looks for them."""
+        splits = self.pool_splits(target, "unlabeled") if self.config.pool.near_duplicates else []
+        return [f"results/reports/near_duplicates/{split}.json" for split in splits]
 
     # --- sweep
 
-    def sweep_files(self, name: str) -> list[str]:
-        """Return a file of every candidate of the sweep on every target of its run.
+    def candidate(self, candidate: str) -> Study:
+        """Return the study whose runs of the tables have the values of a candidate of the sweep."""
+        values = candidate_values(candidate)
+        names = self.trained_runs(self.rows())
+        runs = {name: candidate_run(self.config.runs[name], values) for name in names}
+        return Study(self.config.model_copy(update={"runs": {**self.config.runs, **runs}}))
 
-        Raises `PipelineError` for a target without a validation split.
+    def candidate_flags(self, run: str, candidate: str, seed: str) -> list[str]:
+        """Return the settings of a run with the values of a candidate, as flags of `train`."""
+        return self.candidate(candidate).training_flags(run, seed)
+
+    def candidate_validation(self, run: str, candidate: str) -> list[str]:
+        """Return the summaries of the validation splits on which the training of a candidate is validated."""
+        return self.candidate(candidate).validated_while_trained(run)
+
+    def candidate_pairing_flags(self, run: str, candidate: str) -> list[str]:
+        """Return how the pairs of a candidate are drawn, as flags of `pair_clips`."""
+        return self.candidate(candidate).pairing_flags(run)
+
+    def candidate_summaries(self, run: str, candidate: str, use: Literal["labeled", "unlabeled"]) -> list[str]:
+        """Return the summaries of the training splits of a candidate."""
+        return self.candidate(candidate).training_summaries(run, use)
+
+    def candidate_pairs(self, run: str, candidate: str, seed: str) -> str:
+        """Return the pairs of a candidate: those of its run, unless the values change how pairs are drawn."""
+        if self.candidate_pairing_flags(run, candidate) == self.pairing_flags(run):
+            return f"results/pairs/{run}/seed{seed}.parquet"
+        return f"results/sweep/{candidate}/{run}/seed{seed}.pairs.parquet"
+
+    def candidate_evaluations(self) -> list[str]:
+        """Return the folder of every evaluation of the sweep: each candidate, run, seed and target.
+
+        Raises `PipelineError` for a target without a validation split, or a run that cannot take a candidate.
         """
-        paths = []
-        for rate in self.config.sweep.learning_rates:
+        problems = [problem for run in self.trained_runs(self.rows()) for problem in wrong_candidates(self.config, run)]
+        if problems:
+            raise PipelineError("; ".join(problems))
+        folders = []
+        for values in candidates(self.config.sweep):
             for row in self.rows():
                 if self.config.datasets[row.target].splits.validation is None:
                     raise PipelineError(
-                        f"datasets.{row.target}.splits names no validation split; learning rates are chosen on it"
+                        f"datasets.{row.target}.splits names no validation split; settings are chosen on it"
                     )
                 if self.config.runs[row.run].objective != "vanilla":
-                    paths.append(f"results/sweep/{rate}/{row.run}/{row.target}/{name}")
-        return list(dict.fromkeys(paths))
+                    folder = f"results/sweep/{candidate_name(values)}/{row.run}"
+                    folders += [f"{folder}/seed{seed}/{row.target}" for seed in self.config.sweep.seeds]
+        return list(dict.fromkeys(folders))
+
+    def sweep_files(self, name: str) -> list[str]:
+        """Return a file of every evaluation of the sweep."""
+        return [f"{folder}/{name}" for folder in self.candidate_evaluations()]
 
     # --- the start and the end of a workflow
 
     def opening_lines(self) -> list[str]:
         """Return what the user should know when the workflow starts."""
-        return [MINI_NOTE] if self.starts_small else []
+        lines = [MINI_NOTE] if self.starts_small else []
+        if self.config.pool.against and not self.pools():
+            lines.append("pool.against: no row of the tables has a run with unlabeled audio, so none is described")
+        return lines
 
     def closing_lines(self) -> list[str]:
         """Return the paths of the tables and the page that exist, one line each."""

@@ -24,6 +24,9 @@ from pipeline.training.settings import (
 GENERATED = "results/raw/"
 """The small study mixes the datasets whose root is below this folder."""
 
+OF_TEST_SPLITS = ("dcase2025", "moments")
+"""Protocols whose data only test splits have."""
+
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
 SplitName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -87,6 +90,14 @@ class Soundscapes(Settings):
     scale: Rate = Field(1.0, description="The number of clips of every split is multiplied by it.")
 
 
+class Moments(Settings):
+    """Retrieval of moments of the test split's recordings."""
+
+    hop_s: Annotated[float, Field(ge=0.1)] = Field(
+        1.0, description="Seconds from the start of a window of a recording to that of the next."
+    )
+
+
 class Splits(Settings):
     """The publisher's split in each role."""
 
@@ -97,6 +108,30 @@ class Splits(Settings):
     def of(self, role: Role) -> str | None:
         """Return the split in a role; None without one."""
         return getattr(self, role)
+
+
+Seconds = Annotated[float, Field(ge=0.1, le=86_400)]
+
+
+class Segments(Settings):
+    """Long recordings as clips: every file of the dataset is cut into segments of one length."""
+
+    length_s: Seconds = Field(description="Length of a segment in seconds; the backbone's window or more.")
+    hop_s: Seconds | None = Field(
+        None,
+        description="Seconds from the start of a segment to that of the next. null: length_s, so that they neither "
+        "overlap nor leave gaps.",
+    )
+    min_share: Fraction = Field(
+        0.5,
+        description="The last piece of a recording is dropped as too_short if it is shorter than this share of "
+        "length_s. It does not count against max_dropped_fraction.",
+    )
+    min_level_dbfs: Annotated[float, Field(le=0)] | None = Field(
+        None,
+        description="Segments and captioned stretches of a lower mean level (RMS) are dropped as silent. They do not "
+        "count against max_dropped_fraction. null: only pieces without sound are.",
+    )
 
 
 class Dataset(Settings):
@@ -127,8 +162,23 @@ class Dataset(Settings):
         description="Share of a split's rows that may be unusable (missing, undecodable, silent, without caption). "
         "A split with more of them fails and names them.",
     )
+    segments: Segments | None = Field(
+        None,
+        description="Cut long recordings into segments, one clip each (adapters folder, webdataset and parquet). null: "
+        "a file is one clip. Rows of a list with start_s and end_s stay as they are.",
+    )
     expected_test_clips: Count | None = Field(
         None, description="Number of clips in the publisher's test split; the tables note when some are missing."
+    )
+    relevance: Text | None = Field(
+        None,
+        description="Relevance file of the test split, for the protocol dcase2025: a CSV with the columns query (a "
+        "caption) and audio_filenames (the list of its relevant clips), as DCASE 2025 publishes for Clotho.",
+    )
+    moments: Moments | None = Field(
+        None,
+        description="The test split is captioned stretches of recordings (start_s and end_s in its list), and moments "
+        "of the whole recordings are retrieved, too: the protocol moments. `{}` takes the defaults.",
     )
     splits: Splits = Field(description="The publisher's split in each role.")
 
@@ -221,22 +271,43 @@ class Run(Settings):
 class Sweep(Settings):
     """The search of `make sweep`, on the validation splits."""
 
-    learning_rates: Annotated[list[Rate], Field(min_length=1)] = Field(
-        [0.00001, 0.00003, 0.0001, 0.0003], description="Candidates."
+    grid: Annotated[dict[Name, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)] = Field(
+        {"learning_rate": [0.00001, 0.00003, 0.0001, 0.0003]},
+        description="Candidates: every combination of these values. Keys are settings of `training`, or objective.",
     )
-    seed: Seed = Field(0, description="Seed of the candidates' trainings.")
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
+        [0], description="Every candidate is trained once per seed. Their mean is compared."
+    )
 
 
 class Evaluation(Settings):
     """How the figures are computed."""
 
-    protocol: Literal["paper", "best-of-5", "dcase"] = Field(
-        "paper", description="Protocol of the tables; metrics.json holds the figures of all protocols."
+    protocol: Literal["paper", "best-of-5", "dcase", "dcase2025", "moments"] = Field(
+        "paper",
+        description="Protocol of the tables; metrics.json holds the figures of all protocols. dcase2025 needs the key "
+        "`relevance` of each target, moments the key `moments`.",
     )
     windows: Literal["mean", "first", "center"] = Field(
         "mean",
         description="Clips longer than the window: mean: the mean of the embeddings of evenly spaced windows; "
         "first, center: one window.",
+    )
+
+
+class Pool(Settings):
+    """The description of the unlabeled audio on the page: does it cover the clips that a target wants to find?"""
+
+    against: list[Literal["validation", "test"]] = Field(
+        [],
+        description="Held-out splits of the targets that the unlabeled audio of their runs is compared with. Empty: "
+        "nothing is described. Each clip is embedded once with the pretrained model. Choose audio by validation: a "
+        "choice by test would make the test figures too high.",
+    )
+    near_duplicates: bool = Field(
+        True,
+        description="Whether clips that share a stretch of sound with a held-out clip are looked for and counted. It "
+        "takes about 10 ms per clip.",
     )
 
 
@@ -283,6 +354,12 @@ class Configuration(Settings):
         description="Training or unlabeled clips whose source or exact audio is also in a validation or test split. "
         "fail: stop and name them. drop: leave them out and list them next to the pairs.",
     )
+    leak_unit: Literal["recording", "stretch"] = Field(
+        "recording",
+        description="How much is held out with a stretch of a long recording. recording: nothing of it is trained on. "
+        "stretch: only stretches that overlap are left out. Neighbouring stretches share background and animals, so "
+        "figures may then be too good.",
+    )
     shards: ShardSettings = Field(ShardSettings(), description="Resampled mono audio in WebDataset tars.")
     pretrain: Pretraining = Field(Pretraining(), description="The pretraining of the backbone mini.")
     training: RunSettings = Field(RunSettings(), description="Settings of every run.")
@@ -291,6 +368,7 @@ class Configuration(Settings):
     )
     sweep: Sweep = Field(Sweep(), description="The search of `make sweep`, on the validation splits.")
     evaluation: Evaluation = Field(Evaluation(), description="How the figures are computed.")
+    pool: Pool = Field(Pool(), description="The description of the unlabeled audio on the page.")
     tables: Annotated[dict[Name, Annotated[list[TableRow], Field(min_length=1)]], Field(min_length=1)] = Field(
         description="Tables to write, each a list of rows."
     )

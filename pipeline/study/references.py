@@ -7,17 +7,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pipeline.errors import PipelineError
+from pipeline.study.candidates import OBJECTIVE, candidate_name, candidate_run, candidates
 from pipeline.study.configuration import (
     GENERATED,
     Configuration,
     Dataset,
     Run,
+    RunSettings,
     resolved_settings,
     targets,
     training_settings,
 )
 from pipeline.training.teachers import check_taught_terms
 
+CUT = ("folder", "webdataset", "parquet")
+"""Adapters whose files can be cut into segments; the others list clips that are cut out of their recordings."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 """OWNER/NAME of a model on the Hugging Face hub."""
 
@@ -29,6 +33,7 @@ def wrong_references(config: Configuration) -> Iterable[str]:
     for name, given in config.runs.items():
         yield from wrong_run(name, given, config)
     yield from wrong_rows(config)
+    yield from wrong_sweep(config)
     for name, curve in config.curves.items():
         yield from wrong_target(f"curves.{name}.target", curve.target, config.datasets)
         for line, names in curve.lines.items():
@@ -48,7 +53,9 @@ def wrong_references(config: Configuration) -> Iterable[str]:
     ):
         if path is not None and set(path) & set("{}<>"):
             yield f"{key}: {path} holds one of {{ }} < >, which Snakemake replaces in its inputs; rename it"
+    yield from wrong_pool(config)
     yield from wrong_backbone(config)
+    yield from wrong_protocol(config)
 
 
 def wrong_dataset(name: str, dataset: Dataset) -> Iterable[str]:
@@ -64,9 +71,25 @@ def wrong_dataset(name: str, dataset: Dataset) -> Iterable[str]:
             yield f"datasets.{name}.paraphrases: there is no file {path}"
         if set(path) & set("{}<>"):
             yield f"datasets.{name}.paraphrases: {path} holds one of {{ }} < >, which Snakemake replaces; rename it"
+    if dataset.segments is not None and dataset.adapter not in CUT:
+        yield f"datasets.{name}.segments: is for the adapters {', '.join(CUT)}, not {dataset.adapter or 'ready shards'}"
     generated = dataset.root == f"{GENERATED}{name}"
     if dataset.folder is not None and not generated and not Path(dataset.folder).is_dir():
         yield f"datasets.{name}.root: there is no directory {dataset.root}; set it to the raw tree of {name}"
+    if dataset.moments is not None and (dataset.root is None or dataset.splits.test is None):
+        yield f"datasets.{name}.moments: are of the recordings of a test split: give root, adapter and splits.test"
+    if dataset.relevance is not None:
+        yield from wrong_file(f"datasets.{name}.relevance", dataset.relevance)
+        if dataset.splits.test is None:
+            yield f"datasets.{name}.relevance: is of the test split, and datasets.{name}.splits names none"
+
+
+def wrong_file(place: str, path: str) -> Iterable[str]:
+    """Yield why a file cannot be an input of the workflow."""
+    if not Path(path).is_file():
+        yield f"{place}: there is no file {path}"
+    if set(path) & set("{}<>"):
+        yield f"{place}: {path} holds one of {{ }} < >, which Snakemake replaces in its inputs; rename it"
 
 
 def wrong_run(name: str, run: Run, config: Configuration) -> Iterable[str]:
@@ -160,6 +183,37 @@ def wrong_rows(config: Configuration) -> Iterable[str]:
             yield from wrong_target(f"{place}.target", row.target, config.datasets)
 
 
+def wrong_sweep(config: Configuration) -> Iterable[str]:
+    """Yield what is wrong with the grid of the sweep: unknown keys, wrong values, repeated candidates."""
+    unknown = [key for key in config.sweep.grid if key != OBJECTIVE and key not in RunSettings.model_fields]
+    if unknown:
+        known = ", ".join(sorted([OBJECTIVE, *RunSettings.model_fields]))
+        yield f"sweep.grid: {', '.join(unknown)} is no setting; settings: {known}"
+        return
+    for key, values in config.sweep.grid.items():
+        if len({repr(value) for value in values}) < len(values):
+            yield f"sweep.grid.{key}: {values} holds one value twice"
+        run = Run(objective="finetune")
+        for value in values:
+            try:
+                candidate = candidate_run(run, {key: value})
+                if key == OBJECTIVE and value != "vanilla":
+                    Run.of_values({OBJECTIVE: candidate.objective})
+                elif key == OBJECTIVE:
+                    yield "sweep.grid.objective: vanilla trains nothing; leave it out"
+            except PipelineError as error:
+                yield f"sweep.grid: {error}"
+    if len(set(config.sweep.seeds)) < len(config.sweep.seeds):
+        yield f"sweep.seeds: {config.sweep.seeds} holds one seed twice"
+
+
+def wrong_candidates(config: Configuration, run: str) -> Iterable[str]:
+    """Yield why a run cannot take a candidate of the sweep: it lacks datasets, or the settings exclude one another."""
+    for values in candidates(config.sweep):
+        for problem in wrong_run(run, candidate_run(config.runs[run], values), config):
+            yield f"sweep, candidate {candidate_name(values)}: {problem}"
+
+
 def wrong_target(place: str, target: str, datasets: Mapping[str, Dataset]) -> Iterable[str]:
     """Yield why a dataset cannot be a target: it does not exist, has no test split or no captions."""
     if target not in datasets:
@@ -168,6 +222,26 @@ def wrong_target(place: str, target: str, datasets: Mapping[str, Dataset]) -> It
         yield f"{place}: datasets.{target}.splits names no test split"
     elif not datasets[target].captions:
         yield f"{place}: dataset {target} has no captions to retrieve"
+
+
+def wrong_protocol(config: Configuration) -> Iterable[str]:
+    """Yield which targets lack what the protocol of the tables needs."""
+    rows = (row.target for table in config.tables.values() for row in table)
+    targets = dict.fromkeys([*rows, *(curve.target for curve in config.curves.values())])
+    for target in targets:
+        dataset = config.datasets.get(target)
+        if config.evaluation.protocol == "dcase2025" and dataset is not None and dataset.relevance is None:
+            yield f"datasets.{target}.relevance: is missing; the protocol dcase2025 needs it for each target"
+        if config.evaluation.protocol == "moments" and dataset is not None and dataset.moments is None:
+            yield f"datasets.{target}.moments: is missing; the protocol moments needs it for each target"
+
+
+def wrong_pool(config: Configuration) -> Iterable[str]:
+    """Yield each target without the split that its unlabeled audio is compared with; others name the test split."""
+    if "validation" in config.pool.against:
+        for target in dict.fromkeys(row.target for rows in config.tables.values() for row in rows):
+            if target in config.datasets and config.datasets[target].splits.validation is None:
+                yield f"pool.against: datasets.{target}.splits names no validation split"
 
 
 def wrong_backbone(config: Configuration) -> Iterable[str]:

@@ -13,8 +13,9 @@ import soundfile
 
 from pipeline.__main__ import main
 from pipeline.errors import PipelineError
-from pipeline.evaluation.classification import classify, confusion, prompts_of, wilson_interval
+from pipeline.evaluation.classification import classify, confusion, prompts_of
 from pipeline.evaluation.embedding import embed_sounds, embed_texts
+from pipeline.evaluation.intervals import wilson_interval
 from pipeline.models import load_model, save_model
 
 RECORDINGS = Path(__file__).parents[2] / "data" / "recordings"

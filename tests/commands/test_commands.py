@@ -12,11 +12,11 @@ from audio_files import assert_refused, index_arguments, make_catalog, make_shar
 from outputs import flip, refused, verified
 
 from pipeline.stages import index_shards
+from tests.forks import run_python
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "pipeline", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=60)
+    return run_python("-m", "pipeline", *arguments)
 
 
 def test_the_command_exits_with_0_or_with_1_and_one_line(split: Path) -> None:

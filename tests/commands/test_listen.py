@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from outputs import change_manifest, refused
 from pipeline.__main__ import main
 from pipeline.data.leaks import leaked_path
 from pipeline.data.pairs import read_epoch
+from pipeline.files import write_json
 from pipeline.stages import pair_clips
 
 
@@ -73,6 +75,28 @@ def test_the_composed_sound_has_the_mixing_gain_of_the_run(tiny_study, tmp_path:
     np.testing.assert_allclose(composed, 0.75 * labeled + 0.25 * partner, rtol=0, atol=2**-23)
     page = Players((tmp_path / "index.html").read_text()).text
     assert "0.75 labeled + 0.25 partner" in page and "Epoch 0, step 0, slot 0" in page
+
+
+def test_listen_mixes_with_the_gain_of_the_trained_run(tiny_study, tmp_path: Path) -> None:
+    pairs, account = (
+        tmp_path / "pairs" / "birds" / "seed3.parquet",
+        tmp_path / "runs" / "birds" / "seed3" / "training.json",
+    )
+    for path in (pairs, account):
+        path.parent.mkdir(parents=True)
+    shutil.copyfile(tiny_study.pairs("composed"), pairs)
+    arguments = ["listen", str(pairs), "--shards", str(tiny_study.shards), "--out", str(tmp_path / "out")]
+
+    def gain(*more: str) -> str:
+        main([*arguments, *more])
+        return Players((tmp_path / "out" / "index.html").read_text()).text
+
+    assert "0.5 labeled + 0.5 partner" in gain()  # not trained yet
+    write_json({"settings": {"mixing_gain": 0.25}}, account)
+    assert "0.75 labeled + 0.25 partner" in gain()
+    assert "0.9 labeled + 0.1 partner" in gain("--mixing-gain", "0.1")
+    write_json({"settings": {"mixing_gain": "much"}}, account)
+    assert "settings.mixing_gain is 'much'; give the gain with --mixing-gain" in refused(*arguments)
 
 
 def test_a_pair_without_partner_leaves_none_of_another_slot(tiny_study, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -251,3 +252,62 @@ def test_a_damaged_tar_is_named_before_it_is_indexed(tiny_study, run_folder, tmp
     with pytest.raises(PipelineError, match=tar.name):
         search("x", run_folder, folder)
     assert not list(run_folder.rglob("*.npy"))
+
+
+# --- recordings ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recordings(tmp_path) -> Path:
+    """Two recordings, and a file that is none."""
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(2):
+        soundfile.write(folder / f"{number}.flac", generator.normal(0, 0.1, 100_000 * (number + 1)), 16_000)
+    (folder / "bad\n.wav").write_text("no sound")
+    return folder
+
+
+def test_command_finds_moments_of_recordings(run_folder, recordings, tmp_path, capsys):
+    arguments = ["search", "noise hisses", "--run", str(run_folder), "--in", str(recordings), "--top", "3"]
+    files = ["--csv", "hits.csv", "--audacity", "labels", "--raven", "tables", "--page", "page"]
+    main([*arguments, *(str(tmp_path / name) if not name.startswith("--") else name for name in files)])
+    lines = capsys.readouterr().out.splitlines()
+    main([*arguments, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert [hit["rank"] for hit in found["hits"]] == [1, 2, 3] and found["files"] == 2
+    assert lines[0].split()[1] == f"{found['hits'][0]['score']:.3f}" and lines[0].endswith(found["hits"][0]["file"])
+    assert found["unsearched"][0]["file"] == "bad\n.wav" and "  bad\\n.wav: " in "\n".join(lines)
+    assert pd.read_csv(tmp_path / "hits.csv")["file"].tolist() == [hit["file"] for hit in found["hits"]]
+    named = {hit["file"] for hit in found["hits"]}
+    assert {path.name for path in (tmp_path / "labels").iterdir()} == {f"{name}.labels.txt" for name in named}
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == {f"{name}.selections.txt" for name in named}
+    assert (tmp_path / "page" / "index.html").exists()
+
+
+def test_command_takes_an_example_for_recordings(run_folder, recordings, tmp_path, capsys):
+    arguments = ["search", "--audio", str(recordings / "0.flac"), "--run", str(run_folder), "--in", str(recordings)]
+    main([*arguments, "--hop", "2", "--page", str(tmp_path / "page"), "--json"])
+    assert len(json.loads(capsys.readouterr().out)["hits"]) >= 2 and (tmp_path / "page" / "index.html").exists()
+
+
+def test_command_prints_names_that_are_not_utf8_as_json(run_folder, recordings, capsys):
+    name = os.fsdecode(b"\xff.flac")
+    (recordings / "0.flac").rename(recordings / name)
+    main(["search", "x", "--run", str(run_folder), "--in", str(recordings), "--top", "99", "--json"])
+    assert name in {hit["file"] for hit in json.loads(capsys.readouterr().out)["hits"]}
+
+
+def test_options_of_recordings_and_splits_are_kept_apart(tiny_study, run_folder, recordings, tmp_path):
+    def refused(message: str, *arguments: str) -> None:
+        with pytest.raises(PipelineError, match=message):
+            main(["search", "x", "--run", str(run_folder), *arguments])
+
+    for option, value in (("--hop", "1"), ("--like-chance", "0.1"), ("--page", str(tmp_path / "page"))):
+        refused(
+            f"is a split, and {option} is for a folder of recordings", "--in", str(split(tiny_study)), option, value
+        )
+    refused("is no split, and --captions is for splits", "--in", str(recordings), "--captions")
+    refused("is inside the recordings", "--in", str(recordings), "--page", str(recordings / "page"))
+    refused("nowhere: not found; give the folder of a split or of recordings", "--in", str(tmp_path / "nowhere"))

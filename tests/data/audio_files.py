@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.shards.partition import FIRST_SHARD, read_assignment, write_plan
 from pipeline.stages import index_audio, index_shards, shard_audio
+from tests.forks import run_python
 
 RATE = 16_000
 
@@ -153,8 +153,7 @@ def make_shards(catalog: Path, folder: Path, clips: int = 3, **settings: object)
 
 def run_stage(stage: str, arguments: Sequence[object]) -> subprocess.CompletedProcess[str]:
     """The stage as its own process, as the workflow runs it."""
-    command = [sys.executable, "-m", f"pipeline.stages.{stage}", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return run_python("-m", f"pipeline.stages.{stage}", *arguments)
 
 
 def assert_refused(finished: subprocess.CompletedProcess[str], stage: str, *words: str) -> None:

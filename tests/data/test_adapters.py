@@ -393,6 +393,18 @@ def test_freesound_ids_that_pandas_made_decimals_stay_ids(tmp_path: Path) -> Non
 # --- folder ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_list_of_a_folder_may_name_the_recordings(tmp_path: Path) -> None:
+    for name in ("a.wav", "b.wav"):
+        touch(tmp_path / "train" / name)
+    write_csv(
+        tmp_path / "train.csv",
+        ["file_name", "caption", "source_id"],
+        ["a.wav", "rain", " -0Dd "],
+        ["b.wav", "wind", ""],
+    )
+    assert [row.source_id for row in read("folder", tmp_path, "train")] == ["-0Dd", None]
+
+
 def test_a_folder_without_a_list_gives_all_its_audio(tmp_path: Path) -> None:
     kinds = {"a.wav": {}, "b.flac": {}, "sub/c.ogg": {}, "sub/deeper/d.opus": {"format": "OGG", "subtype": "OPUS"}}
     for name, kind in (kinds | {"e.mp3": {}, "f.AIFF": {}}).items():

@@ -19,6 +19,8 @@ import pytest
 import soundfile
 import yaml
 
+from tests.forks import run_python
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "getting-started.md"]
 SHIPPED = ["Snakefile", "config.yaml", "workflow", "pipeline", "profiles", "data", "Makefile"]
@@ -83,7 +85,11 @@ def run(command: list[str], folder: Path) -> str:
         "HOME": str(folder / "home"),
         "OMP_NUM_THREADS": "1",
     }
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    if command[0] == "make":
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    else:
+        program = [Path(sys.executable).with_name("snakemake")] if command[0] == "snakemake" else []
+        done = run_python(*program, *command[1:], cwd=folder, env=environment)
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
     return done.stdout
 

@@ -1,4 +1,7 @@
-"""The full-size model against msclap itself, on the same weights."""
+"""The full-size model against msclap itself, on the same weights: loaded from a checkpoint, and exported to one.
+
+One file, because the processes that run the tests share no model, and a model of this size takes seconds to build.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,58 @@ import torch
 
 from pipeline.errors import PipelineError
 from pipeline.models import load_model, mini, msclap2023, save_model
+from pipeline.models.clap import AudioToText
 from pipeline.models.htsat import bicubic, stretched
 from pipeline.models.tokenization import read_tokenizer
-from pipeline.stages import import_weights
+from pipeline.results.export import export_run
+from pipeline.stages import import_weights, train
 
 from .conftest import CAPTIONS, FullSize
 
 
 @pytest.fixture(scope="module")
-def reference(full: FullSize, tmp_path_factory: pytest.TempPathFactory) -> msclap.CLAP:
-    """msclap's own model of the same checkpoint; it loads "gpt2", which a local folder of that name provides."""
+def hub(full: FullSize, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the folder "gpt2", which msclap's own model asks for."""
     folder = tmp_path_factory.mktemp("hub")
     full.model.caption_encoder.base.save_pretrained(folder / "gpt2")
     shutil.copy(full.tokenizer / "encoder.json", folder / "gpt2" / "vocab.json")
     shutil.copy(full.tokenizer / "vocab.bpe", folder / "gpt2" / "merges.txt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(full: FullSize, hub: Path) -> msclap.CLAP:
+    """msclap's own model of the same checkpoint."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+        patch.chdir(hub)
         return msclap.CLAP(model_fp=full.checkpoint, version="2023")
+
+
+@pytest.fixture(scope="module")
+def saved(full: FullSize, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AudioToText]:
+    """The folder of the full-size model saved with f_a2t, and that f_a2t."""
+    folder = tmp_path_factory.mktemp("saved")
+    full.model.add_a2t()
+    a2t = full.model.a2t
+    assert a2t is not None
+    try:
+        save_model(full.model, folder)
+    finally:
+        full.model.a2t = None
+    return folder, a2t
+
+
+@pytest.fixture(scope="module")
+def exported(saved: tuple[Path, AudioToText], tiny_study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The saved model, beside the records of a training, exported."""
+    run = tmp_path_factory.mktemp("msclap") / "results" / "runs" / "birds" / "seed0"
+    words = ["--pretrained", tiny_study.pretrained, "--pairs", tiny_study.pairs("finetune"), "--shards"]
+    train.main(list(map(str, [*words, tiny_study.shards, "--seed", 0, "--out", run])))
+    for path in saved[0].iterdir():
+        (run / path.name).unlink()
+        (run / path.name).hardlink_to(path)
+    export_run(run, run.parents[3] / "out")
+    return run.parents[3] / "out"
 
 
 def test_window_and_rate_are_those_of_msclap(full: FullSize, reference: msclap.CLAP) -> None:
@@ -170,14 +208,31 @@ def test_tokenizer_files_of_all_names_give_the_same_tokens(gpt2_vocabulary: Path
     assert len({tuple(tokenizer.encode(text).ids) for tokenizer in tokenizers}) == 1
 
 
-def test_full_size_model_with_f_a2t_is_saved_whole(full: FullSize, tmp_path: Path) -> None:
-    full.model.add_a2t()
-    try:
-        save_model(full.model, tmp_path)
-        assert full.model.a2t is not None
-        expected = {name: value.clone() for name, value in full.model.a2t.state_dict().items()}
-    finally:
-        full.model.a2t = None
-    loaded = load_model(tmp_path).a2t
+def test_full_size_model_with_f_a2t_is_saved_whole(saved: tuple[Path, AudioToText]) -> None:
+    folder, a2t = saved
+    loaded, expected = load_model(folder).a2t, a2t.state_dict()
     assert loaded is not None
     assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
+
+
+def test_msclap_gives_the_embeddings_of_the_exported_model(
+    exported: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(hub)
+    wrapper = msclap.CLAP(model_fp=exported / "CLAP_weights_2023.pth", version="2023")
+    model = load_model(exported)
+
+    theirs = wrapper.clap.state_dict()  # its strict=False would hide a missing name
+    ours = {name: value for name, value in model.state_dict().items() if not name.startswith("a2t.")}
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    samples_BS = 0.1 * torch.randn(2, model.window_frames)
+    with torch.no_grad():
+        audio_BD, text_BD = model.encode_audio(samples_BS), model.encode_text(CAPTIONS)
+    torch.testing.assert_close(audio_BD, wrapper._get_audio_embeddings(samples_BS[:, None]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(text_BD, wrapper.get_text_embeddings(CAPTIONS), rtol=0, atol=1e-5)
+
+
+def test_the_card_names_the_checkpoint_and_the_licence_of_the_weights(exported: Path) -> None:
+    card = (exported / "README.md").read_text()
+    assert 'CLAP(model_fp="path/to/this/folder/CLAP_weights_2023.pth", version="2023")' in card
+    assert "license: other" in card and "publisher's terms" in card and "CC BY-SA" not in card

@@ -13,6 +13,7 @@ import pytest
 from pipeline.data.parquet import write_parquet
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import FIGURES, PROTOCOLS, figures, intervals
+from pipeline.evaluation.protocols import query_counts
 from pipeline.evaluation.ranking import Retrieval, rank_embeddings
 from pipeline.files import sha256_of
 from pipeline.results.comparisons import (
@@ -38,6 +39,8 @@ def evaluation(contributions_NF: np.ndarray, captions_N: list[int] | None = None
         "test_set": {"target": "clotho", "split": "evaluation", "windows": "mean"},
         "key": [f"clip_{clip}" for clip in range(n)],
         "captions_N": np.array(captions_N or [1] * n),
+        "figures": FIGURES,
+        "queries": query_counts("paper", {"captions": np.array(captions_N or [1] * n)}, n),
         "contributions_NF": np.asarray(contributions_NF, float),
     }
     return Evaluation(**{**values, **facts})

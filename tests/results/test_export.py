@@ -69,6 +69,19 @@ def test_the_card_has_data_method_settings_and_figures(run, tmp_path):
     assert "Komatsu" in body
 
 
+def test_the_card_shows_figures_of_every_protocol(run, tmp_path):
+    results = Path(shutil.copytree(run.parents[2], tmp_path / "results"))
+    path = results / "evaluations/birds/seed0/labeled/metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["protocols"]["dcase2025"] = dict.fromkeys(("t2a_R1", "t2a_R5", "t2a_R10", "t2a_mAP10", "t2a_mAP16"), 12.3)
+    metrics.pop("contents_sha256", None)
+    path.write_text(json.dumps(metrics))
+    export_run(results / "runs" / "birds" / "seed0", tmp_path / "birds")
+    card = (tmp_path / "birds" / "README.md").read_text()
+    assert "| a2t_mAP10 | t2a_mAP16 |" in card
+    assert f"| dcase2025 | {' | '.join(['12.3'] * 4 + ['-'] * 4 + ['12.3'])} |" in card
+
+
 def test_the_lines_of_the_card_run_on_a_file_of_any_rate_and_length(run, tmp_path, monkeypatch, capsys):
     import numpy as np
     import soundfile

@@ -8,8 +8,6 @@ import os
 import re
 import resource
 import shutil
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import soundfile
 
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
@@ -35,7 +34,9 @@ from pipeline.results.page.contents import (
 from pipeline.results.page.render import render_data
 from pipeline.results.page.sections import DIFFERENCES, column, curve_plot, difference_plots, read_table
 from pipeline.results.plots import COLOURS, colours_of, differences, recall_curves
+from pipeline.results.pools import answer, read_pool
 from pipeline.stages import compare, embed, evaluate, report, tabulate, train
+from tests.forks import run_python
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -128,9 +129,9 @@ def test_a_clip_that_cannot_be_written_is_named(results, tiny_study, tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
 
-    command = [sys.executable, "-m", "pipeline.stages.report", *arguments(results, tiny_study, tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, preexec_fn=limit, env=environment, capture_output=True, text=True)
+    words = ["-m", "pipeline.stages.report", *arguments(results, tiny_study, tmp_path)]
+    done = run_python(*words, preexec_fn=limit, env=environment)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert re.search(r"^report: .*/audio/\w+\.mp3: cannot be written \(File too large\)", done.stderr.splitlines()[-1])
     assert not list((tmp_path / "audio").iterdir())
@@ -297,8 +298,160 @@ def test_filter_keeps_the_captions_that_hold_the_words(opened):
 @needs_browser
 def test_an_empty_filter_shows_no_rank(opened):
     assert opened.locator("#rank-a").is_visible()
+    rank = opened.locator("#rank-a").inner_text()
     opened.fill("#filter", "no such words")
     assert not opened.locator("#rank-a").is_visible()
+    opened.fill("#filter", "")
+    assert opened.locator("#rank-a").is_visible() and opened.locator("#rank-a").inner_text() == rank
+
+
+@pytest.fixture(scope="module")
+def mapped(results, tiny_study, pool_study, tmp_path_factory):
+    """The page with a description of unlabeled audio."""
+    out = tmp_path_factory.mktemp("mapped")
+    words = arguments(results, tiny_study, out)
+    summaries = [
+        str(pool_study.folder / "shards" / name / "train" / "manifest.json") for name in ("target", "unlabeled")
+    ]
+    words[words.index("--summaries") + 1 : words.index("--out")] = [words[words.index("--summaries") + 1], *summaries]
+    report.main([*words, "--pools", str(pool_study.folder / "pool")])
+    return out
+
+
+@pytest.fixture
+def map_tab(browser, mapped):
+    tab = browser.new_page(viewport={"width": 400, "height": 800})
+    errors = []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.goto((mapped / "index.html").as_uri())
+    yield tab
+    assert errors == []
+    tab.close()
+
+
+def dots_of(page):
+    return json.loads(re.search(r"window\.POOLS = (.*);\n", (page / "data.js").read_text())[1])["target: train clips"]
+
+
+def test_a_page_without_a_description_has_no_map(page):
+    assert "POOLS" not in (page / "data.js").read_text() and 'id="map"' not in (page / "index.html").read_text()
+
+
+def test_the_description_is_in_words_and_figures(mapped, pool_study):
+    html = (mapped / "index.html").read_text()
+    summary, _ = read_pool(pool_study.folder / "pool")
+    for sentence in answer(summary, summary.whole):
+        assert str(markupsafe.escape(sentence)) in html
+    assert "unlabeled/train" in html and "Choose by the validation split" in html
+    assert "Shown: 20 of 20 unlabeled, 24 of 24 labeled, 6 of 6 test clips" in dots_of(mapped)["note"]
+
+
+def test_every_dot_can_be_played(mapped):
+    for dot in dots_of(mapped)["dots"]:
+        assert (mapped / "audio" / f"{dot['key']}.mp3").stat().st_size > 0
+
+
+def test_sounds_of_dots_are_no_longer_than_an_excerpt(results, tiny_study, pool_study, monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "EXCERPT_S", 0.5)
+    words = arguments(results, tiny_study, tmp_path)
+    words += ["--pools", str(pool_study.folder / "pool"), "--summaries"]
+    words += [
+        str(pool_study.folder / "shards" / name / "train/manifest.json") for name in ("labeled", "target", "unlabeled")
+    ]
+    report.main(words)
+    lengths = {path.stem: soundfile.info(path).duration for path in (tmp_path / "audio").iterdir()}
+    for dot in dots_of(tmp_path)["dots"]:
+        assert (lengths[dot["key"]] < 0.7) == (dot["group"] != "labeled"), dot["key"]  # the test clips of the study
+
+
+def test_the_lists_begin_with_the_extremes(mapped, pool_study):
+    shown = dots_of(mapped)
+    held_out = pd.read_parquet(pool_study.folder / "pool" / "held_out.parquet")
+    assert shown["dots"][shown["worst"][0]]["key"] == held_out.loc[held_out["unlabeled_cosine"].idxmin(), "key"]
+    unlabeled = pd.read_parquet(pool_study.folder / "pool" / "unlabeled.parquet")
+    farthest = unlabeled[["labeled_cosine", "held_out_cosine"]].max(axis=1).idxmin()
+    assert shown["dots"][shown["far"][0]]["key"] == unlabeled.loc[farthest, "key"]
+
+
+def test_a_map_of_clips_without_their_shards_is_refused(results, tiny_study, pool_study, tmp_path):
+    words = [*arguments(results, tiny_study, tmp_path), "--pools", str(pool_study.folder / "pool")]
+    with pytest.raises(
+        PipelineError, match=r"(target|unlabeled)/train is on a map, but its manifest.json is not in --summ"
+    ):
+        report.main(words)
+
+
+def middle_of(tab, number):
+    """Where a dot is on the screen."""
+    tab.locator("#map").scroll_into_view_if_needed()
+    box, place = tab.locator("#map").bounding_box(), tab.evaluate(f"map.places[{number}]")
+    return box["x"] + place[0], box["y"] + place[1]
+
+
+@needs_browser
+@pytest.mark.parametrize("number", [0, 25, 49])
+def test_a_click_on_a_dot_plays_and_names_its_clip(map_tab, mapped, number):
+    tab, dots = map_tab, dots_of(mapped)["dots"]
+    tab.mouse.click(*middle_of(tab, number))
+    x, y = tab.evaluate(f"map.places[{number}]")
+    same = [dot["key"] for dot, place in zip(dots, tab.evaluate("map.places"), strict=True) if place == [x, y]]
+    key, seconds = tab.evaluate(PLAYING)
+    assert key in same and seconds > 0
+    dot = next(dot for dot in dots if dot["key"] == key)
+    text = tab.locator("#map-chosen").inner_text()
+    assert key in text and dot["file"] in text and all(caption in text for caption in dot["captions"])
+
+
+@needs_browser
+def test_the_map_is_worked_with_keys_alone(map_tab):
+    map_tab.locator("#map").focus()
+    visited = set()
+    for step in ["ArrowRight"] * 4 + ["ArrowUp"] * 4 + ["ArrowLeft"] * 6 + ["ArrowDown"] * 6:
+        before = map_tab.evaluate("map.places[map.chosen]")
+        map_tab.keyboard.press(step)
+        after = map_tab.evaluate("map.places[map.chosen]")
+        moved = (after[0] - before[0], after[1] - before[1])
+        sign = {"ArrowRight": moved[0], "ArrowLeft": -moved[0], "ArrowDown": moved[1], "ArrowUp": -moved[1]}[step]
+        assert sign > 0 or moved == (0, 0)
+        visited.add(tuple(after))
+    assert len(visited) > 5
+    map_tab.keyboard.press("Enter")
+    key, _ = map_tab.evaluate(PLAYING)
+    assert key in map_tab.locator("#map-chosen").inner_text()
+
+
+@needs_browser
+def test_a_hidden_group_is_not_drawn_and_not_chosen(map_tab, mapped):
+    groups = [dot["group"] for dot in dots_of(mapped)["dots"]]
+    map_tab.locator("#map-groups input[value=unlabeled]").uncheck()
+    assert map_tab.locator("#map .dots.unlabeled").get_attribute("d") == ""
+    map_tab.mouse.click(*middle_of(map_tab, groups.index("unlabeled")))
+    assert groups[map_tab.evaluate("map.chosen")] != "unlabeled"
+    map_tab.locator("#map-groups input[value=unlabeled]").check()
+    assert map_tab.locator("#map .dots.unlabeled").get_attribute("d").count("z") == groups.count("unlabeled")
+
+
+@needs_browser
+def test_a_clip_of_a_list_is_found_on_the_map(map_tab, mapped):
+    shown = dots_of(mapped)
+    map_tab.locator("#far .link").first.click()
+    assert map_tab.evaluate("map.chosen") == shown["far"][0]
+    map_tab.locator("#far .play").first.click()
+    key, _ = map_tab.evaluate(PLAYING)
+    assert key == shown["dots"][shown["far"][0]]["key"]
+    assert map_tab.locator("#map-chosen .play").get_attribute("aria-pressed") == "true"
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_and_dots_of_the_map_stand_out(map_tab, scheme):
+    map_tab.emulate_media(color_scheme=scheme)
+    assert map_tab.evaluate(CONTRASTS) == []
+    assert map_tab.evaluate("document.documentElement.scrollWidth") <= 400
+    colours = map_tab.evaluate(
+        "[...document.querySelectorAll('#map .dots')].map((dots) => getComputedStyle(dots).fill)"
+    )
+    assert len(set(colours)) == 3
 
 
 HANDMADE = {
@@ -321,7 +474,7 @@ HANDMADE = {
 def handmade(browser, page, tmp_path):
     """The page with three clips, two of one caption, and a caption of HTML."""
     shutil.copy(page / "index.html", tmp_path)
-    (tmp_path / "data.js").write_text(render_data({"clotho": HANDMADE}))
+    (tmp_path / "data.js").write_text(render_data({"clotho": HANDMADE}, {}))
     tab = browser.new_page()
     tab.on("dialog", lambda dialog: pytest.fail(f"a caption was run: {dialog.message}"))
     tab.goto((tmp_path / "index.html").as_uri())

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from test_training import CAN_RENAME, EXACT, EXECUTE, arguments, finish, launch
+from test_training import EXACT, IS_ROOT, arguments, finish, launch
 
 from pipeline.stages import train
 from pipeline.training.launch import STOPPED
 
-RENAMED = ["unshare", "-u", "sh", "-c", 'hostname node.invalid && exec "$0" "$@"']
+RENAMED = """
+import ctypes, runpy, socket, sys
+if ctypes.CDLL(None).unshare(0x4000000) != 0:  # CLONE_NEWUTS: a host name for this process and those below it
+    sys.exit("unshare failed")
+socket.sethostname("node.invalid")
+del sys.argv[:2]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
 LAUNCH_TWO = ["-m", "pipeline.training.launch", "--processes=2", "-m", "pipeline.stages.train"]
 
 
@@ -40,7 +46,7 @@ def on_two_processes(tiny_study, tmp_path_factory) -> Path:
     """The same on two processes; where root may rename it, on a machine whose own name does not resolve."""
     run = tmp_path_factory.mktemp("two")
     words = [*LAUNCH_TWO, *arguments(tiny_study, run, "composed", *EXACT)]
-    finish(launch([*EXECUTE, *RENAMED, sys.executable, *words] if CAN_RENAME else words))
+    finish(launch(["-c", RENAMED, *words] if IS_ROOT else words))
     return run
 
 

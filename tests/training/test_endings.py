@@ -6,13 +6,12 @@ import os
 import re
 import shutil
 import signal
-import sys
 import time
 
 import psutil
 import pytest
 import torch
-from test_training import CAN_RENAME, EXECUTE, arguments, finish, launch
+from test_training import IS_ROOT, arguments, finish, launch
 
 from pipeline.training.launch import STOPPED
 
@@ -93,24 +92,26 @@ def test_a_training_whose_launcher_is_killed_saves_and_ends(tiny_study, tmp_path
     assert not alive and process.returncode != 0
 
 
-@pytest.mark.skipif(not CAN_RENAME, reason="needs root and unshare")
+WITH_LITTLE_SHARED_MEMORY = """
+import ctypes, runpy, subprocess, sys
+if ctypes.CDLL(None).unshare(0x20000) != 0:  # CLONE_NEWNS: mounts of its own
+    sys.exit("unshare failed")
+subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", "/dev/shm"], check=True)
+del sys.argv[:2]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="needs root")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_too_little_shared_memory_is_named(tiny_study, tmp_path, processes):
     words = words_of(tiny_study, tmp_path, "--workers=2", processes=processes)
-    command = [
-        "unshare",
-        "-m",
-        "sh",
-        "-c",
-        'mount -t tmpfs -o size=64k none /dev/shm && exec "$0" "$@"',
-        sys.executable,
-    ]
-    process = launch([*EXECUTE, *command, *words])
-    lines = finish(process, 1).splitlines()
+    lines = finish(launch(["-c", WITH_LITTLE_SHARED_MEMORY, *words]), 1).splitlines()
     assert re.search(r"^train: the loader processes have too little shared memory: enlarge /dev/shm", lines[-1]), lines
 
 
-@pytest.mark.skipif(not CAN_RENAME, reason="needs root and unshare")
+@pytest.mark.skipif(not IS_ROOT, reason="needs root")
 def test_two_processes_train_on_a_machine_whose_own_name_does_not_resolve(on_two_processes):
     assert (on_two_processes / "model.safetensors").exists()
 

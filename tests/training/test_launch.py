@@ -44,21 +44,21 @@ def test_a_failing_training_keeps_its_own_status_and_message(tiny_study, tmp_pat
 def test_the_last_word_is_that_of_the_process_that_failed(tiny_study, tmp_path):
     words = ["-m", "pipeline.training.launch", "--processes", "2", "-m", "pipeline.stages.train"]
     words += arguments(tiny_study, tmp_path, "composed", pairs=tmp_path / "missing.parquet")
-    output = finish(launch(words), 1)
+    output = finish(launch(words, fresh=True), 1)
     assert "missing.parquet: cannot be read" in output.splitlines()[-1]
     assert output.count("cannot be read") == 1 and "Traceback" not in output
 
 
 def test_a_signal_that_ends_a_process_is_named():
     words = ["-m", "timeit", "-n1", "-r1", "import os; os.kill(os.getpid(), 9)"]
-    output = finish(launch(["-m", "pipeline.training.launch", "--processes", "2", *words]), 1)
+    output = finish(launch(["-m", "pipeline.training.launch", "--processes", "2", *words], fresh=True), 1)
     assert re.search(r"^launch: process [01] was ended by SIGKILL; .*continues from", output.splitlines()[-1])
     assert "Traceback" not in output
 
 
 def test_the_launcher_starts_without_torch():
     code = "import sys, pipeline.training.launch; assert 'torch' not in sys.modules"
-    finish(launch(["-c", code]))
+    finish(launch(["-c", code], fresh=True))
 
 
 def test_several_nodes_need_slurm(monkeypatch):

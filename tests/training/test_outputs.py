@@ -56,7 +56,7 @@ def test_the_same_training_again_touches_its_outputs_and_imports_no_torch(traine
     before = {path: path.read_bytes() for path in files}
     for path in files:
         os.utime(path, (1, 1))
-    finish(launch(["-c", WITHOUT_TORCH, *words, "--threads=2", "--workers=1"]))
+    finish(launch(["-c", WITHOUT_TORCH, *words, "--threads=2", "--workers=1"], fresh=True))
     assert all(path.stat().st_mtime > 1 and path.read_bytes() == content for path, content in before.items())
 
 

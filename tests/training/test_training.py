@@ -30,14 +30,13 @@ from pipeline.training.inputs import PCM_SCALE
 from pipeline.training.losses import info_nce
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.trainer import Trainer, learning_rate_factor
+from tests.forks import Forked
 
 OBJECTIVES = ["finetune", "composed", "concatenate"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 EXACT = ["--a2t-dropout=0", "--learning-rate=1e-4"]
 """No dropout, which each process draws for itself; at 1e-3 the losses stand at chance after a few steps."""
-CAN_RENAME = os.geteuid() == 0 and shutil.which("unshare") is not None
-EXECUTE = ["-c", "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"]
-"""Arguments of Python that run another program."""
+IS_ROOT = os.geteuid() == 0
 KILL_IN_STEP = str(Path(__file__).with_name("kill_in_step.py"))
 RATES = ["--learning-rate=0.001", "--a2t-learning-rate=0.001"]
 
@@ -49,10 +48,11 @@ def arguments(study, run, objective, *flags, pairs=None):
     ]  # fmt: skip
 
 
-def launch(words, *, start_new_session=False, **variables):
-    """Python with these arguments, in a process of its own."""
+def launch(words, *, start_new_session=False, fresh=False, **variables):
+    """Python with these arguments, in a process of its own: a fork of this one, or a fresh interpreter."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.Popen(
+    start = subprocess.Popen if fresh else Forked
+    return start(
         [sys.executable, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=start_new_session,
     )  # fmt: skip

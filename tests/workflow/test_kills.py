@@ -7,13 +7,16 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 from test_growing_splits import make_study
 from test_workflow import snakemake
 
-TARGET = ["results/raw/clotho", "--config", "soundscapes={scale: 1}"]
+from tests.forks import Forked
+
+TARGET = ["results/raw/clotho", "--config", "soundscapes={scale: 0.3}"]
 """A job of some seconds."""
 
 
@@ -21,10 +24,10 @@ TARGET = ["results/raw/clotho", "--config", "soundscapes={scale: 1}"]
 def running(tmp_path):
     """A Snakemake whose stage runs in a folder, and the stage."""
     make_study(tmp_path)
-    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
-    with subprocess.Popen(
-        ["snakemake", "--cores", "1", *TARGET], cwd=tmp_path, env=os.environ | {"PATH": path}, stderr=subprocess.PIPE
-    ) as process:
+    programs = Path(sys.executable).parent
+    words = [sys.executable, programs / "snakemake", "--cores", "1", *TARGET]
+    variables = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"}
+    with Forked(words, cwd=tmp_path, env=variables, stderr=subprocess.PIPE) as process:
         while not list(tmp_path.glob("results/raw/.clotho.*")):
             assert process.poll() is None
             time.sleep(0.02)

@@ -17,8 +17,10 @@ import pytest
 import yaml
 
 from pipeline.data.pairs import read_facts
+from pipeline.results.pools import read_pool
 from pipeline.stages import mix_soundscapes
 from pipeline.study import MINI_NOTE
+from tests.forks import folder_with_python, run_python
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ["Snakefile", "config.yaml", "workflow", "pipeline", "profiles", "data", "experiments"]
@@ -29,11 +31,12 @@ OFFLINE = dict.fromkeys(["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY
 
 
 def snakemake(folder, *arguments, status=0, variables=None):
-    """Snakemake's output, run in a folder with the environment's own programs."""
-    environment = {**os.environ, **(variables or {}), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["snakemake", "--cores", "2", *map(str, arguments)],
-        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1800,
+    """Snakemake's output, run in a folder with the environment's own programs; it and its jobs are forks."""
+    programs = Path(sys.executable).parent
+    path = f"{folder_with_python()}:{programs}:{os.environ['PATH']}"
+    done = run_python(
+        programs / "snakemake", "--cores", "2", *arguments,
+        cwd=folder, env={**os.environ, **(variables or {}), "PATH": path}, stderr=subprocess.STDOUT, timeout=1800,
     )  # fmt: skip
     assert done.returncode == status, done.stdout[-6000:]
     return done.stdout
@@ -63,15 +66,15 @@ def tiny(project):
     """A study of raw trees of one's own, of all stages and objectives, at the smallest size that fills every batch."""
     for name in ("clotho", "audiocaps", "audioset"):
         arguments = ["--recordings", str(ROOT / "data" / "recordings"), "--dataset", name, "--seed", "0"]
-        mix_soundscapes.main([*arguments, "--scale", "0.08", "--out", str(project / "own" / name)])
+        mix_soundscapes.main([*arguments, "--scale", "0.04", "--out", str(project / "own" / name)])
     datasets = yaml.safe_load((ROOT / "config.yaml").read_text())["datasets"]
     study = {
         "study": {"name": "tiny", "note": "A test.", "published": "data/paper_table1.csv"},
-        "soundscapes": {"scale": 0.08},
+        "soundscapes": {"scale": 0.04},
         "datasets": {name: {**datasets[name], "root": f"own/{name}"} for name in ("clotho", "audiocaps", "audioset")},
-        "shards": {"clips_per_shard": 32, "jobs": 1},
-        "pretrain": {"epochs": 1, "batch_size": 8},
-        "training": {"epochs": 1, "batch_size": 8},
+        "shards": {"clips_per_shard": 16, "jobs": 1},
+        "pretrain": {"epochs": 1, "batch_size": 4},
+        "training": {"epochs": 1, "batch_size": 4},
         "runs": {
             "clotho_composed_audioset": {
                 **{"objective": "composed", "labeled": ["clotho"], "unlabeled": ["audioset"]},
@@ -80,6 +83,7 @@ def tiny(project):
             "audiocaps_finetune": {"objective": "finetune", "labeled": ["audiocaps"]},
             "all_pairs_concatenate": {"objective": "concatenate", "labeled": ["clotho", "audiocaps"]},
         },
+        "pool": {"against": ["test"]},
         "curves": {
             "audio": {
                 "target": "clotho",
@@ -180,6 +184,12 @@ def test_the_whole_study_runs_at_a_tiny_size_and_a_second_run_has_nothing_to_do(
     assert [row["value"] for row in points] == [rows[1]["t2a_R1"], rows[1]["a2t_R1"]]
     assert float(points[0]["unlabeled_hours"]) == pytest.approx(facts["unlabeled_s"] / 3600, rel=1e-3)
     assert (project / "results" / "curves" / "audio.svg").exists()
+    pool, _ = read_pool(project / "results" / "pools" / "clotho" / "test")
+    assert (pool.held_out, pool.labeled) == ("clotho/evaluation", ["clotho/development"])
+    assert [figures.name for figures in pool.unlabeled] == ["audioset/balanced_train"]
+    assert pool.whole.near_duplicates is not None
+    assert "window.POOLS" in (project / "results" / "report" / "data.js").read_text()
+    assert not (project / "results" / "pools" / "audiocaps").exists()  # none of its runs uses unlabeled audio
     assert "Nothing to be done" in snakemake(project, "--configfile", tiny)
 
     # Snakemake's own report, without a network: every table, training and the page, each with its caption.
@@ -247,10 +257,10 @@ def test_a_corrected_caption_of_a_test_split_trains_nothing_again(project, tiny)
 
 @pytest.mark.slow  # it trains the candidates of a sweep
 def test_a_sweep_goes_on_past_a_rate_that_diverges_and_chooses_the_other(project, tiny):
-    """tests/stages/test_choose_learning_rates.py has the choice among several."""
+    """tests/stages/test_choose_settings.py has the choice among several."""
     rates, run = [0.001, 1e14], "clotho_composed_audioset"
     rows = [{"target": "clotho", "method": "composed", "run": run}]
-    asked = {"sweep": {"learning_rates": rates}, "tables": {"table1": rows}}
+    asked = {"sweep": {"grid": {"learning_rate": rates}}, "tables": {"table1": rows}}
     (project / "sweep.yaml").write_text(yaml.safe_dump(asked))
     snakemake(project, "results/sweep.csv", "--configfile", tiny, "sweep.yaml")
     with (project / "results" / "sweep.csv").open() as file:

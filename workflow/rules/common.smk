@@ -36,7 +36,7 @@ wildcard_constraints:
     target=one_of(study.config.datasets),
     table=one_of(study.config.tables),
     curve=one_of(study.config.curves),
-    learning_rate=r"[0-9.e+-]+",
+    candidate=r"[^/]+=[^/]*",
 
 
 def ask(method, **fixed):

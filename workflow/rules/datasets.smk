@@ -52,6 +52,7 @@ rule index_audio:
         listing=ask(study.listing),
         adapter=ask(study.adapter),
         captions=ask(study.caption_flag),
+        segments=ask(study.segment_flags),
         max_dropped_fraction=ask(study.max_dropped_fraction),
         clips_per_shard=study.config.shards.clips_per_shard,
     shell:
@@ -61,6 +62,7 @@ rule index_audio:
         " --adapter={params.adapter}"
         " --root={params.root:q}"
         " {params.captions}"
+        " {params.segments:q}"
         " --max-dropped-fraction={params.max_dropped_fraction}"
         " --clips-per-shard={params.clips_per_shard}"
         " --catalog={output.catalog:q}"

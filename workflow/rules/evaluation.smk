@@ -10,6 +10,7 @@ rule embed:
     input:
         model=ask(study.model),
         split=ask(study.target_summary, role="test"),
+        catalog=ask(study.moment_files),
     output:
         embeddings="results/evaluations/{run}/seed{seed}/{target}/embeddings.npz",
     log:
@@ -27,6 +28,7 @@ rule embed:
         shards=subpath(input.split, parent=True),
         windows=study.config.evaluation.windows,
         device=device,
+        moments=ask(study.moment_flags),
         outcome=[],
     shell:
         "python -m pipeline.stages.embed"
@@ -35,6 +37,7 @@ rule embed:
         " --windows={params.windows}"
         " --threads={threads}"
         " --device={params.device}"
+        " {params.moments:q}"
         " {params.outcome:q}"
         " --embeddings={output.embeddings:q}"
         " 2> {log:q}"
@@ -44,6 +47,7 @@ rule evaluate:
     """Rank every query of a target and compute the figures under each protocol."""
     input:
         embeddings="results/evaluations/{run}/seed{seed}/{target}/embeddings.npz",
+        relevance=ask(study.relevance_files),
     output:
         metrics="results/evaluations/{run}/seed{seed}/{target}/metrics.json",
         ranks="results/evaluations/{run}/seed{seed}/{target}/ranks.parquet",
@@ -55,6 +59,7 @@ rule evaluate:
         split=ask(study.target_split, role="test"),
         expected=ask(study.expected_clips_flags),
         seed=lambda wildcards: wildcards.seed,
+        protocols=ask(study.protocol_flags),
         outcome=[],
     shell:
         "python -m pipeline.stages.evaluate"
@@ -64,6 +69,7 @@ rule evaluate:
         " --target={wildcards.target}"
         " --split={params.split}"
         " {params.expected}"
+        " {params.protocols:q}"
         " {params.outcome:q}"
         " --metrics={output.metrics:q}"
         " --ranks={output.ranks:q}"

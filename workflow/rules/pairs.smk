@@ -23,12 +23,14 @@ rule pair_clips:
         settings=ask(study.pairing_flags),
         held_out=[f"--held-out={path}" for path in study.held_out("identities.parquet")],
         leaks=study.config.leaks,
+        leak_unit=study.config.leak_unit,
         backbone=study.config.backbone.name,
     shell:
         "python -m pipeline.stages.pair_clips"
         " {params.settings:q}"
         " {params.held_out:q}"
         " --leaks={params.leaks}"
+        " --leak-unit={params.leak_unit}"
         " --backbone={params.backbone}"
         " --seed={wildcards.seed}"
         " --pairs={output.pairs:q}"

@@ -11,6 +11,8 @@ rule report:
         logs=study.page_files("training.parquet"),
         accounts=study.page_files("training.json"),
         summaries=study.page_summaries(),
+        pools=[f"{folder}/summary.json" for folder in study.pool_folders()],
+        maps=[f"{folder}/map.parquet" for folder in study.pool_folders()],
     output:
         # The folder, so that Snakemake's report holds the page's data and clips as well.
         folder=report(
@@ -28,6 +30,7 @@ rule report:
         name=as_is(study.name),
         note=as_is(study.note),
         protocol=study.protocol,
+        pools=study.pool_folders(),
         evaluations=[str(Path(path).parent) for path in study.table_files(None, "metrics.json")],
     shell:
         "python -m pipeline.stages.report"
@@ -40,5 +43,6 @@ rule report:
         " --evaluations {params.evaluations:q}"
         " --logs {input.logs:q}"
         " --summaries {input.summaries:q}"
+        " --pools {params.pools:q}"
         " --out={output.folder:q}"
         " 2> {log:q}"

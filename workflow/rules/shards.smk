@@ -34,6 +34,7 @@ rule shard_audio:
         format=study.config.shards.format,
         channels=study.config.shards.channels,
         min_duration_s=study.config.shards.min_duration_s,
+        min_level=ask(study.level_flag),
     shell:
         "python -m pipeline.stages.shard_audio"
         " --catalog={input.catalog:q}"
@@ -43,6 +44,7 @@ rule shard_audio:
         " --format={params.format}"
         " --channels={params.channels}"
         " --min-duration-s={params.min_duration_s}"
+        " {params.min_level:q}"
         " --shards={params.folder:q}"
         " --done={output.part:q}"
         " 2> {log:q}"

@@ -1,30 +1,52 @@
-"""The learning rate of every run, chosen on the validation splits: `snakemake --cores all results/sweep.csv`.
+"""The settings of every run, chosen on the validation splits: `snakemake --cores all results/sweep.csv`.
 
-train_candidate, embed_candidate, evaluate_candidate  as train, embed, evaluate -> results/sweep/{learning_rate}/{run}/
-choose_learning_rates                                 metrics of all candidates -> results/sweep.csv
+pair_candidate, train_candidate, embed_candidate, evaluate_candidate  as for runs -> results/sweep/{candidate}/{run}/
+choose_settings                                       all candidates -> results/sweep.csv, results/sweep.yaml
+
+pair_candidate makes pairs only for a candidate whose values change how they are drawn.
 
 A candidate that diverges says so in outcome.txt and in its metrics; it is never chosen.
 """
 
 
+use rule pair_clips as pair_candidate with:
+    input:
+        labeled=ask(study.candidate_summaries, use="labeled"),
+        unlabeled=ask(study.candidate_summaries, use="unlabeled"),
+        paraphrases=ask(study.paraphrases),
+        held_out=study.held_out("identities.parquet"),
+    output:
+        pairs="results/sweep/{candidate}/{run}/seed{seed}.pairs.parquet",
+        leaked="results/sweep/{candidate}/{run}/seed{seed}.leaked.parquet",
+    log:
+        "logs/pair_candidate/{candidate}/{run}/seed{seed}.log",
+    params:
+        version=VERSIONS["pair_clips"],
+        settings=ask(study.candidate_pairing_flags),
+        held_out=[f"--held-out={path}" for path in study.held_out("identities.parquet")],
+        leaks=study.config.leaks,
+        leak_unit=study.config.leak_unit,
+        backbone=study.config.backbone.name,
+
+
 use rule train as train_candidate with:
     input:
         pretrained=study.pretrained(),
-        pairs=f"results/pairs/{{run}}/seed{study.config.sweep.seed}.parquet",
-        teachers=ask(study.teachers, seed=str(study.config.sweep.seed)),
-        validation=ask(study.validated_while_trained),
+        pairs=ask(study.candidate_pairs),
+        teachers=ask(study.teachers),
+        validation=ask(study.candidate_validation),
     output:
-        model="results/sweep/{learning_rate}/{run}/model.safetensors",
-        description="results/sweep/{learning_rate}/{run}/model.json",
-        tokenizer="results/sweep/{learning_rate}/{run}/tokenizer.json",
-        log="results/sweep/{learning_rate}/{run}/training.parquet",
-        curves="results/sweep/{learning_rate}/{run}/learning_curves.svg",
-        account="results/sweep/{learning_rate}/{run}/training.json",
-        outcome="results/sweep/{learning_rate}/{run}/outcome.txt",
+        model="results/sweep/{candidate}/{run}/seed{seed}/model.safetensors",
+        description="results/sweep/{candidate}/{run}/seed{seed}/model.json",
+        tokenizer="results/sweep/{candidate}/{run}/seed{seed}/tokenizer.json",
+        log="results/sweep/{candidate}/{run}/seed{seed}/training.parquet",
+        curves="results/sweep/{candidate}/{run}/seed{seed}/learning_curves.svg",
+        account="results/sweep/{candidate}/{run}/seed{seed}/training.json",
+        outcome="results/sweep/{candidate}/{run}/seed{seed}/outcome.txt",
     log:
-        "logs/train_candidate/{learning_rate}/{run}.log",
+        "logs/train_candidate/{candidate}/{run}/seed{seed}.log",
     benchmark:
-        "benchmarks/train_candidate/{learning_rate}/{run}.tsv"
+        "benchmarks/train_candidate/{candidate}/{run}/seed{seed}.tsv"
     params:
         version=VERSIONS["train"],
         pretrained=subpath(input.pretrained, parent=True),
@@ -32,62 +54,68 @@ use rule train as train_candidate with:
         settings=ask(study.candidate_flags),
         processes=process_count,
         device=device,
-        seed=study.config.sweep.seed,
+        seed=lambda wildcards: wildcards.seed,
         outcome=lambda wildcards, output: [f"--outcome={output.outcome}"],
 
 
 use rule embed as embed_candidate with:
     input:
-        model="results/sweep/{learning_rate}/{run}/model.safetensors",
-        outcome="results/sweep/{learning_rate}/{run}/outcome.txt",
+        model="results/sweep/{candidate}/{run}/seed{seed}/model.safetensors",
+        outcome="results/sweep/{candidate}/{run}/seed{seed}/outcome.txt",
         split=ask(study.target_summary, role="validation"),
     output:
-        embeddings="results/sweep/{learning_rate}/{run}/{target}/embeddings.npz",
+        embeddings="results/sweep/{candidate}/{run}/seed{seed}/{target}/embeddings.npz",
     log:
-        "logs/embed_candidate/{learning_rate}/{run}/{target}.log",
+        "logs/embed_candidate/{candidate}/{run}/seed{seed}/{target}.log",
     benchmark:
-        "benchmarks/embed_candidate/{learning_rate}/{run}/{target}.tsv"
+        "benchmarks/embed_candidate/{candidate}/{run}/seed{seed}/{target}.tsv"
     params:
         version=VERSIONS["embed"],
         model=subpath(input.model, parent=True),
         shards=subpath(input.split, parent=True),
         windows=study.config.evaluation.windows,
         device=device,
+        moments=[],
         outcome=lambda wildcards, input: [f"--outcome={input.outcome}"],
 
 
 use rule evaluate as evaluate_candidate with:
     input:
-        embeddings="results/sweep/{learning_rate}/{run}/{target}/embeddings.npz",
-        outcome="results/sweep/{learning_rate}/{run}/outcome.txt",
+        embeddings="results/sweep/{candidate}/{run}/seed{seed}/{target}/embeddings.npz",
+        outcome="results/sweep/{candidate}/{run}/seed{seed}/outcome.txt",
     output:
-        metrics="results/sweep/{learning_rate}/{run}/{target}/metrics.json",
-        ranks="results/sweep/{learning_rate}/{run}/{target}/ranks.parquet",
-        contributions="results/sweep/{learning_rate}/{run}/{target}/contributions.parquet",
+        metrics="results/sweep/{candidate}/{run}/seed{seed}/{target}/metrics.json",
+        ranks="results/sweep/{candidate}/{run}/seed{seed}/{target}/ranks.parquet",
+        contributions="results/sweep/{candidate}/{run}/seed{seed}/{target}/contributions.parquet",
     log:
-        "logs/evaluate_candidate/{learning_rate}/{run}/{target}.log",
+        "logs/evaluate_candidate/{candidate}/{run}/seed{seed}/{target}.log",
     params:
         version=VERSIONS["evaluate"],
         split=ask(study.target_split, role="validation"),
         expected=[],
-        seed=study.config.sweep.seed,
+        protocols=[],
+        seed=lambda wildcards: wildcards.seed,
         outcome=lambda wildcards, input: [f"--outcome={input.outcome}"],
 
 
-rule choose_learning_rates:
-    """Choose every run's learning rate: the highest validation mAP@10, averaged over directions and targets."""
+rule choose_settings:
+    """Choose every run's settings: the highest validation mAP@10, averaged over directions, seeds and targets."""
     input:
         metrics=ask(study.sweep_files, name="metrics.json"),
+        contributions=ask(study.sweep_files, name="contributions.parquet"),
     output:
         csv="results/sweep.csv",
+        yaml="results/sweep.yaml",
     log:
-        "logs/choose_learning_rates/sweep.log",
+        "logs/choose_settings/sweep.log",
     params:
-        version=VERSIONS["choose_learning_rates"],
-        protocol=study.protocol,
+        version=VERSIONS["choose_settings"],
+        folders=ask(study.candidate_evaluations),
+        protocol=study.sweep_protocol,
     shell:
-        "python -m pipeline.stages.choose_learning_rates"
-        " --metrics {input.metrics:q}"
+        "python -m pipeline.stages.choose_settings"
+        " --evaluations {params.folders:q}"
         " --protocol={params.protocol}"
         " --csv={output.csv:q}"
+        " --yaml={output.yaml:q}"
         " 2> {log:q}"

@@ -20,8 +20,8 @@ from pipeline.commands.inspection.pair_checks import check_splits
 from pipeline.commands.inspection.pairs import read_footer, splits_of
 from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError
-from pipeline.files import write_atomically
-from pipeline.training.settings import PairingSettings
+from pipeline.files import read_json, write_atomically
+from pipeline.training.settings import OptimizationSettings, PairingSettings
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -58,6 +58,22 @@ class Sound:
     origin: str
     text: str
     """Its input of the text encoder."""
+
+
+def mixing_gain_of_run(pairs: Path) -> float:
+    """Return the mixing gain of the run that trained on pairs/RUN/seedN.parquet; the default if there is none.
+
+    It is in runs/RUN/seedN/training.json.
+    """
+    default = OptimizationSettings().mixing_gain
+    run = pairs.absolute().parent
+    account = run.parent.parent / "runs" / run.name / pairs.stem / "training.json"
+    if not account.is_file():
+        return default
+    gain = read_json(account).get("settings", {}).get("mixing_gain", default)
+    if not isinstance(gain, int | float):
+        raise PipelineError(f"{account}: settings.mixing_gain is {gain!r}; give the gain with --mixing-gain")
+    return float(gain)
 
 
 def read_slot(

@@ -20,12 +20,12 @@ import pyarrow.compute as pc
 import soundfile
 from tqdm import tqdm
 
-from pipeline.commands.inspection.columns import batches
+from pipeline.commands.inspection.columns import batches, read_schema
 from pipeline.commands.inspection.splits import check_manifest
 from pipeline.data.addresses import copy_file, fetch
 from pipeline.data.audio import BYTES_PER_FRAME, WAV_HEADER_BYTES, wav_header
-from pipeline.data.catalogs import OK
-from pipeline.data.shards.format import MANIFEST_SCHEMA, check_tars, read_published_summary, read_summary
+from pipeline.data.catalogs import OK, SEGMENT_COLUMNS
+from pipeline.data.shards.format import check_tars, read_published_summary, read_summary
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, write_json
 
@@ -50,7 +50,7 @@ def verify_shards(manifest: Path, *, quick: bool) -> str:
         check_tars(folder, summary)
         return _is_ok(summary["address"], summary, quick=True)
     rows_of = itertools.groupby(
-        (row for batch in batches(manifest, MANIFEST_SCHEMA.names) for row in batch.to_pylist()),
+        (row for batch in batches(manifest, read_schema(manifest).names) for row in batch.to_pylist()),
         key=lambda row: row["shard"],
     )
     first, damaged_shards, damaged_members = "", 0, 0
@@ -265,6 +265,7 @@ class _Tar:
             **{item: row[item] for item in ("captions", "dataset", "split", "source_name", "frames", "sample_rate_hz")},
             "source_id": row["source_id"] or "",
             "start_s": -1.0 if row["start_s"] is None else row["start_s"],
+            **{name: -1.0 if row[name] is None else row[name] for name in SEGMENT_COLUMNS if name in row},
         }
         try:
             found = json.loads(os.pread(self.descriptor, size, offset))

@@ -18,8 +18,8 @@ from pipeline.commands.inspection.columns import (
     numbers,
     read_schema,
 )
-from pipeline.data.catalogs import OK
-from pipeline.data.shards.format import MANIFEST_SCHEMA, read_summary
+from pipeline.data.catalogs import OK, SEGMENT_COLUMNS
+from pipeline.data.shards.format import is_manifest, read_summary, segment_columns
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of
 
@@ -39,8 +39,9 @@ def describe_shards(manifest: Path, samples: int) -> dict[str, Any]:
     rates = numbers(manifest, "sample_rate_hz")
     seconds = frames / rates
     peaks = numbers(manifest, "peak_dbfs")
-    shown = ["key", "source_name", "status", "reason", "shard", "duration_s", "peak_dbfs", "rms_dbfs", "captions"]
-    rows = evenly_spaced(manifest, [*shown, "frames", "sample_rate_hz"], samples)
+    shown = ["key", "source_name", *segment_columns(manifest), "status", "reason", "shard"]
+    measured = ["peak_dbfs", "rms_dbfs", "captions"]
+    rows = evenly_spaced(manifest, [*shown, *measured, "frames", "sample_rate_hz"], samples)
     for row in rows:
         row["duration_s"] = None if row["frames"] is None else row["frames"] / row["sample_rate_hz"]
     return {
@@ -59,7 +60,7 @@ def describe_shards(manifest: Path, samples: int) -> dict[str, Any]:
         ),
         "duplicate_captions": captions.duplicates,
         "lost": lost_rows(manifest, samples),
-        "samples": [{name: row[name] for name in shown} for row in rows],
+        "samples": [{name: row[name] for name in (*shown, "duration_s", *measured)} for row in rows],
     }
 
 
@@ -89,6 +90,7 @@ def describe_catalog(path: Path, samples: int) -> dict[str, Any]:
     counts = {name: count_values(path, name, usable=False) for name in ("status", "reason", "dataset", "split")}
     types: Counter[str] = Counter()
     source_ids = 0
+    times = [name for name in ("start_s", *SEGMENT_COLUMNS) if name in read_schema(path).names]
     for batch in batches(path, ["path", "source_id"], usable=True):
         suffixes = pc.utf8_lower(pc.struct_field(pc.extract_regex(batch["path"], r"(?P<type>\.[^./]*)$"), "type"))
         for item in suffixes.drop_null().value_counts():
@@ -109,7 +111,7 @@ def describe_catalog(path: Path, samples: int) -> dict[str, Any]:
         "duplicate_captions": captions.duplicates,
         "lost": lost_rows(path, samples),
         "samples": evenly_spaced(
-            path, ["key", "source_name", "path", "source_id", "start_s", "status", "reason", "captions"], samples
+            path, ["key", "source_name", "path", "source_id", *times, "status", "reason", "captions"], samples
         ),
     }
 
@@ -118,5 +120,5 @@ def check_manifest(path: Path) -> None:
     """Raise PipelineError unless a manifest is there and has the columns of one."""
     if not path.is_file():
         raise PipelineError(f"{path}: not found; make it with index_shards")
-    if (names := read_schema(path).names) != MANIFEST_SCHEMA.names:
+    if not is_manifest(names := read_schema(path).names):
         raise PipelineError(f"{path}: no manifest, its columns are {', '.join(names)}; make it again with index_shards")

@@ -11,11 +11,11 @@ from typing import Literal
 import pyarrow as pa
 
 from pipeline.commands.inspection.columns import MAKER, read_schema
-from pipeline.data.catalogs import CATALOG_SCHEMA
+from pipeline.data.catalogs import CATALOG_SCHEMA, fitting
 from pipeline.data.leaks import LEAKED_SCHEMA
 from pipeline.data.pairs import SCHEMA as PAIRS_SCHEMA
 from pipeline.data.parquet import check_parquet
-from pipeline.data.shards.format import FACTS_KEY, MANIFEST_SCHEMA
+from pipeline.data.shards.format import FACTS_KEY, is_manifest
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
 
@@ -74,11 +74,11 @@ def _parquet_target(path: Path) -> Target:
     metadata = schema.metadata or {}
     if b"pairs" in metadata and schema.names[: len(PAIRS_SCHEMA)] == PAIRS_SCHEMA.names:
         return Target("pairs", path)
-    if schema.names == MANIFEST_SCHEMA.names:
+    if is_manifest(schema.names):
         if FACTS_KEY in metadata:
             raise PipelineError(f"{path}: the rows of one shard; join them with index_shards and give their folder")
         return Target("shards", path)
-    if schema.names == CATALOG_SCHEMA.names:
+    if schema.names == fitting(CATALOG_SCHEMA, schema.names).names:
         return Target("catalog", path)
     if schema.names == LEAKED_SCHEMA.names:
         raise PipelineError(f"{path}: the clips that a run leaves out; give the pairs file next to it")

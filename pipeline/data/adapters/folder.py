@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.data.adapters.audio_files import find_audio, match_names
 from pipeline.data.adapters.lists import lists_in, read_json_lines, read_table
-from pipeline.data.adapters.rows import CAPTION_COLUMN, CAPTION_COLUMNS, SourceRow, clean_captions
+from pipeline.data.adapters.rows import CAPTION_COLUMN, CAPTION_COLUMNS, SourceRow, clean_captions, seconds
 from pipeline.data.adapters.walking import check_root
 from pipeline.errors import PipelineError
 
@@ -18,14 +18,17 @@ logger = logging.getLogger(__name__)
 LAYOUT = "file_name and, for captioned audio, caption_1, caption_2, ... or caption"
 SHARED_LIST = "metadata"
 EXTENSIONS = (".csv", ".tsv", ".jsonl")
+STRETCH_COLUMNS = ("start_s", "end_s")
 
 
 def read_folder(root: Path, split: str) -> Iterator[SourceRow]:
     """The rows of the split's list; without a list, every audio file in `{split}/`.
 
     The list is `{split}`, `{split}/metadata` or `metadata` with the extension .csv, .tsv or .jsonl, the first that is
-    there. The last two are those of the Hugging Face hub (AudioFolder). A `file_name` may hold folders. Audio is looked
-    for below `{split}/` if there is any, else below the root.
+    there. The last two are those of the Hugging Face hub (AudioFolder). A `file_name` may hold folders. A column
+    `source_id` names the recording that a clip was cut from. Audio is looked for below `{split}/` if there is any, else
+    below the root. With the columns `start_s` and `end_s` a row is that stretch of its file, and several rows may name
+    one file.
     """
     check_root(root)
     listing = _find_list(root, split)
@@ -38,11 +41,16 @@ def read_folder(root: Path, split: str) -> Iterator[SourceRow]:
     found = match_names((fields["file_name"].removeprefix(outer) for _, fields in rows), files, outer)
     for row, fields in rows:
         path, reason = found[fields["file_name"].removeprefix(outer)]
+        stretch_s = _stretch(fields, f"{listing} row {row}")
+        if reason is None and stretch_s is not None and not 0 <= stretch_s[0] < stretch_s[1]:
+            reason = "bad_stretch"
         yield SourceRow(
             source_name=fields["file_name"],
             path=path,
             reason=reason,
+            source_id=str(fields.get("source_id") or "").strip() or None,
             captions=_captions(fields, f"{listing} row {row}"),
+            stretch_s=stretch_s,
             row=row,
         )
 
@@ -86,6 +94,12 @@ def _rows_of_split(listing: Path, root: Path, split: str) -> list[tuple[int, dic
         raise PipelineError(
             f"{listing}: no column caption_1 or caption; found {', '.join(columns)}; rename the column of captions"
         )
+    if len(there := [name for name in STRETCH_COLUMNS if name in columns]) == 1:
+        lacking = next(name for name in STRETCH_COLUMNS if name not in there)
+        raise PipelineError(
+            f"{listing}: has a column {there[0]} and no {lacking}; add {lacking}, or rename {there[0]} if all rows are "
+            "whole files"
+        )
     is_shared = listing.parent == root and listing.stem == SHARED_LIST
     if "split" in columns:
         of_split = [(row, fields) for row, fields in rows if str(fields.get("split")).strip() == split]
@@ -97,6 +111,18 @@ def _rows_of_split(listing: Path, root: Path, split: str) -> list[tuple[int, dic
     if of_split and len(of_split) < len(rows):
         logger.info("%s: %d of %d rows are of the split %s", listing, len(of_split), len(rows), split)
     return of_split or rows
+
+
+def _stretch(fields: Mapping[str, Any], place: str) -> tuple[float, float] | None:
+    """The stretch of a row, to the millisecond; None for a row that is a whole file, which leaves both fields empty."""
+    texts = [str(fields.get(name) if fields.get(name) is not None else "").strip() for name in STRETCH_COLUMNS]
+    if not any(texts):
+        return None
+    if not all(texts):
+        lacking = STRETCH_COLUMNS[texts.index("")]
+        raise PipelineError(f"{place}: no {lacking}; fill it in, or empty both fields if the row is the whole file")
+    start_s, end_s = (seconds(text, place, name) for text, name in zip(texts, STRETCH_COLUMNS, strict=True))
+    return round(start_s, 3), round(end_s, 3)
 
 
 def _captions(fields: Mapping[str, Any], place: str) -> tuple[str, ...]:

@@ -26,13 +26,15 @@ class SourceRow:
     member: str | None = None
     """Where in that file its bytes lie, as `pipeline.data.containers` writes it; None if the clip is a whole file."""
     reason: str | None = None
-    """Why it cannot be used: `missing_file`, `ambiguous_file` or `duplicate`."""
+    """Why it cannot be used: `missing_file`, `ambiguous_file`, `duplicate` or `bad_stretch`."""
     source_id: str | None = None
     """Identity of the recording it was cut from: YouTube or Freesound id."""
     start_s: float | None = None
     """Where in that recording the clip begins."""
     captions: tuple[str, ...] = ()
     """Without empty ones, in the publisher's order."""
+    stretch_s: tuple[float, float] | None = None
+    """Where in the file the clip begins and ends, to the millisecond; None for the whole file."""
     row: int | None = None
     """Line of the publisher's list, the header being line 1."""
 
@@ -42,11 +44,11 @@ def clean_captions(captions: Iterable[str]) -> tuple[str, ...]:
     return tuple(text for text in (" ".join(caption.split()) for caption in captions) if text)
 
 
-def seconds(text: str, place: str) -> float:
-    """A start time as a number; PipelineError names the place where it stands."""
+def seconds(text: str, place: str, what: str = "start time") -> float:
+    """A time as a number; PipelineError names the place where it stands."""
     try:
         if math.isfinite(number := float(text)):
             return number
     except ValueError:
         pass
-    raise PipelineError(f'{place}: start time "{text}" is not a number of seconds')
+    raise PipelineError(f'{place}: {what} "{text}" is not a number of seconds')

@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.data.addresses import check_sizes, read_file
-from pipeline.data.catalogs import OK, read_table
+from pipeline.data.catalogs import OK, SEGMENT_COLUMNS, fitting, read_table
 from pipeline.data.parquet import open_parquet
 from pipeline.errors import PipelineError, read_error_message
 from pipeline.files import parse_json, read_json, sha256_of, write_atomically
@@ -46,7 +46,7 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("sha256", pa.string()),  # of the audio member's bytes
     ]
 )
-"""Columns of the manifest and of a shard's row file."""
+"""Columns of the manifest and of a shard's row file; a split with stretches has those of `with_segments`, too."""
 
 SUMMARY_FACTS = {
     *("dataset", "split", "format", "sample_rate_hz", "rows", "clips", "duration_s", "status", "reason"),
@@ -79,6 +79,15 @@ class ShardFacts:
     """Version of the stage shard_audio."""
     sources: str | None = None
     """Digest of the sizes and times of the source files; None in row files of earlier versions."""
+    min_level_dbfs: float | None = None
+    """Softer stretches were dropped; None for no such limit."""
+
+    def footer(self) -> str:
+        """Return the facts as JSON; a limit that is not there is left out, as in row files of earlier versions."""
+        values = asdict(self)
+        if self.min_level_dbfs is None:
+            del values["min_level_dbfs"]
+        return json.dumps(values)
 
 
 FACTS_KEY = b"shard"
@@ -147,9 +156,20 @@ def read_published_summary(address: str) -> dict[str, Any]:
 def _opened_manifest(path: Path) -> Iterator[pq.ParquetFile]:
     """A manifest; its checksum is in manifest.json, see `check_manifest`."""
     with open_parquet(path, "index_shards", is_checked=True, buffer_bytes=_BUFFER_BYTES) as file:
-        if file.schema_arrow.names != MANIFEST_SCHEMA.names:
+        if not is_manifest(file.schema_arrow.names):
             raise PipelineError(f"{path}: is not a manifest of this pipeline; make it again with index_shards")
         yield file
+
+
+def is_manifest(names: Sequence[str]) -> bool:
+    """Return whether these are the columns of a manifest."""
+    return list(names) == fitting(MANIFEST_SCHEMA, names).names
+
+
+def segment_columns(path: Path) -> tuple[str, ...]:
+    """Return the columns of stretches of a manifest: none if all its rows are whole files."""
+    with _opened_manifest(path) as file:
+        return SEGMENT_COLUMNS if SEGMENT_COLUMNS[0] in file.schema_arrow.names else ()
 
 
 def check_manifest(path: Path, summary: Mapping[str, Any]) -> None:
@@ -252,4 +272,5 @@ def read_rows(path: Path) -> tuple[pa.Table, ShardFacts]:
 
 def rows_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Return rows of a manifest as a table; missing values are null."""
-    return pa.Table.from_pylist(list(rows), schema=MANIFEST_SCHEMA)
+    rows = list(rows)
+    return pa.Table.from_pylist(rows, schema=fitting(MANIFEST_SCHEMA, rows[0] if rows else ()))

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.data.catalogs import CATALOG_SCHEMA, catalog_tables, read_catalog_rows, read_table, regrouped
+from pipeline.data.catalogs import catalog_tables, read_catalog_rows, read_table, regrouped
 from pipeline.data.parquet import write_parquet
 from pipeline.errors import PipelineError
 
@@ -83,7 +83,7 @@ def read_assignment(catalog: Path, clips_per_shard: int) -> list[Assignment]:
     keys = (key for table in catalog_tables(catalog, ["key"]) for key in table["key"].to_pylist())
     boundaries = boundaries_of(keys, clips_per_shard)
     sizes = [end - first for first, end in pairwise(boundaries)]
-    tables = regrouped(catalog_tables(catalog, CATALOG_SCHEMA.names), sizes)
+    tables = regrouped(catalog_tables(catalog), sizes)
     return [
         Assignment(
             shard=table["key"][0].as_py() if first else FIRST_SHARD,

@@ -8,63 +8,62 @@ import json
 import logging
 import tarfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pipeline.data.audio import WAV_HEADER_BYTES, Recording, UnusableAudio, flac_of, read_recording
-from pipeline.data.catalogs import OK, REASONS
+from pipeline.data.catalogs import OK, REASONS, SEGMENT_COLUMNS
 from pipeline.data.containers import Members, place_of
+from pipeline.data.shards.settings import AudioSettings
+from pipeline.data.shards.stretch_reader import StretchReader
 
 logger = logging.getLogger(__name__)
 
 COPIED = ("key", "dataset", "split", "status", "reason", "source_id", "source_name", "start_s", "captions")
 
 
-@dataclass(frozen=True, kw_only=True)
-class AudioSettings:
-    """Settings of the audio in shards."""
-
-    sample_rate_hz: int
-    audio_format: str
-    """wav or flac."""
-    channels: str
-    """Which channels are kept (`pipeline.data.audio.CHANNELS`)."""
-    min_duration_s: float
-    """Shorter clips are dropped."""
-
-
 def write_clips(
     clips: Sequence[Mapping[str, Any]],
     tar: tarfile.TarFile,
     members: Members,
+    stretches: StretchReader,
     *,
     shard: str,
     settings: AudioSettings,
 ) -> list[dict[str, Any]]:
-    """Append the clips to a tar and return their manifest rows, with a reason for unusable audio."""
+    """Append the clips to a tar and return their manifest rows, with a reason for unusable audio.
+
+    members: gives the bytes of clips that are whole members of larger files. stretches: gives those that are stretches
+    of a file.
+    """
     rows = []
     for clip in clips:
-        row = {name: clip[name] for name in COPIED} | {"shard": shard}
+        row = {name: clip[name] for name in (*COPIED, *SEGMENT_COLUMNS) if name in clip} | {"shard": shard}
+        is_stretch = clip.get(SEGMENT_COLUMNS[0]) is not None
         rows.append(row)
         if clip["status"] != OK:
             continue
         try:
-            source = clip["path"] if clip["member"] is None else members.read(clip["path"], clip["member"])
-            if source is None:
-                raise UnusableAudio("missing_file", "the row holds no bytes")
-            recording = read_recording(
-                source,
-                sample_rate_hz=settings.sample_rate_hz,
-                min_duration_s=settings.min_duration_s,
-                channels=settings.channels,
-            )
+            recording = stretches.read(clip) if is_stretch else _whole(clip, members, settings)
         except UnusableAudio as error:
             status, wording = REASONS[error.reason]
             row |= {"status": status, "reason": error.reason}
-            logger.warning("%s %s: %s (%s)", place_of(clip), wording, error, clip["key"])
+            if not is_stretch:  # StretchReader logs those of a recording together
+                logger.warning("%s %s: %s (%s)", place_of(clip), wording, error, clip["key"])
             continue
         row |= add_clip(tar, clip, recording, settings)
     return rows
+
+
+def _whole(clip: Mapping[str, Any], members: Members, settings: AudioSettings) -> Recording:
+    source = clip["path"] if clip["member"] is None else members.read(clip["path"], clip["member"])
+    if source is None:
+        raise UnusableAudio("missing_file", "the row holds no bytes")
+    return read_recording(
+        source,
+        sample_rate_hz=settings.sample_rate_hz,
+        min_duration_s=settings.min_duration_s,
+        channels=settings.channels,
+    )
 
 
 def add_clip(
@@ -83,6 +82,7 @@ def add_clip(
         "start_s": -1.0 if clip["start_s"] is None else clip["start_s"],
         "frames": frames,
         "sample_rate_hz": settings.sample_rate_hz,
+        **{name: -1.0 if clip[name] is None else clip[name] for name in SEGMENT_COLUMNS if name in clip},
     }
     offset = add_sample(tar, clip["key"], settings.audio_format, audio, description)
     return {

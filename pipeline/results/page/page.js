@@ -1,9 +1,6 @@
-"use strict";
 // Reads window.RETRIEVED (data.js): target -> clips, captions and, for each run, ranks and top ten of every query.
 const SHOWN = 300; // queries in the list at once: a full test set holds thousands
-const SHAPES = { play: "M3 1.5v13l11-6.5z", pause: "M3 2h3.5v12H3zM9.5 2H13v12H9.5z" };
 const VERDICTS = { right: "✓ right", same: "≈ same caption", wrong: "✗ wrong" };
-const at = (id) => document.getElementById(id);
 let queries = []; // of the chosen target and direction, filtered and ordered: indices
 let chosen = null;
 
@@ -36,42 +33,17 @@ const nameOf = (query) => (isText() ? target().captions[query] : target().keys[q
 // How much better run A answers a query than run B, as a difference of reciprocal ranks.
 const lead = (query) => 1 / rankOf("a", query) - 1 / rankOf("b", query);
 
-// --- sound: one player for the page, started by the buttons next to the clips ---
+const playButton = (clip) => playButtonOf(target().keys[clip], captionsOf(clip)[0]);
 
-function shape(button, name) {
-  button.innerHTML = `<svg viewBox="0 0 16 16" aria-hidden="true"><path d="${SHAPES[name]}"/></svg>`;
-}
-
-function playButton(clip) {
+function playButtonOf(key, title) {
   const button = element("button", undefined, "play");
   button.type = "button";
-  button.dataset.key = target().keys[clip];
-  button.dataset.title = captionsOf(clip)[0];
+  button.dataset.key = key;
+  button.dataset.title = title;
   button.setAttribute("aria-label", `Play ${button.dataset.key}`);
   button.addEventListener("click", () => toggle(button));
   mark(button);
   return button;
-}
-
-function mark(button) {
-  const isOn = at("player").dataset.key === button.dataset.key && !at("player").paused;
-  button.setAttribute("aria-pressed", String(isOn));
-  shape(button, isOn ? "pause" : "play");
-}
-
-function toggle(button) {
-  const player = at("player");
-  if (player.dataset.key === button.dataset.key && !player.paused) {
-    player.pause();
-    return;
-  }
-  if (player.dataset.key !== button.dataset.key) {
-    player.dataset.key = button.dataset.key;
-    player.src = `audio/${button.dataset.key}.mp3`;
-    at("playing").textContent = button.dataset.title;
-    at("bar").hidden = false;
-  }
-  player.play();
 }
 
 // --- the list of queries ---
@@ -205,9 +177,6 @@ function start() {
     event.preventDefault();
     at("filter").focus();
   });
-  for (const name of ["play", "pause", "ended"]) {
-    at("player").addEventListener(name, () => document.querySelectorAll(".play").forEach(mark));
-  }
   at("target").addEventListener("change", chooseTarget);
   for (const id of ["direction", "order"]) at(id).addEventListener("change", () => { chosen = null; list(); });
   for (const id of ["run-a", "run-b"]) at(id).addEventListener("change", () => { nameOrders(); list(); });

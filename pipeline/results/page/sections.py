@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +11,24 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.metrics import FIGURES
+from pipeline.evaluation.protocols import ALL_FIGURES, DIRECTIONS, direction_of, measure_of
 from pipeline.files import read_checked_text
 from pipeline.results import plots
 from pipeline.results.comparisons import Comparison
-from pipeline.results.curves import AXES, SHOWN, read_points
+from pipeline.results.curves import AXES, read_points, shown_in
 from pipeline.results.page.contents import Evaluation, recall_at
 from pipeline.results.table.differences import read_comparisons
 
 DEPTH = 50
 """Of the recall curves."""
-DIRECTIONS = {"t2a": "text \N{RIGHTWARDS ARROW} audio", "a2t": "audio \N{RIGHTWARDS ARROW} text"}
-DIFFERENCES = {f"{name}_mAP10": f"{title} mAP@10" for name, title in DIRECTIONS.items()}
-COUNTS = {"n_text": "captions", "n_audio": "clips"}
+RECALLS = {name: DIRECTIONS[name] for name in ("t2a", "a2t")}
+"""Directions with a recall curve."""
+DIFFERENCES = {
+    name: f"{DIRECTIONS[direction_of(name)]} {measure_of(name)}"
+    for name in ("t2a_mAP10", "a2t_mAP10", "t2a_mAP16", "t2m_mAP")
+}
+"""Figures whose differences are drawn, as far as the protocol has them."""
+COUNTS = {"n_text": "captions", "n_audio": "clips", "n_queries": "queries"}
 """Columns of a table that have another heading on the page."""
 KINDS = {
     "published_gain_": "published gain, %",
@@ -91,7 +95,7 @@ def read_table(path: Path) -> PageTable:
         raise PipelineError(f"{path}: cannot be read as CSV ({error}); make it with tabulate") from error
     if "target" not in table:
         raise PipelineError(f"{path}: has no column target; make it with tabulate")
-    figures = table[[name for name in table if name in FIGURES]].apply(pd.to_numeric, errors="coerce")
+    figures = table[[name for name in table if name in ALL_FIGURES]].apply(pd.to_numeric, errors="coerce")
     is_best = figures == figures.groupby(table["target"]).transform("max")
     names = [str(name) for name in table if name != "protocol" and not str(name).endswith("_sd")]
     rows = []
@@ -105,10 +109,9 @@ def column(name: str) -> Column:
     """The heading of a column of a table's CSV: `published_t2a_R1` is R@1 below `published, text to audio`."""
     for prefix, kind in KINDS.items():
         figure = name.removeprefix(prefix)
-        if name.startswith(prefix) and figure in FIGURES:
-            direction, measure = figure.split("_")
-            group = ", ".join(filter(None, [DIRECTIONS[direction], kind]))
-            return Column(group=group, name=re.sub(r"(\d+)", r"@\1", measure), is_number=True)
+        if name.startswith(prefix) and figure in ALL_FIGURES:
+            group = ", ".join(filter(None, [DIRECTIONS[direction_of(figure)], kind]))
+            return Column(group=group, name=measure_of(figure), is_number=True)
     return Column(group="", name=COUNTS.get(name, name), is_number=name in (*COUNTS, "seeds"))
 
 
@@ -120,22 +123,23 @@ def difference_plots(path: Path) -> list[Plot]:
         used = [f"{name} {cell}" for name, cell in zip(compared.datasets, row.training, strict=True) if cell != "-"]
         method = f"{row.method}: {row.label}" if row.label else row.method
         targets.setdefault(row.target, {})["\n".join(filter(None, [method, ", ".join(used)]))] = figures
+    known = {name for figures in compared.figures.values() for name in figures}
+    drawn = {name: title for name, title in DIFFERENCES.items() if name in known}
     return [
-        Plot(name=path.stem, subject=target, svg=plots.differences(rows, DIFFERENCES))
-        for target, rows in targets.items()
+        Plot(name=path.stem, subject=target, svg=plots.differences(rows, drawn)) for target, rows in targets.items()
     ]
 
 
 def curve_plot(path: Path) -> Plot:
     """R@1 against the amount of training data."""
     points, axis = read_points(path)
-    return Plot(name=path.stem, subject=AXES[axis], svg=plots.data_curves(points, axis, AXES, SHOWN))
+    return Plot(name=path.stem, subject=AXES[axis], svg=plots.data_curves(points, axis, AXES, shown_in(points)))
 
 
 def recall_plots(targets: Mapping[str, Sequence[Evaluation]], protocol: str, colours: Mapping[str, str]) -> list[Plot]:
     """A pair of recall curves per target."""
     found = []
     for target, group in targets.items():
-        recalls = {title: recall_at(group, name, protocol, DEPTH) for name, title in DIRECTIONS.items()}
+        recalls = {title: recall_at(group, name, protocol, DEPTH) for name, title in RECALLS.items()}
         found.append(Plot(name="recall", subject=target, svg=plots.recall_curves(recalls, colours)))
     return found

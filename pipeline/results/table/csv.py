@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from pipeline.evaluation.metrics import FIGURES
 from pipeline.results.table.published import GAINS, format_gain
 from pipeline.results.table.rows import Line, Table, number
 
@@ -26,23 +25,24 @@ def to_csv(table: Table) -> str:
         if has_labels:
             cells["label"] = row.label
         cells |= zip(table.datasets, row.training, strict=True)
-        cells |= {name: number(line.mean[name]) for name in FIGURES}
+        cells |= {name: number(line.mean[name]) for name in table.figures}
         cells |= {"n_text": test_set.n_text, "n_audio": test_set.n_audio}
+        cells |= {} if test_set.n_queries is None else {"n_queries": test_set.n_queries}
         cells |= {"protocol": table.protocol, "seeds": line.seeds}
         if table.has_deviations:
-            cells |= {f"{name}_sd": _or_empty(line.sd, name) for name in FIGURES}
+            cells |= {f"{name}_sd": _or_empty(line.sd, name) for name in table.figures}
         if table.has_published:
-            cells |= _published_cells(line)
+            cells |= _published_cells(line, table.figures)
         lines.append(cells)
     return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")
 
 
-def _published_cells(line: Line) -> dict[str, str]:
+def _published_cells(line: Line, names: Sequence[str]) -> dict[str, str]:
     found = line.published
     assert found is not None, "either all lines of a table have it, or none"
-    cells = {f"published_{name}": _or_empty(found.figures, name) for name in FIGURES}
-    cells |= {f"difference_{name}": _or_empty(found.differences, name) for name in FIGURES}
-    for name in GAINS:
+    cells = {f"published_{name}": _or_empty(found.figures, name) for name in names}
+    cells |= {f"difference_{name}": _or_empty(found.differences, name) for name in names}
+    for name in (name for name in GAINS if name in names):
         for column, gains in (("gain", found.gains), ("published_gain", found.published_gains)):
             cells[f"{column}_{name}"] = format_gain(gains[name]) if name in gains else ""
     return cells

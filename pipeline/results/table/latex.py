@@ -6,28 +6,15 @@ import re
 from collections.abc import Sequence
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.metrics import FIGURES
+from pipeline.evaluation.metrics import PROTOCOLS
+from pipeline.evaluation.protocols import DCASE2025, MOMENTS, by_direction, measure_of
 from pipeline.results.comparisons import SIGNIFICANCE_NOTE
-from pipeline.results.table.names import CELLS, DATASETS, GROUPS, METHODS
+from pipeline.results.table.names import CELLS, DATASETS, GROUPS, METHODS, PROTOCOL_NOTES
 from pipeline.results.table.published import COLUMNS, NONE_PUBLISHED, format_difference, gain_rows, gains_note
 from pipeline.results.table.rows import Line, Table, number
 
 MOST_LINES = 32
 """Of a table on a sheet of A4 in landscape, with caption and notes."""
-PROTOCOL_NOTES = {
-    "paper": (
-        "every caption ranks all clips; every clip ranks one caption a clip, the first; "
-        "mAP@10 is the mean of 1/rank within 10."
-    ),
-    "best-of-5": (
-        "every caption ranks all clips; every clip ranks all captions, and its best-placed one counts for R@k; "
-        "mAP@10 is the sum of i/rank over its captions within 10, i counting them, divided by their number."
-    ),
-    "dcase": (
-        "every caption ranks all clips; every clip ranks all captions, and R@k is the share of its captions within k; "
-        "mAP@10 is the sum of i/rank over its captions within 10, i counting them, divided by their number."
-    ),
-}
 WINDOW_NOTES = {
     "mean": "A clip longer than the model's window is embedded as the mean over evenly spaced windows.",
     "first": "Of a clip longer than the model's window, the beginning is embedded.",
@@ -46,7 +33,7 @@ _DOCUMENT = r"""%% pdflatex sets this file as it stands.
 \small
 \setlength{\tabcolsep}{5pt}
 \newsavebox{\results}
-\sbox{\results}{\begin{tabular}{@{}l%(training_columns)srrrrrrrr@{}}
+\sbox{\results}{\begin{tabular}{@{}l%(training_columns)s%(figure_columns)s@{}}
 \toprule
 %(blocks)s
 \bottomrule
@@ -67,9 +54,14 @@ _DOCUMENT = r"""%% pdflatex sets this file as it stands.
 _HEADER = r"""\multicolumn{%(width)d}{c}{Retrieval performance of the %(target)s dataset} \\
 \midrule
 Method & \multicolumn{%(datasets)d}{c}{Training data}
- & \multicolumn{4}{c}{text $\rightarrow$ audio retrieval} & \multicolumn{4}{c}{audio $\rightarrow$ text retrieval} \\
-\cmidrule(lr){2-%(training)d}\cmidrule(lr){%(t2a)s}\cmidrule(l){%(a2t)s}
- & %(names)s & R@1 & R@5 & R@10 & mAP@10 & R@1 & R@5 & R@10 & mAP@10 \\"""
+ & %(directions)s \\
+\cmidrule(lr){2-%(training)d}%(rules)s
+ & %(names)s & %(figures)s \\"""
+_DIRECTIONS = {
+    "t2a": r"text $\rightarrow$ audio",
+    "a2t": r"audio $\rightarrow$ text",
+    "t2m": r"text $\rightarrow$ moment",
+}
 
 _MARK = "$^{*}$"
 
@@ -89,6 +81,7 @@ def to_latex(table: Table, study_name: str, study_note: str = "") -> str:
         # A sheet as wide and twice as high where the rows need it.
         "paper": "a4paper,landscape" if body.count(r"\\") <= MOST_LINES else "a3paper",
         "training_columns": "c" * len(table.datasets),
+        "figure_columns": "r" * len(table.figures),
         "caption": _caption(table, study_name),
         "blocks": body,
         "gains": _gains(table),
@@ -99,13 +92,19 @@ def to_latex(table: Table, study_name: str, study_note: str = "") -> str:
 def _block(target: str, lines: Sequence[Line], table: Table) -> str:
     """The part of a target: header, then its lines under the headings of their groups."""
     training = 1 + len(table.datasets)  # the last column of training data, counted from 1
+    directions, rules, last = [], [], training
+    for direction, figures in by_direction(table.figures).items():
+        directions.append(rf"\multicolumn{{{len(figures)}}}{{c}}{{{_DIRECTIONS[direction]} retrieval}}")
+        first, last = last + 1, last + len(figures)
+        rules.append(rf"\cmidrule({'l' if last == training + len(table.figures) else 'lr'}){{{first}-{last}}}")
     header = {
-        "width": training + len(FIGURES),
+        "width": last,
         "target": _dataset(target),
         "datasets": len(table.datasets),
         "training": training,
-        "t2a": f"{training + 1}-{training + 4}",
-        "a2t": f"{training + 5}-{training + 8}",
+        "directions": " & ".join(directions),
+        "rules": "".join(rules),
+        "figures": " & ".join(map(measure_of, table.figures)),
         "names": " & ".join(map(_dataset, table.datasets)),
     }
     written = [_HEADER % header]
@@ -126,7 +125,7 @@ def _line(line: Line, table: Table) -> str:
     label = f" ({escape(line.row.label)})" if line.row.label else ""
     cells = [method.label + method.mark + label, *(CELLS[cell] for cell in line.row.training)]
     # Cells without a deviation or a mark are as wide as those with one, so that the figures stay below each other.
-    for name in FIGURES:
+    for name in table.figures:
         cell = number(line.mean[name])
         if table.has_deviations:
             cell += _spread(line.sd[name]) if line.seeds > 1 else rf"\phantom{{{_spread(0.0)}}}"
@@ -147,8 +146,8 @@ def _published_lines(line: Line, table: Table) -> list[str]:
     room = (rf"\phantom{{{_spread(0.0)}}}" if table.has_deviations else "") + (
         rf"\phantom{{{_MARK}}}" if table.has_marks else ""
     )
-    published = [number(found.figures[name]) for name in FIGURES]
-    differences = [f"${format_difference(found.differences[name])}$" for name in FIGURES]
+    published = [number(found.figures[name]) for name in table.figures]
+    differences = [f"${format_difference(found.differences[name])}$" for name in table.figures]
     return [
         " & ".join([small % kind + skipped, *(rf"\footnotesize {cell}{room}" for cell in cells)]) + r" \\"
         for kind, cells in (("published", published), ("difference", differences))
@@ -192,10 +191,20 @@ def _caption(table: Table, study_name: str) -> str:
     return (
         rf"Retrieval results on the {' and '.join(targets)} {'dataset' if len(targets) == 1 else 'datasets'}, "
         rf"study \emph{{{escape(study_name)}}}, protocol \emph{{{table.protocol}}}. "
-        r"Recall@1, Recall@5, Recall@10, and mAP@10 for both text $\rightarrow$ audio and audio $\rightarrow$ text "
-        r"tasks are reported, in percent. ``A+T'' indicates the usage of audio-text pairs for training, ``Audio'' "
+        rf"{_REPORTED[table.protocol]} are reported, in percent. ``A+T'' indicates the usage of "
+        r"audio-text pairs for training, ``Audio'' "
         r"indicates the use of only audio as unlabeled data, and ``-'' indicates that the dataset was not used."
     )
+
+
+_BOTH_DIRECTIONS = (
+    r"Recall@1, Recall@5, Recall@10, and mAP@10 for both text $\rightarrow$ audio and audio $\rightarrow$ text tasks"
+)
+_REPORTED = {
+    **dict.fromkeys(PROTOCOLS, _BOTH_DIRECTIONS),
+    DCASE2025: r"Recall@1, Recall@5, Recall@10, mAP@10, and mAP@16 for text $\rightarrow$ audio",
+    MOMENTS: r"R1 and mAP for text $\rightarrow$ moment",
+}
 
 
 def _notes(table: Table, study_note: str) -> list[str]:
@@ -214,10 +223,12 @@ def _notes(table: Table, study_note: str) -> list[str]:
         warning = "; a smaller gallery makes every figure higher" if expected > test_set.n_audio else ""
         notes.append(
             f"{_dataset(target)}, {escape(test_set.split)} split: {test_set.n_text:,} captions, "
-            f"{test_set.n_audio:,} clips{few}{warning}."
+            f"{test_set.n_audio:,} {'recordings' if table.protocol == MOMENTS else 'clips'}{few}{warning}."
+            + (f" {escape(test_set.note)}" if test_set.note else "")
         )
     notes.append(rf"Protocol \emph{{{table.protocol}}}: {PROTOCOL_NOTES[table.protocol]}")
-    notes.append(WINDOW_NOTES[table.lines[0].test_set.windows])
+    if table.protocol != MOMENTS:  # its note has the windows
+        notes.append(WINDOW_NOTES[table.lines[0].test_set.windows])
     notes.append(_seeds_note([line.seeds for line in table.lines]))
     if study_note:
         notes.append(escape(study_note))

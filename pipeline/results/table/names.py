@@ -56,6 +56,32 @@ METHODS = {
     ),
 }
 
+PROTOCOL_NOTES = {
+    "paper": (
+        "every caption ranks all clips; every clip ranks one caption a clip, the first; "
+        "mAP@10 is the mean of 1/rank within 10."
+    ),
+    "best-of-5": (
+        "every caption ranks all clips; every clip ranks all captions, and its best-placed one counts for R@k; "
+        "mAP@10 is the sum of i/rank over its captions within 10, i counting them, divided by their number."
+    ),
+    "dcase": (
+        "every caption ranks all clips; every clip ranks all captions, and R@k is the share of its captions within k; "
+        "mAP@10 is the sum of i/rank over its captions within 10, i counting them, divided by their number."
+    ),
+    "dcase2025": (
+        "every caption ranks all clips, and its own clip counts for R@k and mAP@10; mAP@16 goes over the captions of "
+        "the relevance file, as the sum of i/rank over their relevant clips within 16, i counting them, divided by the "
+        "number of relevant clips."
+    ),
+    "moments": (
+        "every caption ranks the moments of its recording; R1@u is the share of captions whose first moment overlaps "
+        "a true one with an IoU of at least u; mAP@u is the mean average precision of the first ten moments, and mAP "
+        "its mean over u = 0.5, 0.55, ..., 0.95."
+    ),
+}
+"""How each protocol computes its figures, after its name."""
+
 
 def title(dataset: str) -> str:
     """Return a dataset's name in the paper, as plain text."""

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.metrics import FIGURES
+from pipeline.evaluation.protocols import ALL_FIGURES
 from pipeline.results.table.names import title
 from pipeline.results.table.rows import Figures, Line, Published, Row, Table, number
 
@@ -23,8 +23,8 @@ COLUMNS = ("published", "ours")
 NONE_PUBLISHED = "not published"
 
 
-def read_published(path: Path) -> dict[Row, Figures]:
-    """Return published figures by row, from a CSV with the columns of `data/paper_table1.csv`.
+def read_published(path: Path, names: Sequence[str]) -> dict[Row, Figures]:
+    """Return the published figures `names` by row, from a CSV with columns as in `data/paper_table1.csv`.
 
     The training data of a row carry their names, so the order of the columns is free: ("audioset=A", "clotho=A+T").
     """
@@ -32,14 +32,14 @@ def read_published(path: Path) -> dict[Row, Figures]:
         published = pd.read_csv(path, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise PipelineError(f"{path}: cannot be read as CSV ({error}); name another file in study.published") from error
-    if missing := [name for name in ("target", "method", *FIGURES) if name not in published]:
+    if missing := [name for name in ("target", "method", *names) if name not in published]:
         raise PipelineError(f"{path}: has no column {', '.join(missing)}; see data/paper_table1.csv for an example")
-    datasets = [str(name) for name in published if name not in ("target", "method", *FIGURES)]
+    datasets = [str(name) for name in published if name not in ("target", "method", *ALL_FIGURES)]
     found: dict[Row, Figures] = {}
     for number_of_line, line in enumerate(published.to_dict("records"), start=2):
         row = _with_named_training(line["target"], line["method"], {name: line[name] for name in datasets})
         try:
-            figures = {name: float(line[name]) for name in FIGURES}
+            figures = {name: float(line[name]) for name in names}
         except ValueError:
             figures = {"": math.nan}
         if not all(map(math.isfinite, figures.values())):
@@ -80,7 +80,7 @@ def add_published(table: Table, published: Mapping[Row, Figures]) -> Table:
 
 
 def _printed(line: Line) -> Figures:
-    return {name: float(number(line.mean[name])) for name in FIGURES}
+    return {name: float(number(value)) for name, value in line.mean.items()}
 
 
 def _gains(figures: Figures, baseline: Figures) -> Figures:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.metrics import FIGURES, PROTOCOLS
+from pipeline.evaluation.protocols import ALL_PROTOCOLS, DCASE2025, MOMENTS, figures_of
 from pipeline.results.comparisons import Comparison
 from pipeline.results.table.names import CELLS, METHODS
 
 Figures = Mapping[str, float]
-"""Figures in percent, by their names in `FIGURES`."""
+"""Figures in percent, by their names in the protocol."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,12 @@ class TestSet:
     n_audio_expected: int | None
     """Clips that the split was published with."""
     windows: str
+    n_queries: int | None = None
+    """Captions with known relevant clips, under `dcase2025`."""
+    relevance: str = ""
+    """SHA-256 of the relevance file."""
+    note: str = ""
+    """The queries of the protocol and those left out, for the notes."""
 
     def differences(self, other: TestSet) -> str:
         """Return the values that differ, as text."""
@@ -77,7 +83,8 @@ class TestSet:
         return ", ".join(f"{name} {mine[name]} and {theirs[name]}" for name in mine if mine[name] != theirs[name])
 
 
-TEST_SET = tuple(field.name for field in fields(TestSet))
+TEST_SET = ("split", "n_text", "n_audio", "n_audio_expected", "windows")
+"""Entries of metrics.json that describe the test set under every protocol."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +128,11 @@ class Table:
     """Whether significant differences are marked."""
 
     @property
+    def figures(self) -> tuple[str, ...]:
+        """The columns of figures."""
+        return figures_of(self.protocol)
+
+    @property
     def has_deviations(self) -> bool:
         """Whether a row has several seeds."""
         return any(line.seeds > 1 for line in self.lines)
@@ -146,7 +158,7 @@ def add_row_arguments(parser: argparse.ArgumentParser, file: str) -> None:
         "again for every row",
     )  # fmt: skip
     parser.add_argument("--datasets", nargs="*", required=True, help="columns of training data")
-    parser.add_argument("--protocol", choices=PROTOCOLS, required=True)
+    parser.add_argument("--protocol", choices=ALL_PROTOCOLS, required=True)
 
 
 def tabulate(
@@ -167,7 +179,7 @@ def tabulate(
             raise PipelineError(f"row {row} has no metrics file; give at least one")
         _check_seeds(row, files, protocol)
         for path, metrics in files.items():
-            test_set = TestSet(**{name: metrics[name] for name in TEST_SET})
+            test_set = test_set_of(metrics, protocol)
             other, expected = test_sets.setdefault(row.target, (path, test_set))
             if test_set != expected:
                 raise PipelineError(
@@ -178,8 +190,8 @@ def tabulate(
         lines.append(
             Line(
                 row=row,
-                mean={name: float(figures[name].mean()) for name in FIGURES},
-                sd={name: float(figures[name].std()) for name in FIGURES},
+                mean={name: float(figures[name].mean()) for name in figures_of(protocol)},
+                sd={name: float(figures[name].std()) for name in figures_of(protocol)},
                 seeds=len(files),
                 test_set=test_sets[row.target][1],
             )
@@ -216,9 +228,22 @@ def _check_file(path: Path, metrics: Mapping[str, Any], row: Row, protocol: str)
     if protocol not in metrics["protocols"]:
         raise PipelineError(f"{path}: has no protocol {protocol!r}, only {', '.join(metrics['protocols'])}")
     found = metrics["protocols"][protocol]
-    for name in FIGURES:
+    for name in figures_of(protocol):
         if not isinstance(found.get(name), int | float) or not math.isfinite(found[name]):
             raise PipelineError(f"{path}: {protocol} {name} is {found.get(name)}, expected a number; evaluate it again")
+
+
+def test_set_of(metrics: Mapping[str, Any], protocol: str) -> TestSet:
+    """Return what a protocol evaluates on, from the contents of a metrics.json that has it."""
+    test_set = TestSet(**{name: metrics[name] for name in TEST_SET})
+    if protocol == DCASE2025:
+        found = metrics["relevance"]
+        return replace(test_set, n_queries=found["queries"], relevance=found["sha256"], note=found["note"])
+    if protocol == MOMENTS:
+        found = metrics["moments"]
+        counts = {"n_text": found["queries"], "n_audio": found["recordings"], "n_audio_expected": None}
+        return replace(test_set, **counts, windows=found["windows"], note=found["note"])
+    return test_set
 
 
 def mark_significant(table: Table, comparisons: Mapping[Row, Mapping[str, Comparison]]) -> Table:

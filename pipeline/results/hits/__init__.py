@@ -1,0 +1,1 @@
+"""Hits of a search in recordings, as files for other programs and as a page to hear and see them."""
