@@ -43,9 +43,10 @@ from pipeline.models.devices import add_device_argument, choose_device, device_n
 from pipeline.models.tokenization import GPT2_TEXT, read_tokenizer
 from pipeline.stages import index_audio, index_shards, pair_clips, shard_audio
 from pipeline.training.batches import Batch, PairedBatches
-from pipeline.training.composition import PCM_SCALE, CompositionLoss
+from pipeline.training.composition import CompositionLoss
 from pipeline.training.distributed import Processes
 from pipeline.training.failures import failed_compilation, is_failed_compilation
+from pipeline.training.inputs import PCM_SCALE
 from pipeline.training.losses import info_nce
 from pipeline.training.micro_batches import backward_in_micro_batches, micro_batches
 from pipeline.training.settings import TrainingSettings

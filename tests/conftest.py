@@ -55,12 +55,16 @@ class TinyStudy:
         return self.manifest(dataset).with_name("identities.parquet")
 
     def pairs(self, objective: str, *, seed: int = 0, epochs: int = 2, batch_size: int = 8) -> Path:
-        """A pairs file for an objective, made by the stage."""
+        """A pairs file for an objective or another entry of `partners`, made by the stage."""
         path = self.folder / "pairs" / f"{objective}_{seed}_{epochs}_{batch_size}.parquet"
+        unlabeled = ["--unlabeled", str(self.manifest("unlabeled"))]
         partners = {
             "finetune": [],
-            "composed": ["--unlabeled", str(self.manifest("unlabeled"))],
+            "composed": unlabeled,
             "concatenate": ["--mix-labeled"],
+            "mostly_labeled": [*unlabeled, "--labeled-partners=0.75"],
+            "all_labeled": [*unlabeled, "--labeled-partners=1"],
+            "two_partners": [*unlabeled, "--labeled-partners=0.75", "--mix-labeled"],
         }
         arguments = ["--labeled", str(self.manifest("labeled")), *partners[objective], "--backbone", "mini"]
         plan = ["--epochs", str(epochs), "--batch-size", str(batch_size), "--seed", str(seed)]

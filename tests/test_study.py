@@ -360,6 +360,14 @@ def test_a_missing_root_is_named(config):
             "runs.all_pairs_concatenate: every term of the objective concatenate has weight 0",
         ),
         (("backbone", "weights"), "CLAP.pth", "mini is made by the pretraining"),
+        (
+            ("runs", "clotho_finetune", "teacher"),
+            "nobody",
+            "runs.clotho_finetune.teacher: there is no run nobody",
+        ),
+        (("runs", "clotho_finetune", "teacher"), "clotho_finetune", "is among its own teachers or theirs"),
+        (("runs", "clotho_finetune", "teacher"), ["vanilla", "vanilla"], "teacher: names one run twice"),
+        (("runs", "vanilla", "teacher"), "clotho_finetune", "runs.vanilla.teacher: vanilla trains nothing"),
     ],
 )
 def test_references_to_nothing_are_named(config, path, value, message):
@@ -370,9 +378,59 @@ def test_references_to_nothing_are_named(config, path, value, message):
     assert message in problem(config)
 
 
+def test_teachers_in_a_circle_are_named(config):
+    config["runs"]["clotho_finetune"]["teacher"] = "clotho_composed_audioset"
+    config["runs"]["clotho_composed_audioset"]["teacher"] = ["vanilla", "clotho_finetune"]
+    assert "runs.clotho_composed_audioset.teacher: clotho_composed_audioset is among its own" in problem(config)
+
+
+def test_a_teacher_without_a_term_to_act_on_is_named(config):
+    config["runs"]["clotho_composed_audioset"]["teacher"] = "clotho_finetune"
+    config["runs"]["clotho_composed_audioset"]["settings"] = {"info_nce_weight": 0}
+    assert "runs.clotho_composed_audioset: a teacher acts on terms without pseudo-tokens" in problem(config)
+
+
+def test_teachers_are_trained_first_with_the_same_seed(config):
+    config["runs"]["clotho_finetune"]["teacher"] = ["vanilla", "clotho_composed_audioset"]
+    study = Study.of_config(config)
+    folders = ["results/pretrained/mini", "results/runs/clotho_composed_audioset/seed3"]
+    assert study.teachers("clotho_finetune", "3") == [f"{folder}/model.safetensors" for folder in folders]
+    assert study.training_flags("clotho_finetune", "3")[-2:] == [f"--teacher={folder}" for folder in folders]
+    assert study.teachers("clotho_composed_audioset", "3") == []
+
+
+def test_paraphrases_are_given_to_the_runs_whose_labeled_datasets_have_them(config):
+    config["datasets"]["clotho"]["paraphrases"] = str(ROOT / "config.yaml")
+    study = Study.of_config(config)
+    flags = study.pairing_flags("all_pairs_concatenate")
+    place = flags.index("--paraphrases")
+    manifest = "results/shards/clotho/development/manifest.parquet"
+    assert flags[place + 1 : place + 3] == [manifest, str(ROOT / "config.yaml")]
+    assert study.paraphrases("clotho_finetune") == [str(ROOT / "config.yaml")]
+    assert study.paraphrases("audiocaps_finetune") == []
+
+
+def test_settings_beyond_the_paper_are_flags_only_where_they_are_used(config):
+    own = {"labeled_partners": 0.5, "text_mixing_weight": 1, "teacher_weight": 0.7, "teacher_temperature": 2}
+    own |= {"a2t_kind": "decoder", "a2t_layers": 3, "a2t_heads": 4, "a2t_noise": 0.1}
+    names = [f"--{name.replace('_', '-')}=" for name in own]
+
+    def given(run):
+        flags = [*study.pairing_flags(run), *study.training_flags(run, "0")]
+        return {name for name in names for flag in flags if flag.startswith(name)}, "--mix-labeled" in flags
+
+    study = Study.of_config(config)
+    assert given("clotho_composed_audioset") == (set(), False)
+    config["runs"]["clotho_composed_audioset"]["settings"] = own
+    study = Study.of_config(config)
+    assert given("clotho_composed_audioset") == (set(names), True) and given("clotho_finetune") == (set(), False)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
+        TrainingSettings(objective="composed", text_mixing_weight=0.5, teacher_weight=0.0, teacher_temperature=3),
+        PairingSettings(labeled_partners=0.25),
         TrainingSettings(objective="composed", learning_rate=3e-4, detach_unlabeled=True, conjunction=" and "),
         PairingSettings(captions_per_clip="all", partners="fixed", windows="center", short_clips="pad"),
     ],
@@ -439,7 +497,7 @@ def with_run(config, run, **changes):
 
 def test_a_run_with_default_settings_has_the_flags_and_inputs_of_before(config):
     study = Study.of_config(config)
-    names = {flag.split("=")[0].removeprefix("--") for flag in study.training_flags("clotho_composed_audioset")}
+    names = {flag.split("=")[0].removeprefix("--") for flag in study.training_flags("clotho_composed_audioset", "0")}
     later = {name.replace("_", "-") for name, given in TrainingSettings.model_fields.items() if ADDED in given.metadata}
     assert later and names.isdisjoint(later | {"validation"})
     assert study.validated_while_trained("clotho_composed_audioset") == []
@@ -449,10 +507,10 @@ def test_a_run_is_validated_on_the_validation_splits_of_its_targets(config):
     study = Study.of_config(with_run(config, "clotho_composed_audioset", settings={"validate_every": 2}))
     summaries = study.validated_while_trained("clotho_composed_audioset")
     assert summaries == ["results/shards/clotho/validation/manifest.json"]
-    flags = study.training_flags("clotho_composed_audioset")
+    flags = study.training_flags("clotho_composed_audioset", "0")
     assert flags[-2:] == ["--validation=results/shards/clotho/validation", "--validation-protocol=paper"]
-    assert "--validate-every=2" in flags and study.training_flags("clotho_finetune")[-1] == "--objective=finetune"
-    assert "--learning-rate=0.1" in study.candidate_flags("clotho_composed_audioset", "learning_rate=0.1")
+    assert "--validate-every=2" in flags and study.training_flags("clotho_finetune", "0")[-1] == "--objective=finetune"
+    assert "--learning-rate=0.1" in study.candidate_flags("clotho_composed_audioset", "learning_rate=0.1", "0")
 
 
 def test_a_run_that_serves_two_targets_is_validated_on_both(config):
@@ -467,7 +525,9 @@ def test_an_averaged_run_is_evaluated_in_its_own_folder(config):
     study = Study.of_config(with_run(config, "clotho_finetune", average_with_pretrained=True))
     assert study.model("clotho_finetune", "1") == "results/averaged/clotho_finetune/seed1/model.safetensors"
     assert study.model("clotho_composed_audioset", "1").startswith("results/runs/")
-    assert study.training_flags("clotho_finetune") == Study.of_config(config).training_flags("clotho_finetune")
+    assert study.training_flags("clotho_finetune", "0") == Study.of_config(config).training_flags(
+        "clotho_finetune", "0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -535,9 +595,9 @@ def test_a_candidates_name_holds_its_values(values):
 def test_a_candidate_changes_its_flags_and_only_its_own(config):
     study = swept(config, {"learning_rate": [0.1]})
     run, name = "clotho_composed_audioset", "learning_rate=0.1"
-    assert "--learning-rate=0.1" in study.candidate_flags(run, name)
-    assert "--learning-rate=0.1" not in study.training_flags(run)
-    assert set(study.candidate_flags(run, name)) ^ set(study.training_flags(run)) == {
+    assert "--learning-rate=0.1" in study.candidate_flags(run, name, "0")
+    assert "--learning-rate=0.1" not in study.training_flags(run, "0")
+    assert set(study.candidate_flags(run, name, "0")) ^ set(study.training_flags(run, "0")) == {
         "--learning-rate=0.1",
         "--learning-rate=0.0003",
     }

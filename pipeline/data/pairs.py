@@ -1,9 +1,11 @@
 """Which clips are mixed in every epoch, step and slot, fixed before training starts.
 
 A pairs file has one row per slot of a global batch. A row names the labeled clip, the caption drawn for it, its partner
-and the starts of both windows. The partner is an unlabeled clip, or for `concatenate` a second labeled clip with its
-caption. Training reads exactly these rows, so the global batches are the same on any number of processes. Each epoch
-has its own random order of the labeled clips; `PairingSettings` describes how the rest is drawn.
+and the starts of both windows. The partner is an unlabeled clip, or another labeled clip with its caption: always in
+`concatenate`, in `composed` for the share `labeled_partners`. A composed run with a term for text mixing also has a
+second partner, which is always labeled. Training reads exactly these rows, so the global batches are the same on any
+number of processes. Each epoch has its own random order of the labeled clips; `PairingSettings` describes how the rest
+is drawn.
 
 Every epoch is computed from its own Philox generator, keyed by (seed, epoch), so memory does not grow with the epochs.
 """
@@ -13,7 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.leaks import LEAKED_SCHEMA, check_leaked, columns_looked_at, leaks_of
+from pipeline.data.paraphrases import Paraphrases
 from pipeline.data.parquet import open_parquet, parquet_writer
 from pipeline.data.shards.format import count_rows, usable_batches
 from pipeline.errors import PipelineError
@@ -37,6 +41,8 @@ ROWS_AT_ONCE = 1 << 18  # rows whose keys are looked up together
 
 EVERY_EPOCH = 2**64 - 1
 """Replaces the epoch in the generator's key for values that are drawn once for all epochs."""
+KIND_OF_PARTNER = 2**64 - 2
+"""The same for the labeled clips whose fixed partner is labeled."""
 
 SCHEMA = pa.schema(
     [
@@ -51,6 +57,12 @@ SCHEMA = pa.schema(
         ("partner_start", pa.int64()),
     ]
 )
+SECOND_PARTNER = pa.schema([("second_key", pa.string()), ("second_caption", pa.int32()), ("second_start", pa.int64())])
+"""More columns, if the run has a term for text mixing next to unlabeled partners."""
+CAPTIONS = {"caption": "labeled_row", "partner_caption": "partner_row", "second_caption": "second_row"}
+"""The columns of drawn captions, and those of their clips."""
+TEXTS = tuple(f"{caption}_text" for caption in CAPTIONS)
+"""More columns, if there are paraphrases: the text of a drawn caption that is one, else null."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,9 +186,10 @@ def pair_epoch(
 ) -> pa.Table:
     """Return the rows of one epoch: every labeled clip (or caption) at most once, without the incomplete last batch.
 
-    The partner is drawn from `unlabeled`. With `mix_labeled` it is another labeled clip, from the same epoch unless
-    partners are fixed. With neither there is no partner. The columns `labeled_row` and `partner_row` (-1 for none) hold
-    `Clips.rows`; `with_keys` replaces them by keys.
+    The partner is drawn from `unlabeled`, or for the share `labeled_partners` of the slots from `labeled`. With
+    `mix_labeled` alone it is always another labeled clip; with both, that clip is the second partner. With neither
+    there is no partner. The columns `labeled_row`, `partner_row` (-1 for none) and `second_row` hold `Clips.rows`;
+    `with_keys` replaces them by keys.
 
     Raises:
         PipelineError: One clip has so many of the captions that they cannot all get another clip as partner.
@@ -192,43 +205,113 @@ def pair_epoch(
         "caption": captions,
         "labeled_start": window_starts(generator, labeled.frames[order], window_frames, settings.windows),
     }
-    clips = labeled if mix_labeled else unlabeled
-    if clips is None:
+    if unlabeled is None and not mix_labeled:
         columns["partner_row"] = np.full(length, NO_PARTNER)
         columns["partner_caption"] = np.full(length, NO_CAPTION)
         columns["partner_start"] = np.zeros(length, np.int64)
         return pa.table(columns)
-    if settings.partners == "fixed":
-        partners = fixed_partners(seed, labeled, unlabeled)[order]
-    elif mix_labeled:
-        partners = other_clips(generator, order)
-    else:
-        partners = epoch_order(generator, len(clips), length)
-    if mix_labeled:
-        columns["partner_caption"] = generator.integers(0, labeled.captions[partners])
-    else:
-        columns["partner_caption"] = np.full(length, NO_CAPTION)
-    columns["partner_row"] = clips.rows[partners]
-    columns["partner_start"] = window_starts(generator, clips.frames[partners], window_frames, settings.windows)
+
+    def describe(name: str, partners: np.ndarray, is_labeled: np.ndarray) -> None:
+        """Add the columns of a partner, with a caption where it is labeled."""
+        rows, frames, texts = (np.empty(length, np.int64) for _ in range(3))
+        texts[:] = NO_CAPTION
+        if is_labeled.any():
+            texts[is_labeled] = generator.integers(0, labeled.captions[partners[is_labeled]])
+        for clips, here in ((labeled, is_labeled), (unlabeled, ~is_labeled)):
+            if clips is not None:
+                rows[here], frames[here] = clips.rows[partners[here]], clips.frames[partners[here]]
+        columns[f"{name}_caption"], columns[f"{name}_row"] = texts, rows
+        columns[f"{name}_start"] = window_starts(generator, frames, window_frames, settings.windows)
+
+    is_labeled = labeled_places(seed, epoch, order, labeled, unlabeled, settings)
+    describe("partner", draw_partners(generator, seed, order, is_labeled, labeled, unlabeled, settings), is_labeled)
+    if unlabeled is not None and mix_labeled:  # last, so that the other columns do not depend on it
+        every = np.ones(length, bool)
+        describe("second", draw_partners(generator, seed, order, every, labeled, None, settings), every)
     return pa.table(columns)
 
 
-def with_keys(epochs: Iterable[pa.Table], labeled: Sequence[Path], partners: Sequence[Path]) -> Iterator[pa.Table]:
+def labeled_places(
+    seed: int, epoch: int, order: np.ndarray, labeled: Clips, unlabeled: Clips | None, settings: PairingSettings
+) -> np.ndarray:
+    """Return for every slot of an epoch whether its partner is labeled.
+
+    The places are evenly spaced, so that all processes and micro-batches have equally many, up to one. The clips in
+    these places are random. Partners that are fixed stay labeled or unlabeled for the whole training.
+    """
+    if unlabeled is None:
+        return np.ones(len(order), bool)
+    share = settings.labeled_partners
+    if settings.partners == "fixed":
+        ranks = generator_of(seed, KIND_OF_PARTNER).permutation(len(labeled))
+        return (ranks < round(share * len(labeled)))[order]
+    places = epoch * len(order) + np.arange(len(order) + 1)
+    return np.diff(np.floor(places * share + 1e-9)) > 0  # the margin is for products such as 10 * 0.1
+
+
+def draw_partners(
+    generator: np.random.Generator,
+    seed: int,
+    order: np.ndarray,
+    is_labeled: np.ndarray,
+    labeled: Clips,
+    unlabeled: Clips | None,
+    settings: PairingSettings,
+) -> np.ndarray:
+    """Return the index of every slot's partner, among the labeled clips or among the unlabeled ones."""
+    partners = np.empty(len(order), np.int64)
+    for clips, here in ((unlabeled, ~is_labeled), (None, is_labeled)):
+        if not here.any():
+            continue
+        if settings.partners == "fixed":
+            partners[here] = fixed_partners(seed, labeled, clips)[order[here]]
+        elif clips is None:
+            partners[here] = other_clips(generator, order)[here]
+        else:
+            partners[here] = epoch_order(generator, len(clips), int(here.sum()))
+    return partners
+
+
+def with_paraphrases(clips: Clips, paraphrases: Paraphrases) -> Clips:
+    """Return the clips with the number of their captions and paraphrases together, from which captions are drawn."""
+    return replace(clips, captions=clips.captions + paraphrases.more(clips.rows))
+
+
+def with_texts(epochs: Iterable[pa.Table], paraphrases: Paraphrases) -> Iterator[pa.Table]:
+    """Yield the tables of `pair_epoch` with the columns `TEXTS`."""
+    for table in epochs:
+        for caption, row in CAPTIONS.items():
+            if row in table.column_names:
+                numbers = table[caption].to_numpy()
+                # A partner without a caption is a row of the unlabeled clips.
+                rows = np.where(numbers == NO_CAPTION, NO_PARTNER, table[row].to_numpy())
+                table = table.append_column(f"{caption}_text", paraphrases.column(rows, numbers))
+        yield table
+
+
+def with_keys(epochs: Iterable[pa.Table], labeled: Sequence[Path], unlabeled: Sequence[Path]) -> Iterator[pa.Table]:
     """Yield the tables of `pair_epoch` as they are written, with the clips' keys from the manifests.
 
-    Each lookup reads the manifests once, so it serves several epochs, up to `ROWS_AT_ONCE` rows but at least one epoch.
-    This bounds the memory.
+    A partner with a caption is a labeled clip. Each lookup reads the manifests once, so it serves several epochs, up to
+    `ROWS_AT_ONCE` rows but at least one epoch. This bounds the memory.
     """
     for tables in _together(epochs):
         table = pa.concat_tables(tables)
-        keys = {
-            "labeled_key": _keys_of(labeled, table["labeled_row"].to_numpy()),
-            "partner_key": _keys_of(partners, table["partner_row"].to_numpy()),
-        }
-        table = pa.table({**{name: table[name] for name in table.column_names}, **keys}).select(SCHEMA.names)
+        keys = {"labeled_key": _keys_of(labeled, table["labeled_row"].to_numpy())}
+        schema = SCHEMA
+        partners, has_caption = table["partner_row"].to_numpy(), table["partner_caption"].to_numpy() != NO_CAPTION
+        keys["partner_key"] = pc.coalesce(
+            _keys_of(labeled, np.where(has_caption, partners, NO_PARTNER)),
+            _keys_of(unlabeled, np.where(has_caption, NO_PARTNER, partners)),
+        )
+        if "second_row" in table.column_names:
+            keys["second_key"] = _keys_of(labeled, table["second_row"].to_numpy())
+            schema = pa.schema([*SCHEMA, *SECOND_PARTNER])
+        schema = pa.schema([*schema, *((name, pa.string()) for name in TEXTS if name in table.column_names)])
+        table = pa.table({**{name: table[name] for name in table.column_names}, **keys}).select(schema.names)
         first = 0
         for epoch in tables:
-            yield table.slice(first, len(epoch)).cast(SCHEMA)
+            yield table.slice(first, len(epoch)).cast(schema)
             first += len(epoch)
 
 
@@ -297,9 +380,10 @@ def fixed_partners(seed: int, labeled: Clips, unlabeled: Clips | None) -> np.nda
 
 def write_pairs(epochs: Iterator[pa.Table], path: Path, facts: dict[str, Any]) -> None:
     """Write one row group per epoch, with `facts` (seed, batch size, window, sources) as JSON in the footer."""
-    schema = SCHEMA.with_metadata({"pairs": json.dumps(facts, sort_keys=True)})
+    first = next(epochs)
+    schema = first.schema.with_metadata({"pairs": json.dumps(facts, sort_keys=True)})
     with parquet_writer(path, schema, write_page_checksum=True) as writer:
-        for table in epochs:
+        for table in chain([first], epochs):
             writer.write_table(table.replace_schema_metadata(schema.metadata), row_group_size=max(1, table.num_rows))
 
 

@@ -76,13 +76,7 @@ def save_model(model: ClapModel, folder: str | Path) -> None:
             "token_dim": model.token_dim,
             "architecture": model.architecture,
             "files_sha256": {name: sha256_of(folder / name) for name in CHECKED_FILES},
-            "a2t": None
-            if model.a2t is None
-            else {
-                "hidden_layers": model.a2t.hidden_layers,
-                "dropout": model.a2t.dropout,
-                "tokens": model.a2t.tokens,
-            },
+            "a2t": None if model.a2t is None else model.a2t.arguments(),
         },
         folder / "model.json",
     )
@@ -99,11 +93,12 @@ def _load_saved(folder: Path) -> ClapModel:
         # Older versions had one size per backbone, one pseudo-token and one way to read a file; they recorded none.
         reading = {name: settings.get(name, ways[0]) for name, ways in known_values.items()}
         architecture = dict(settings.get("architecture", {}))
-        a2t = settings["a2t"] and {
-            "hidden_layers": settings["a2t"]["hidden_layers"],
-            "dropout": settings["a2t"]["dropout"],
-            "tokens": settings["a2t"].get("tokens", 1),
-        }
+        a2t = settings["a2t"]
+        known_arguments = {"hidden_layers", "dropout", "tokens", "kind", "layers", "heads"}
+        if a2t is not None and not ("dropout" in a2t and a2t.keys() <= known_arguments):
+            raise ValueError(f"a2t is {a2t}")
+        if a2t is not None and a2t.get("kind", "mlp") not in ("mlp", "decoder"):
+            raise ValueError(f"the kind of a2t is {a2t['kind']}")
     except (ValueError, TypeError, KeyError) as error:
         raise PipelineError(
             f"{file}: is not the description of a saved model ({error!r}); make the model again"

@@ -53,6 +53,55 @@ class AudioToText(nn.Module):
         """Return pseudo-tokens (B, K, E) of audio embeddings (B, D)."""
         return self.layers(audio_BD).unflatten(-1, (self.tokens, -1))
 
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `ClapModel.add_a2t` that make this module, as model.json records them."""
+        return {"hidden_layers": self.hidden_layers, "dropout": self.dropout, "tokens": self.tokens}
+
+
+class AudioToTextDecoder(nn.Module):
+    """f_a2t as a Transformer decoder: K learned query tokens that attend to the audio embedding and to each other.
+
+    The layers are torch's, with the norm first and GELU; the feed-forward layer has four times the token width. The
+    embedding is the only place to attend to, so cross-attention is a linear map of it.
+
+    Source: the abstract of the paper's follow-up, which gives no sizes; docs/method.md lists the choices.
+    """
+
+    def __init__(
+        self, embedding_dim: int, token_dim: int, *, layers: int, heads: int, dropout: float, tokens: int
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.queries_KE = nn.Parameter(torch.empty(tokens, token_dim).normal_(std=0.02))
+        self.memory = nn.Linear(embedding_dim, token_dim)
+        self.layers = nn.ModuleList(  # not nn.TransformerDecoder, whose layers all start with the same weights
+            nn.TransformerDecoderLayer(
+                token_dim, heads, 4 * token_dim, dropout, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(token_dim)
+        self.output = nn.Linear(token_dim, token_dim)
+
+    def forward(self, audio_BD: Tensor) -> Tensor:
+        """Return pseudo-tokens (B, K, E) of audio embeddings (B, D)."""
+        memory_B1E = self.memory(audio_BD)[:, None]
+        tokens_BKE = self.queries_KE.expand(len(audio_BD), -1, -1)
+        for layer in self.layers:
+            tokens_BKE = layer(tokens_BKE, memory_B1E)
+        return self.output(self.norm(tokens_BKE))
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `ClapModel.add_a2t` that make this module, as model.json records them."""
+        return {
+            "kind": "decoder",
+            "layers": len(self.layers),
+            "heads": self.heads,
+            "dropout": self.dropout,
+            "tokens": len(self.queries_KE),
+        }
+
 
 CAPTIONS_PER_GROUP = 24
 """Captions of similar length that a CPU encodes at a time. A training step of the small study has 96 captions of 25
@@ -96,15 +145,27 @@ class ClapModel(nn.Module):
         self.audio_encoder = audio_encoder
         self.caption_encoder = caption_encoder
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self.a2t: AudioToText | None = None
+        self.a2t: AudioToText | AudioToTextDecoder | None = None
         self._encoder_regularisation = False
         self._batch_norm = "frozen"
         self._truncation_logged = False
 
-    def add_a2t(self, hidden_layers: int = 2, dropout: float = 0.1, tokens: int = 1) -> None:
+    def add_a2t(
+        self,
+        hidden_layers: int = 2,
+        dropout: float = 0.1,
+        tokens: int = 1,
+        *,
+        kind: str = "mlp",
+        layers: int = 2,
+        heads: int = 8,
+    ) -> None:
         """Add a newly initialised f_a2t with `tokens` pseudo-tokens per clip; it is saved and loaded with the model.
 
-        Raises PipelineError if the longest caption and the pseudo-tokens exceed the text encoder's positions.
+        kind: "mlp" is that of Eq. (7), with `hidden_layers`; "decoder" has `layers` with `heads` each.
+
+        Raises PipelineError if the longest caption and the pseudo-tokens exceed the text encoder's positions, or if the
+        heads do not divide the width of its tokens.
         """
         longest, positions = self.caption_encoder.kind.max_tokens, self.caption_encoder.positions
         if longest + tokens > positions:
@@ -112,7 +173,17 @@ class ClapModel(nn.Module):
                 f"{tokens} pseudo-tokens and captions of up to {longest} tokens exceed the {positions} positions of "
                 f"{self.backbone}'s text encoder; ask for at most {positions - longest}"
             )
-        a2t = AudioToText(self.embedding_dim, self.token_dim, hidden_layers, dropout, tokens)
+        if kind == "decoder" and self.token_dim % heads:
+            raise PipelineError(
+                f"a2t_heads is {heads}, which does not divide the {self.token_dim} values of {self.backbone}'s token "
+                "embeddings; give a divisor"
+            )
+        sizes = (self.embedding_dim, self.token_dim)
+        a2t: AudioToText | AudioToTextDecoder = (
+            AudioToTextDecoder(*sizes, layers=layers, heads=heads, dropout=dropout, tokens=tokens)
+            if kind == "decoder"
+            else AudioToText(*sizes, hidden_layers, dropout, tokens)
+        )
         self.a2t = a2t.to(self.logit_scale.device)
 
     def load_weights(self, state: Mapping[str, Tensor], source: str | Path) -> None:

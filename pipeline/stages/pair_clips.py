@@ -12,7 +12,18 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.data.leaks import LEAKED_SCHEMA, UNITS, AudioForm, read_audio_form, read_held_out
-from pipeline.data.pairs import Clips, pair_epoch, read_clips, slots_per_epoch, subset, with_keys, write_pairs
+from pipeline.data.pairs import (
+    Clips,
+    pair_epoch,
+    read_clips,
+    slots_per_epoch,
+    subset,
+    with_keys,
+    with_paraphrases,
+    with_texts,
+    write_pairs,
+)
+from pipeline.data.paraphrases import Paraphrases, read_paraphrases
 from pipeline.data.parquet import write_parquet
 from pipeline.data.shards.format import check_manifest, read_summary
 from pipeline.errors import PipelineError
@@ -67,9 +78,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     paths: dict[str, Any] = {"type": Path, "nargs": "+", "action": "extend"}
     parser.add_argument("--labeled", required=True, help="manifest.parquet of labeled splits", **paths)
-    partners = parser.add_mutually_exclusive_group()
-    partners.add_argument("--unlabeled", default=[], help="manifest.parquet of unlabeled splits", **paths)
-    partners.add_argument("--mix-labeled", action="store_true", help="partners are labeled clips too (`concatenate`)")
+    parser.add_argument("--unlabeled", default=[], help="manifest.parquet of unlabeled splits", **paths)
+    parser.add_argument(
+        "--mix-labeled",
+        action="store_true",
+        help="partners are labeled clips too (`concatenate`); with --unlabeled, second partners for text mixing",
+    )
+    parser.add_argument(
+        "--paraphrases",
+        type=Path,
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("MANIFEST", "CSV"),
+        help="further captions of a labeled split, which are drawn like its own; may be repeated",
+    )
     parser.add_argument("--held-out", default=[], help="identities.parquet of validation and test splits", **paths)
     parser.add_argument(
         "--leaks", choices=["drop", "fail"], default="fail", help="for clips with held-out sources or audio"
@@ -112,9 +135,17 @@ class Selection:
     """The leaked clips of each manifest that has any."""
 
 
-def select_clips(manifests: list[Path], held_out: pa.Table, role: str, args: argparse.Namespace) -> Selection:
+def select_clips(
+    manifests: list[Path],
+    held_out: pa.Table,
+    role: str,
+    args: argparse.Namespace,
+    paraphrases: Paraphrases | None = None,
+) -> Selection:
     """Return the clips of some splits for one role."""
     usable, left_out = read_clips(manifests, held_out, leaks=args.leaks, role=role, leak_unit=args.leak_unit)
+    if paraphrases is not None:
+        usable = with_paraphrases(usable, paraphrases)
     clips = subset(usable, manifests, getattr(args, f"{role}_fraction"), args.seed)
     return Selection(usable=usable, clips=clips, left_out=left_out)
 
@@ -148,10 +179,15 @@ def plan_epochs(labeled: Selection, settings: PairingSettings, args: argparse.Na
 
 
 def draw_pairs(
-    labeled: Selection, unlabeled: Selection, plan: Plan, settings: PairingSettings, args: argparse.Namespace
+    labeled: Selection,
+    unlabeled: Selection,
+    paraphrases: Paraphrases,
+    plan: Plan,
+    settings: PairingSettings,
+    args: argparse.Namespace,
 ) -> Iterator[pa.Table]:
     """Yield the rows of the pairs file, epoch by epoch."""
-    drawn = (
+    drawn: Iterator[pa.Table] = (
         pair_epoch(
             seed=args.seed,
             epoch=epoch,
@@ -164,14 +200,22 @@ def draw_pairs(
         )
         for epoch in range(plan.epochs)
     )
-    return with_keys(drawn, args.labeled, args.labeled if args.mix_labeled else args.unlabeled)
+    if args.paraphrases:
+        drawn = with_texts(drawn, paraphrases)
+    return with_keys(drawn, args.labeled, args.unlabeled)
 
 
 def facts_of(
-    labeled: Selection, unlabeled: Selection, plan: Plan, settings: PairingSettings, args: argparse.Namespace
+    labeled: Selection,
+    unlabeled: Selection,
+    paraphrases: Paraphrases,
+    plan: Plan,
+    settings: PairingSettings,
+    args: argparse.Namespace,
 ) -> dict[str, Any]:
     """Return the facts of the run in the footer of the pairs file."""
     backbone = BACKBONES[args.backbone]
+    added = int(paraphrases.more(labeled.clips.rows).sum())
     return {
         "seed": args.seed,
         "epochs": plan.epochs,
@@ -183,12 +227,13 @@ def facts_of(
         "unlabeled": {str(path.parent): sha256_of(path) for path in args.unlabeled},
         "left_out_as_leaked": {str(path.parent): len(leaked) for path, leaked in labeled.left_out + unlabeled.left_out},
         "labeled_clips": len(labeled.clips),
-        "labeled_captions": int(labeled.clips.captions.sum()),
+        "labeled_captions": int(labeled.clips.captions.sum()) - added,
         "labeled_s": float(labeled.clips.frames.sum() / backbone.sample_rate_hz),
         "labeled_fraction": args.labeled_fraction,
         "unlabeled_clips": len(unlabeled.clips),
         "unlabeled_s": float(unlabeled.clips.frames.sum() / backbone.sample_rate_hz),
         "unlabeled_fraction": args.unlabeled_fraction,
+        **({"paraphrases": added} if args.paraphrases else {}),
         **settings.differing(),
     }
 
@@ -199,16 +244,17 @@ def main(argv: list[str]) -> None:
     sample_rate_hz = BACKBONES[args.backbone].sample_rate_hz
     check_shards([*args.labeled, *args.unlabeled], args.held_out, sample_rate_hz)
     held_out = read_held_out(args.held_out)
-    labeled = select_clips(args.labeled, held_out, "labeled", args)
+    paraphrases = read_paraphrases(args.labeled, dict(args.paraphrases))
+    labeled = select_clips(args.labeled, held_out, "labeled", args, paraphrases)
     unlabeled = select_clips(args.unlabeled, held_out, "unlabeled", args)
 
     plan = plan_epochs(labeled, settings, args)
     leaked = [table for _, table in labeled.left_out + unlabeled.left_out]
     write_parquet(pa.concat_tables([LEAKED_SCHEMA.empty_table(), *leaked]), args.leaked)
     write_pairs(
-        draw_pairs(labeled, unlabeled, plan, settings, args),
+        draw_pairs(labeled, unlabeled, paraphrases, plan, settings, args),
         args.pairs,
-        facts_of(labeled, unlabeled, plan, settings, args),
+        facts_of(labeled, unlabeled, paraphrases, plan, settings, args),
     )
     logger.info(
         "%d epochs of %d steps of %d pairs from %d labeled and %d unlabeled clips",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.data.pairs import read_facts
 from pipeline.models.devices import choose_device
 from pipeline.training.command import run_training
 from pipeline.training.options import (
@@ -19,7 +20,7 @@ from pipeline.training.options import (
     validation_plan,
 )
 from pipeline.training.outputs import Job, Origin, keep_outputs
-from pipeline.training.settings import TrainingSettings, settings_from_arguments
+from pipeline.training.settings import PairingSettings, TrainingSettings, settings_from_arguments
 
 
 def main(argv: list[str]) -> None:
@@ -30,12 +31,20 @@ def main(argv: list[str]) -> None:
         type=Path,
         help="file to write `finished` or the way of divergence to; without it, divergence is an error",
     )
+    parser.add_argument(
+        "--teacher",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder of a trained model whose similarities are soft targets; may be repeated",
+    )
     add_validation_arguments(parser, is_required=False)
     add_run_options(parser)
     args = parser.parse_args(argv)
     settings = settings_from_arguments(args, TrainingSettings)
     validation = validation_plan(args, settings.validation_windows)
     origin = Origin.of("train", args.pairs, args.pretrained / "model.safetensors", settings, args.seed, validation)
+    origin = origin.taught_by(args.teacher)
     job = Job(
         pairs=args.pairs,
         shards=args.shards,
@@ -44,6 +53,7 @@ def main(argv: list[str]) -> None:
         origin=origin,
         out=args.out,
         outcome=args.outcome,
+        teachers=tuple(args.teacher),
         validation=validation,
     )
     if not keep_outputs(job):
@@ -62,9 +72,16 @@ def train_job(job: Job, pretrained: Path, device: str | None, threads: int, opti
     with join_processes(choose_device(device)) as processes:
         model = load_model(pretrained)
         model.a2t = None  # that of a composed run: DDP would wait for its gradient if it is not trained
-        if job.settings.uses_a2t:
+        has_unlabeled_partners = PairingSettings.of(read_facts(job.pairs)).labeled_partners < 1
+        if job.settings.uses_a2t and has_unlabeled_partners:
             torch.manual_seed(job.seed)  # the same first a2t weights on every process
-            model.add_a2t(dropout=job.settings.a2t_dropout, tokens=job.settings.pseudo_tokens)
+            model.add_a2t(
+                dropout=job.settings.a2t_dropout,
+                tokens=job.settings.pseudo_tokens,
+                kind=job.settings.a2t_kind,
+                layers=job.settings.a2t_layers,
+                heads=job.settings.a2t_heads,
+            )
         train(model, job, processes, options)
 
 

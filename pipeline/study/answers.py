@@ -205,22 +205,35 @@ class Study:
         """Return the summaries of the training splits that a run uses with captions, or as audio alone."""
         return [self.summary(name, "train") for name in getattr(self.run(run), use) or []]
 
+    def paraphrases(self, run: str) -> list[str]:
+        """Return the files of paraphrases of a run's labeled datasets."""
+        return [path for name in self.run(run).labeled or [] for path in self._paraphrases_of(name)]
+
+    def _paraphrases_of(self, dataset: str) -> list[str]:
+        path = self.config.datasets[dataset].paraphrases
+        return [] if path is None else [str(Path(path).expanduser())]
+
     def pairing_flags(self, run: str) -> list[str]:
         """Return how the pairs of a run are drawn, as flags of `pair_clips`."""
         given, settings = self.run(run), self.settings(run)
         flags = [f"--labeled={_manifest(path)}" for path in self.training_summaries(run, "labeled")]
         flags += [f"--unlabeled={_manifest(path)}" for path in self.training_summaries(run, "unlabeled")]
-        flags += ["--mix-labeled"] if given.objective == "concatenate" else []
+        for name in given.labeled or []:
+            for path in self._paraphrases_of(name):
+                flags += ["--paraphrases", _manifest(self.summary(name, "train")), path]
+        has_text_mixing = given.objective == "composed" and settings.text_mixing_weight > 0
+        flags += ["--mix-labeled"] if given.objective == "concatenate" or has_text_mixing else []
         for name in ("labeled_fraction", "unlabeled_fraction"):
             if getattr(given, name) is not None:
                 flags.append(f"--{name.replace('_', '-')}={getattr(given, name)}")
         drawing = PairingSettings.of(settings.model_dump())
         return [*flags, f"--epochs={settings.epochs}", f"--batch-size={settings.batch_size}", *settings_flags(drawing)]
 
-    def training_flags(self, run: str) -> list[str]:
-        """Return the settings of a run as flags of `train` or `pretrain`, and its validation splits."""
+    def training_flags(self, run: str, seed: str) -> list[str]:
+        """Return the settings of a run, its teachers and its validation splits, as flags of `train` or `pretrain`."""
         settings = self.settings(run)
         flags = settings_flags(training_settings(self.run(run).objective, settings))
+        flags += [f"--teacher={Path(path).parent}" for path in self.teachers(run, seed)]
         return flags + (self.validation_flags(run) if settings.validate_every else [])
 
     def validated_while_trained(self, run: str) -> list[str]:
@@ -235,6 +248,10 @@ class Study:
         """Return the validation splits of a run's targets, and the protocol of the figures, as flags."""
         folders = [f"--validation={Path(summary).parent}" for summary in self.validation_summaries(run)]
         return [*folders, f"--validation-protocol={self.protocol}"]
+
+    def teachers(self, run: str, seed: str) -> list[str]:
+        """Return the weights of a run's teachers, which have its seed."""
+        return [self.model(teacher, seed) for teacher in self.run(run).teacher or []]
 
     def pretrained(self) -> str:
         """Return the weights that every run starts from; `vanilla` evaluates them as they are."""
@@ -447,9 +464,9 @@ class Study:
         runs = {name: candidate_run(self.config.runs[name], values) for name in names}
         return Study(self.config.model_copy(update={"runs": {**self.config.runs, **runs}}))
 
-    def candidate_flags(self, run: str, candidate: str) -> list[str]:
+    def candidate_flags(self, run: str, candidate: str, seed: str) -> list[str]:
         """Return the settings of a run with the values of a candidate, as flags of `train`."""
-        return self.candidate(candidate).training_flags(run)
+        return self.candidate(candidate).training_flags(run, seed)
 
     def candidate_validation(self, run: str, candidate: str) -> list[str]:
         """Return the summaries of the validation splits on which the training of a candidate is validated."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from pipeline.models.backbones import PUBLISHED
 from pipeline.training.settings import (
@@ -32,6 +32,10 @@ SplitName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Role = Literal["train", "validation", "test"]
 Adapter = Literal["clotho", "audiocaps", "audioset", "folder", "parquet", "webdataset"]
+ONE_OR_SEVERAL = BeforeValidator(
+    lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=str | list[str]
+)
+"""Annotates a list that may be given as its only value."""
 BackboneName = Literal["mini", "msclap-2022", "msclap-2023", "laion-clap"]
 
 
@@ -148,6 +152,11 @@ class Dataset(Settings):
         None, description="For ready shards. copy (the default) copies the tars; remote reads them by byte range."
     )
     captions: bool = Field(description="true: every clip needs a caption; clips without one are dropped and counted.")
+    paraphrases: Text | None = Field(
+        None,
+        description="CSV with further captions of the training split: file_name, paraphrase and, to check them, "
+        "caption. They are drawn like the clips' own captions. Test and validation queries stay the publisher's.",
+    )
     max_dropped_fraction: Fraction = Field(
         0.0,
         description="Share of a split's rows that may be unusable (missing, undecodable, silent, without caption). "
@@ -245,6 +254,11 @@ class Run(Settings):
     )
     unlabeled_fraction: Share | None = Field(
         None, description="Share of the clips of all unlabeled datasets together, drawn in the same way."
+    )
+    teacher: Annotated[list[Name], Field(min_length=1), ONE_OR_SEVERAL] | None = Field(
+        None,
+        description="Runs whose similarities over a batch are soft targets, averaged: one name or a list. They are "
+        "trained first, with the same seed. See `teacher_weight`.",
     )
     average_with_pretrained: bool = Field(
         False,

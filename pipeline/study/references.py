@@ -18,6 +18,7 @@ from pipeline.study.configuration import (
     targets,
     training_settings,
 )
+from pipeline.training.teachers import check_taught_terms
 
 CUT = ("folder", "webdataset", "parquet")
 """Adapters whose files can be cut into segments; the others list clips that are cut out of their recordings."""
@@ -63,6 +64,13 @@ def wrong_dataset(name: str, dataset: Dataset) -> Iterable[str]:
         yield f"datasets.{name}: give adapter and root of a raw tree, or shards, the address of ready ones"
     if dataset.tars is not None and dataset.shards is None:
         yield f"datasets.{name}.tars: is for ready shards, and there is no datasets.{name}.shards"
+    if (path := dataset.paraphrases) is not None:
+        if not dataset.captions:
+            yield f"datasets.{name}.paraphrases: the captions of {name} are not used (captions is false)"
+        if not Path(path).expanduser().is_file():
+            yield f"datasets.{name}.paraphrases: there is no file {path}"
+        if set(path) & set("{}<>"):
+            yield f"datasets.{name}.paraphrases: {path} holds one of {{ }} < >, which Snakemake replaces; rename it"
     if dataset.segments is not None and dataset.adapter not in CUT:
         yield f"datasets.{name}.segments: is for the adapters {', '.join(CUT)}, not {dataset.adapter or 'ready shards'}"
     generated = dataset.root == f"{GENERATED}{name}"
@@ -105,13 +113,16 @@ def wrong_run(name: str, run: Run, config: Configuration) -> Iterable[str]:
     both = set(run.labeled or []) & set(run.unlabeled or [])
     if both:
         yield f"runs.{name}: {', '.join(sorted(both))} is labeled and unlabeled at once"
+    yield from wrong_teachers(name, run, config)
     if run.objective == "vanilla":
         if run.average_with_pretrained:
             yield f"runs.{name}.average_with_pretrained: vanilla is the pretrained model; leave the key out"
         return
     settings = resolved_settings(config, run)
     try:
-        training_settings(run.objective, settings)
+        trained_with = training_settings(run.objective, settings)
+        if run.teacher is not None:
+            check_taught_terms(trained_with)
     except PipelineError as error:
         yield f"runs.{name}: {error}"
     if settings.validate_every:
@@ -128,6 +139,34 @@ def wrong_validation(run: str, reason: str, config: Configuration) -> Iterable[s
     for name in names:
         if name in config.datasets and config.datasets[name].splits.validation is None:
             yield f"runs.{run}: {reason}, but datasets.{name}.splits names no validation split; add it"
+
+
+def wrong_teachers(name: str, run: Run, config: Configuration) -> Iterable[str]:
+    """Yield what is wrong with the teachers of a run: they do not exist, or wait for the run itself."""
+    place = f"runs.{name}.teacher"
+    if run.teacher is None:
+        return
+    if run.objective == "vanilla":
+        yield f"{place}: vanilla trains nothing"
+    if len(set(run.teacher)) < len(run.teacher):
+        yield f"{place}: names one run twice"
+    for teacher in run.teacher:
+        if teacher not in config.runs:
+            yield f"{place}: there is no run {teacher}; runs: {', '.join(config.runs)}"
+    if name in all_teachers(run, config):
+        yield f"{place}: {name} is among its own teachers or theirs; a teacher is trained before its students"
+
+
+def all_teachers(run: Run, config: Configuration) -> set[str]:
+    """Return the teachers of a run, their teachers and so on."""
+    found: set[str] = set()
+    waiting = list(run.teacher or [])
+    while waiting:
+        teacher = waiting.pop()
+        if teacher in config.runs and teacher not in found:
+            found.add(teacher)
+            waiting += config.runs[teacher].teacher or []
+    return found
 
 
 def wrong_rows(config: Configuration) -> Iterable[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -34,16 +35,26 @@ class Batch:
     """Windows of the labeled clips, int16."""
     partner_BS: Tensor | None
     """Windows of the partners, int16; None where the objective mixes nothing."""
-    partner_captions: list[str] | None
-    """Captions of the partners where they are labeled."""
+    partner_captions: list[str | None] | None
+    """Caption of each slot's partner, None for an unlabeled one; None where no partner of the epoch is labeled."""
     partner_keys: list[str] | None
     """Key of each slot's partner; None where the objective mixes nothing."""
+    second_BS: Tensor | None = None
+    """Windows of the second partners, int16; None without a term for text mixing next to unlabeled partners."""
+    second_captions: list[str | None] | None = None
+    """Caption of each slot's second partner, which is always labeled."""
+    second_keys: list[str] | None = None
+    """Key of each slot's second partner."""
+    places: list[tuple[int, int, int]] | None = None
+    """Seed of the pairs, step, and place in the global batch of each slot: what its noise depends on."""
 
     def pin_memory(self) -> Batch:
         """Move the batch to page-locked memory; the DataLoader calls it."""
         self.labeled_BS = self.labeled_BS.pin_memory()
         if self.partner_BS is not None:
             self.partner_BS = self.partner_BS.pin_memory()
+        if self.second_BS is not None:
+            self.second_BS = self.second_BS.pin_memory()
         return self
 
 
@@ -100,43 +111,49 @@ class PairedBatches(Dataset[Batch]):
         slots = self._epoch[1]
         count = self.slots.stop - self.slots.start
         here = slice(step_of_epoch * count, (step_of_epoch + 1) * count)
-        partner_BS, partner_captions = None, None
-        if slots.partner is not None:
-            partner_BS = slots.partner.read(here, self._memory.tensor())
-            partner_captions = slots.partner.captions(here)
         return Batch(
-            keys=slots.keys[here].to_pylist(),
-            captions=slots.labeled.captions(here) or [],
+            keys=slots.labeled.keys[here].to_pylist(),
+            captions=cast("list[str]", slots.labeled.captions(here)),
             labeled_BS=slots.labeled.read(here, self._memory.tensor()),
-            partner_BS=partner_BS,
-            partner_captions=partner_captions,
-            partner_keys=None if slots.partner_keys is None else slots.partner_keys[here].to_pylist(),
+            **self._columns("partner", slots.partner, here),
+            **self._columns("second", slots.second, here),
+            places=[(self.facts["seed"], step, slot) for slot in range(self.slots.start, self.slots.stop)],
         )
+
+    def _columns(self, name: str, clips: _Clips | None, here: slice) -> dict[str, Any]:
+        """Return windows, captions and keys of some slots' partners, by the names in `Batch`."""
+        if clips is None:
+            return {f"{name}_{column}": None for column in ("BS", "captions", "keys")}
+        return {
+            f"{name}_BS": clips.read(here, self._memory.tensor()),
+            f"{name}_captions": clips.captions(here) if clips.has_captions else None,
+            f"{name}_keys": clips.keys[here].to_pylist(),
+        }
 
     def keys_of_all(self, step: int) -> list[str]:
         """Return the distinct keys of the clips in the global batch of a step: labeled clips, then partners."""
         epoch, step_of_epoch = divmod(step, self.facts["steps_per_epoch"])
         batch_size = self.facts["batch_size"]
         table = read_epoch(self.pairs, epoch).slice(step_of_epoch * batch_size, batch_size)
-        keys = [*table["labeled_key"].to_pylist(), *table["partner_key"].drop_null().to_pylist()]
-        return list(dict.fromkeys(keys))
+        columns = [table[name] for name in ("labeled_key", "partner_key", "second_key") if name in table.column_names]
+        return list(dict.fromkeys(key for column in columns for key in column.drop_null().to_pylist()))
 
     def _read_epoch(self, epoch: int) -> _Slots:
         """Return this process's slots of all steps of an epoch."""
         table = read_epoch(self.pairs, epoch)
         batch_size = self.facts["batch_size"]
         slots = np.arange(table.num_rows).reshape(-1, batch_size)[:, self.slots].ravel()
+        is_labeled = table["partner_caption"].to_numpy() != NO_CAPTION  # of the whole epoch, so on all processes
         table = table.take(slots).combine_chunks()
-        partner = None
+        partner = second = None
         if table["partner_key"].null_count == 0:
-            splits = self.unlabeled if self.facts["unlabeled"] else self.labeled
-            partner = splits.find(table, "partner_key", "partner_start", "partner_caption")
-        return _Slots(
-            keys=table["labeled_key"].combine_chunks(),
-            partner_keys=None if partner is None else table["partner_key"].combine_chunks(),
-            labeled=self.labeled.find(table, "labeled_key", "labeled_start", "caption"),
-            partner=partner,
-        )
+            readers = self.labeled.readers if is_labeled.any() else []
+            readers = readers if is_labeled.all() else [*readers, *self.unlabeled.readers]
+            splits = _Splits(readers, self.drawing.short_clips)
+            partner = splits.find(table, "partner", has_captions=bool(is_labeled.any()))
+        if "second_key" in table.column_names:
+            second = self.labeled.find(table, "second")
+        return _Slots(labeled=self.labeled.find(table, "labeled", caption="caption"), partner=partner, second=second)
 
 
 class _Memory:
@@ -166,13 +183,18 @@ class _Memory:
 
 @dataclass(frozen=True)
 class _Clips:
-    """The clip of every slot of an epoch, in 24 bytes per slot."""
+    """The clip of every slot of an epoch, in 24 bytes per slot and its key."""
 
+    keys: pa.Array
     readers: list[ShardReader]
     reader: np.ndarray
     row: np.ndarray
     start: np.ndarray
     caption: np.ndarray
+    has_captions: bool
+    """Whether any clip of the epoch, on all processes, has a caption."""
+    texts: pa.Array | None
+    """The captions that are paraphrases; null where the caption is one of the clip's own."""
     short_clips: str
 
     def read(self, slots: slice, windows_BS: Tensor) -> Tensor:
@@ -182,14 +204,13 @@ class _Clips:
             self.readers[reader].read_into(row, start, window_S, self.short_clips)
         return windows_BS
 
-    def captions(self, slots: slice) -> list[str] | None:
+    def captions(self, slots: slice) -> list[str | None]:
         """Return the captions of some slots; None for clips that are used without captions."""
         readers, rows, numbers = self.reader[slots], self.row[slots], self.caption[slots]
-        if numbers[0] == NO_CAPTION:
-            return None
-        captions = [""] * len(rows)
+        captions: list[str | None] = [None] * len(rows) if self.texts is None else self.texts[slots].to_pylist()
+        is_own = np.array([caption is None for caption in captions]) & (numbers != NO_CAPTION)
         for number in np.unique(readers):
-            places = np.flatnonzero(readers == number)
+            places = np.flatnonzero((readers == number) & is_own)
             found = self.readers[number].captions_at(rows[places], numbers[places])
             for place, caption in zip(places, found, strict=True):
                 captions[place] = caption
@@ -200,10 +221,9 @@ class _Clips:
 class _Slots:
     """The slots of one process in an epoch."""
 
-    keys: pa.Array
-    partner_keys: pa.Array | None
     labeled: _Clips
     partner: _Clips | None
+    second: _Clips | None
 
 
 @dataclass(frozen=True)
@@ -214,9 +234,12 @@ class _Splits:
     short_clips: str
     """How windows of shorter clips are filled (`pipeline.data.audio.fit_window`)."""
 
-    def find(self, table: pa.Table, key: str, start: str, caption: str) -> _Clips:
-        """Return the clips that a column of a pairs file names."""
-        keys = table[key].combine_chunks()
+    def find(self, table: pa.Table, name: str, *, caption: str = "", has_captions: bool = True) -> _Clips:
+        """Return the clips that the columns `{name}_key`, `{name}_start` and `{name}_caption` of a pairs file name.
+
+        caption: the column of captions, where it has another name.
+        """
+        keys = table[f"{name}_key"].combine_chunks()
         reader, row = np.full(len(keys), -1, np.int16), np.full(len(keys), -1)
         for number, split in enumerate(self.readers):
             found = split.rows_of(keys)
@@ -225,12 +248,17 @@ class _Splits:
         if len(missing := np.flatnonzero(reader < 0)):
             folders = ", ".join(str(split.folder) for split in self.readers)
             raise PipelineError(f"{keys[missing[0]]} is not a usable clip of {folders}; make the pairs again")
-        starts, captions = (table[name].to_numpy().astype(np.int64) for name in (start, caption))
+        columns = (f"{name}_start", caption or f"{name}_caption")
+        text = f"{columns[1]}_text"
+        starts, captions = (table[column].to_numpy().astype(np.int64) for column in columns)
         return _Clips(
+            keys=keys,
             readers=self.readers,
             reader=reader,
             row=row,
             start=starts,
             caption=captions,
+            has_captions=has_captions,
+            texts=table[text].combine_chunks() if text in table.column_names else None,
             short_clips=self.short_clips,
         )

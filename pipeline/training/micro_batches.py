@@ -43,12 +43,14 @@ def backward_in_micro_batches(
     first_pass: makes a context around the first encoding, which is repeated.
     """
     parts, states, rows = list(micro_batches(batch, slots)), [], []
+    taught_parts = [objective.teach(part) for part in parts]
+    taught = [torch.cat(of_teacher) for of_teacher in zip(*taught_parts, strict=True)]
     with torch.no_grad(), first_pass():
         for part in parts:
             states.append(_random_state(processes.device))
             rows.append(objective.embed(part))
     own_BK2D = torch.cat(rows).requires_grad_()
-    losses = objective.compare(own_BK2D, batch)
+    losses = objective.compare(own_BK2D, batch, taught)
     losses["loss"].backward()
     assert own_BK2D.grad is not None
     for part, state, gradient in zip(parts, states, own_BK2D.grad.split(slots), strict=True):

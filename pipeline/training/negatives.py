@@ -32,26 +32,49 @@ def equal_pairs(batch: Batch, device: torch.device) -> dict[str, Tensor]:
     Every process passes its own slots and gets the same matrices.
     - Two labeled clips: their captions are equal except for case and punctuation, or they are one clip.
     - Two unlabeled clips: they are one clip.
-    - Two mixtures of a labeled and an unlabeled clip: both parts mean the same.
-    - Two mixtures of two labeled clips: both parts mean the same, in either order.
+    - Two mixtures: both parts mean the same, in either order. An unlabeled and a labeled clip never mean the same.
     """
-    count = len(batch.keys)
-    columns = [[normalised(caption) for caption in batch.captions], batch.keys]
-    columns += [batch.partner_keys or [""] * count, [normalised(text) for text in batch.partner_captions or []]]
-    identities = [[identity(text) for text in column or [""] * count] for column in columns]
-    own_B4 = send(torch.tensor(identities, dtype=torch.int64), device).T
-    caption_N, clip_N, partner_N, partner_caption_N = gather_rows(own_B4).unbind(1)
+    columns = [
+        [normalised(caption) for caption in batch.captions],
+        batch.keys,
+        *_partner_columns(batch.partner_keys, batch.partner_captions),
+        *_partner_columns(batch.second_keys, batch.second_captions),
+    ]
+    identities = [[identity(text) for text in column or [""] * len(batch.keys)] for column in columns]
+    own_B6 = send(torch.tensor(identities, dtype=torch.int64), device).T
+    meaning_N, clip_N, *partners = gather_rows(own_B6).unbind(1)
 
-    def equal(first_N: Tensor, second_N: Tensor) -> Tensor:
-        return first_N[:, None] == second_N
+    def same(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
+        """Return which clips of two columns mean the same, from their meanings and keys."""
+        return (first[0][:, None] == second[0]) | (first[1][:, None] == second[1])
 
-    labeled_NN = equal(caption_N, caption_N) | equal(clip_N, clip_N)
-    partner_NN = equal(partner_N, partner_N)
-    partner_pair_NN = equal(partner_caption_N, partner_caption_N) | partner_NN
-    crossed_NN = equal(caption_N, partner_caption_N) | equal(clip_N, partner_N)
+    labeled = (meaning_N, clip_N)
+    labeled_NN = same(labeled, labeled)
+
+    def same_mixtures(partner: tuple[Tensor, Tensor]) -> Tensor:
+        crossed_NN = same(labeled, partner)
+        return (labeled_NN & same(partner, partner)) | (crossed_NN & crossed_NN.T)
+
+    partner, second = (partners[0], partners[1]), (partners[2], partners[3])
+    mixtures_NN = same_mixtures(partner)
     return {
         "info_nce": labeled_NN,
-        "a2t": partner_NN,
-        "composed": labeled_NN & partner_NN,
-        "concatenate": (labeled_NN & partner_pair_NN) | (crossed_NN & crossed_NN.T),
+        "a2t": partner[1][:, None] == partner[1],
+        "composed": mixtures_NN,
+        "concatenate": mixtures_NN,
+        "text_mixing": same_mixtures(second),
     }
+
+
+def _partner_columns(
+    keys: list[str] | None, captions: list[str | None] | None
+) -> tuple[list[str] | None, list[str] | None]:
+    """Return the meaning and the key of each slot's partner: an unlabeled clip means only itself."""
+    if keys is None:
+        return None, None
+    captions = captions or [None] * len(keys)
+    meanings = [
+        f"clip {key}!" if caption is None else normalised(caption)  # no normalised caption has punctuation
+        for key, caption in zip(keys, captions, strict=True)
+    ]
+    return meanings, keys

@@ -95,6 +95,13 @@ class Origin:
             validation={} if validation is None else validation.made_from(),
         )
 
+    def taught_by(self, teachers: Sequence[Path]) -> Self:
+        """Return this origin with the checksums of the teachers' folders; without any it stays as it is."""
+        if not teachers:
+            return self
+        checksums_of = [_sha256_of_input(folder / "model.safetensors") for folder in teachers]
+        return dataclasses.replace(self, settings={**self.settings, "teachers": checksums_of})
+
     @classmethod
     def of_account(cls, account: dict[str, Any]) -> Self:
         """Return the origin in the training.json of a finished training; KeyError or TypeError for another format."""
@@ -141,6 +148,8 @@ class Job:
     out: Path
     outcome: Path | None = None
     """File to write `FINISHED` or the way of divergence to; with None, divergence raises."""
+    teachers: tuple[Path, ...] = ()
+    """Folders of the models whose similarities are soft targets."""
     validation: ValidationPlan | None = None
     """None if `settings.validate_every` is 0."""
 

@@ -90,6 +90,11 @@ class PairingSettings(Settings):
         description="How the window of a shorter clip is filled: with the repeated clip, as in ms-clap, or with "
         "silence. model.json records it, and evaluation, search and classification use it too.",
     )
+    labeled_partners: Annotated[Fraction, ADDED] = Field(
+        0.0,
+        description="Share of the partners in `composed` that are drawn from the run's own labeled clips. The text of "
+        "such a mixture has the partner's caption in place of the pseudo-token. 0 is Eq. (18), 1 is text mixing.",
+    )
 
     def differing(self) -> dict[str, Any]:
         """Return the values that are not the default: entries of a pairs file's footer."""
@@ -119,13 +124,29 @@ class OptimizationSettings(Settings):
     )
     weight_decay: Weight = Field(0.0, description="Adam's weight decay. The paper uses Adam and mentions no decay.")
     a2t_dropout: Fraction = Field(0.1, description="Dropout of the a2t module, as in Pic2Word.")
+    a2t_kind: Annotated[Literal["mlp", "decoder"], ADDED] = Field(
+        "mlp",
+        description="Kind of the a2t module. mlp: Eq. (7). decoder: a Transformer decoder whose query tokens become "
+        "the pseudo-tokens, as in the paper's follow-up.",
+    )
+    a2t_layers: Annotated[Count, ADDED] = Field(
+        2, description="Layers of the decoder. The abstract of the follow-up gives no number; 2 as in Eq. (7)."
+    )
+    a2t_heads: Annotated[Count, ADDED] = Field(
+        8, description="Attention heads of the decoder, a divisor of the token width. torch's Transformer has 8."
+    )
+    a2t_noise: Annotated[Weight, ADDED] = Field(
+        0.0,
+        description="Standard deviation of Gaussian noise on the audio embedding before the a2t module, relative to "
+        "the embedding's root mean square. The paper has none; its follow-up adds noise and gives no number.",
+    )
     detach_unlabeled: bool = Field(
         False,
         description="Stop the gradient of the pseudo-token before the audio encoder. Eq. (18) is one sum whose terms "
         "train both encoders, so the default passes it on. Pic2Word freezes its encoders.",
     )
     pseudo_tokens: Annotated[int, Field(ge=1, le=16)] = Field(
-        1, description="Pseudo-tokens per clip from the a2t module. Eq. (7) has one."
+        1, description="Pseudo-tokens per clip from the a2t module: the queries of a decoder. Eq. (7) has one."
     )
     pseudo_position: Literal["before_end", "after_end"] = Field(
         "before_end",
@@ -137,7 +158,7 @@ class OptimizationSettings(Settings):
     )
     conjunction: str = Field(
         " ",
-        description="Text between the two captions of `concatenate`. The paper only says that texts are concatenated. "
+        description="Text between two joined captions. The paper only says that texts are concatenated. "
         "Works that it cites use ` and ` and ` followed by `.",
     )
     mixing_gain: Fraction = Field(
@@ -153,6 +174,21 @@ class OptimizationSettings(Settings):
         1.0,
         description="Weight of L_composed, the third term of Eq. (18), or of the loss of the mixtures in "
         "`concatenate`; 0 omits it.",
+    )
+    text_mixing_weight: Annotated[Weight, ADDED] = Field(
+        0.0,
+        description="Weight of a fourth term in `composed`: InfoNCE between mixtures of two labeled clips and their "
+        "joined captions, as in `concatenate`. 0 omits it, as Eq. (18) does.",
+    )
+    teacher_weight: Annotated[Fraction, ADDED] = Field(
+        0.5,
+        description="Share of the teachers' soft targets in the losses of a run with a `teacher`; the captions' own "
+        "targets have the rest. 1 trains on soft targets alone, as stage 2 of arXiv 2408.11641.",
+    )
+    teacher_temperature: Annotated[Rate, ADDED] = Field(
+        1.0,
+        description="Divisor of the teachers' logits; above 1 their targets are softer. arXiv 2408.11641 uses the "
+        "teachers' own temperature, which is 1 here.",
     )
     mask_false_negatives: bool = Field(
         False,
@@ -269,10 +305,20 @@ class TrainingSettings(OptimizationSettings):
         info_nce, a2t, composed = self.info_nce_weight, self.a2t_weight, self.composed_weight
         weights = {
             "finetune": {"info_nce": 1.0},
-            "composed": {"info_nce": info_nce, "a2t": a2t, "composed": composed},
+            "composed": {
+                "info_nce": info_nce,
+                "a2t": a2t,
+                "composed": composed,
+                "text_mixing": self.text_mixing_weight,
+            },
             "concatenate": {"info_nce": info_nce, "concatenate": composed},
         }[self.objective]
         return {name: weight for name, weight in weights.items() if weight != 0}
+
+    @property
+    def taught_terms(self) -> list[str]:
+        """The terms whose texts a teacher can read: a pseudo-token means nothing to another model."""
+        return [name for name in self.term_weights if name not in ("a2t", "composed")]
 
     @property
     def uses_a2t(self) -> bool:

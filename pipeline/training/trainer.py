@@ -48,6 +48,7 @@ from pipeline.training.outputs import ACCOUNT, FINISHED, Job, checksums, lock_fo
 from pipeline.training.progress import LinePerReport
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.stopping import StopRequest
+from pipeline.training.teachers import load_teachers
 from pipeline.training.validation import Selection, Validation
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class Trainer:
         self._prepare_model()
         self.steps = len(self.batches)
         # Before the optimizer: this sets whether the temperature is learned.
-        self.objective = CompositionLoss(model, job.settings)
+        self.objective = CompositionLoss(model, job.settings, load_teachers(job.teachers, model, job.settings))
         self.optimizer = torch.optim.Adam(
             parameter_groups(model, job.settings), weight_decay=job.settings.weight_decay, fused=True
         )
@@ -408,14 +409,19 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int) -> float:
 def check_mixing(batches: PairedBatches, settings: TrainingSettings, pairs: Path) -> None:
     """Raise PipelineError if the pairs were made for another objective."""
     batch = batches[0]
-    if batch.partner_captions:
-        found = "labeled partners"
+    if batch.partner_BS is None:
+        found = "none"
     else:
-        found = "none" if batch.partner_BS is None else "unlabeled partners"
+        found = "unlabeled partners" if batches.facts["unlabeled"] else "labeled partners"
     needed = {"finetune": "none", "composed": "unlabeled partners", "concatenate": "labeled partners"}
     if found != needed[settings.objective]:
         raise PipelineError(
             f"{pairs}: pairs hold {found}, the objective `{settings.objective}` needs {needed[settings.objective]}"
+        )
+    if "text_mixing" in settings.term_weights and batch.second_BS is None:
+        raise PipelineError(
+            f"{pairs}: pairs hold no second partners, which text_mixing_weight needs; make them again with "
+            "pair_clips --mix-labeled"
         )
 
 

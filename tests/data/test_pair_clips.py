@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.commands.inspection.pair_checks import verify_pairs
+from pipeline.commands.inspection.pairs import describe_pairs
 from pipeline.data import pairs
 from pipeline.data.catalogs import OK
 from pipeline.data.leaks import (
@@ -45,6 +46,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.windows import window_starts as evaluation_starts
 from pipeline.files import read_json, sha256_of, write_json
 from pipeline.stages import pair_clips
+from pipeline.training.batches import PairedBatches
 from pipeline.training.settings import PairingSettings
 
 
@@ -529,6 +531,80 @@ def test_fixed_partners_are_the_same_in_every_epoch_and_others_of_another_seed(m
     assert found != partners(1)
 
 
+# --- labeled partners in a composed run -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("partners", ["each_epoch", "fixed"])
+@pytest.mark.parametrize("captions_per_clip", ["one", "all"])
+def test_labeled_partners_have_their_share_and_are_never_the_clip_itself(partners, captions_per_clip):
+    labeled, shares = clips(50), []
+    for number in range(20):
+        drawing = {"partners": partners, "captions_per_clip": captions_per_clip, "labeled_partners": 0.3}
+        rows = epoch(number, labeled=labeled, unlabeled=clips(20), **drawing).to_pylist()
+        own = [row for row in rows if row["partner_caption"] != NO_CAPTION]
+        assert all(row["labeled_row"] != row["partner_row"] for row in own)
+        assert all(0 <= row["partner_caption"] < labeled.captions[row["partner_row"]] for row in own)
+        assert all(row["partner_row"] < 20 for row in rows if row["partner_caption"] == NO_CAPTION)
+        shares.append(len(own) / len(rows))
+    assert np.mean(shares) == pytest.approx(0.3, abs=0.02 if partners == "each_epoch" else 0.08)
+
+
+def test_labeled_partners_are_evenly_spread_over_the_slots():
+    tables = [epoch(number, unlabeled=clips(20), labeled_partners=0.3) for number in range(10)]
+    is_labeled = np.concatenate([table["partner_caption"].to_numpy() != NO_CAPTION for table in tables])
+    assert set(is_labeled.reshape(-1, 4).sum(axis=1)) == {1, 2}, "of the four slots of each process"
+    assert is_labeled.sum() == 0.3 * 480
+
+
+@pytest.mark.parametrize("partners", ["each_epoch", "fixed"])
+def test_a_share_of_none_or_all_draws_what_composed_or_concatenate_draws(partners):
+    drawing = {"partners": partners, "captions_per_clip": "all"}
+    none, every = (epoch(2, unlabeled=clips(20), labeled_partners=share, **drawing) for share in (0, 1))
+    assert none.equals(epoch(2, unlabeled=clips(20), **drawing))
+    assert every.equals(epoch(2, mix_labeled=True, **drawing))
+
+
+def test_a_fixed_partner_stays_labeled_or_unlabeled():
+    met = collections.defaultdict(set)
+    for number in range(8):
+        table = epoch(number, unlabeled=clips(20), labeled_partners=0.5, partners="fixed")
+        captions = table["partner_caption"].to_numpy() == NO_CAPTION
+        for own, partner in zip(
+            rows_of("labeled_row", table), zip(rows_of("partner_row", table), captions, strict=True), strict=True
+        ):
+            met[own].add(partner)
+    assert all(len(partners) == 1 for partners in met.values())
+
+
+def test_second_partners_are_labeled_and_change_nothing_else():
+    one = epoch(2, unlabeled=clips(20), labeled_partners=0.5)
+    two = epoch(2, unlabeled=clips(20), labeled_partners=0.5, mix_labeled=True)
+    assert two.select(one.column_names).equals(one)
+    assert all(row["second_row"] != row["labeled_row"] and row["second_caption"] >= 0 for row in two.to_pylist())
+
+
+def test_pairs_with_partners_of_both_kinds_are_verified_row_by_row(tiny_study, tmp_path):
+    path = tmp_path / "pairs.parquet"
+    flags = ["--unlabeled", str(tiny_study.manifest("unlabeled")), "--labeled-partners=0.5", "--mix-labeled"]
+    table, facts = pair_part(tiny_study, path, *flags)
+    assert facts["labeled_partners"] == 0.5
+    assert "72 rows; their keys" in verify_pairs(path, tiny_study.shards, quick=False)
+    labeled_slots = [slot for slot, caption in enumerate(rows_of("partner_caption", table)) if caption != NO_CAPTION]
+    assert len(labeled_slots) == 36
+    for slot, changed, told in (
+        (labeled_slots[3], {"partner_caption": 7}, "has no caption 7"),
+        (labeled_slots[3], {"partner_caption": NO_CAPTION}, "is no usable clip of the unlabeled splits"),
+        (5, {"second_caption": 9}, "second_key .* has no caption 9"),
+        (5, {"second_key": table["labeled_key"][5].as_py()}, "is its own second partner"),
+    ):
+        rows = table.to_pylist()
+        rows[slot] |= changed
+        epochs = [pa.Table.from_pylist(rows[24 * number : 24 * (number + 1)], table.schema) for number in range(3)]
+        write_pairs(iter(epochs), path, facts)
+        with pytest.raises(PipelineError, match=f"1 of 72 rows are wrong; the first: .*{told}"):
+            verify_pairs(path, tiny_study.shards, quick=False)
+
+
 def test_windows_of_long_clips_are_at_the_place_asked_and_nothing_else_changes():
     labeled, unlabeled = clips(50), clips(20)
     ways = ("random", "first", "center")
@@ -568,3 +644,95 @@ def test_pairs_of_all_captions_are_verified_caption_by_caption(tiny_study, tmp_p
     told = f"caption {first['caption']} of labeled_key {first['labeled_key']} is in this epoch before"
     with pytest.raises(PipelineError, match=f"1 of 144 rows are wrong; the first: epoch 0, step 1, slot 1: {told}"):
         verify_pairs(path, tiny_study.shards, quick=False)
+
+
+# --- paraphrases -----------------------------------------------------------------------------------------------------
+
+
+def pair_paraphrased(study, folder, lines, *flags, **options):
+    """Pairs of the tiny study with a CSV of paraphrases, and the labeled clips' captions by file name."""
+    manifest = pq.read_table(study.manifest("labeled")).to_pylist()
+    csv = folder / "paraphrases.csv"
+    csv.write_text("\n".join(lines) + "\n")
+    words = ["--paraphrases", str(study.manifest("labeled")), str(csv), *flags]
+    table, facts = pair_part(study, folder / "pairs.parquet", *words, **options)
+    return table, facts, {row["source_name"]: row for row in manifest}
+
+
+@pytest.mark.parametrize("captions_per_clip", ["one", "all"])
+def test_paraphrases_are_drawn_like_the_captions(tiny_study, tmp_path, captions_per_clip):
+    lines = ["file_name,paraphrase", "clip 3.wav,it hums", 'clip 3.wav,"hum, hum"', "clip 7.wav, something  hisses "]
+    flags = [f"--captions-per-clip={captions_per_clip}", "--mix-labeled"]
+    epochs = 40 if captions_per_clip == "one" else 3
+    table, facts, clips = pair_paraphrased(tiny_study, tmp_path, lines, *flags, epochs=epochs, batch_size=3)
+    texts = {"clip 3.wav": ["it hums", "hum, hum"], "clip 7.wav": ["something hisses"]}
+    names = {row["key"]: name for name, row in clips.items()}
+    for role, column in (("labeled", "caption"), ("partner", "partner_caption")):
+        drawn = collections.defaultdict(collections.Counter)
+        for row in table.to_pylist():
+            name, number = names[row[f"{role}_key"]], row[column]
+            more = [None] * len(clips[name]["captions"]) + texts.get(name, [])
+            assert row[f"{column}_text"] == more[number]
+            drawn[name][number] += 1
+        assert set(drawn["clip 3.wav"]) == {0, 1, 2, 3} and set(drawn["clip 7.wav"]) == {0, 1, 2}
+        assert set().union(*(drawn[name] for name in drawn if name not in texts)) == {0, 1}
+    assert (facts["labeled_captions"], facts["paraphrases"]) == (48, 3)
+    assert "rows; their keys, captions" in verify_pairs(tmp_path / "pairs.parquet", tiny_study.shards, quick=False)
+
+
+def test_a_batch_has_the_texts_of_the_paraphrases(tiny_study, tmp_path):
+    names = [f"clip {number}.wav" for number in range(24)]
+    lines = ["file_name,paraphrase", *(f"{name},{word} of {name}" for name in names for word in ("sound", "noise"))]
+    flags = ["--unlabeled", str(tiny_study.manifest("unlabeled")), "--labeled-partners=0.5", "--mix-labeled"]
+    table, _, clips = pair_paraphrased(tiny_study, tmp_path, lines, *flags)
+    of_key = {row["key"]: [*row["captions"], f"sound of {name}", f"noise of {name}"] for name, row in clips.items()}
+    batches = PairedBatches(tmp_path / "pairs.parquet", tiny_study.shards)
+    rows = table.to_pylist()
+    for step in range(len(batches)):
+        batch = batches[step]
+        for slot, row in enumerate(rows[step * 4 : step * 4 + 4]):
+            assert batch.captions[slot] == of_key[row["labeled_key"]][row["caption"]]
+            assert batch.second_captions[slot] == of_key[row["second_key"]][row["second_caption"]]
+            number = row["partner_caption"]
+            expected = None if number == NO_CAPTION else of_key[row["partner_key"]][number]
+            assert batch.partner_captions[slot] == expected
+    shown = [
+        sample["caption"] for sample in describe_pairs(tmp_path / "pairs.parquet", tiny_study.shards, 8)["samples"]
+    ]
+    assert all("(caption" not in caption for caption in shown)
+
+
+def test_a_run_without_paraphrases_has_no_column_for_them(tiny_study):
+    assert read_epoch(tiny_study.pairs("composed"), 0).schema.names == SCHEMA.names
+
+
+def test_a_paraphrase_that_is_there_already_is_left_out(tiny_study, tmp_path):
+    own = pq.read_table(tiny_study.manifest("labeled")).to_pylist()[0]
+    rows = [own["captions"][0], "it hums", "it  hums "]
+    _, facts, _ = pair_paraphrased(
+        tiny_study, tmp_path, ["file_name,paraphrase", *(f"{own['key']},{text}" for text in rows)]
+    )
+    assert facts["paraphrases"] == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["file_name,paraphrase", "clip 99.wav,x"], r'csv row 2: labeled/train has no clip "clip 99\.wav"; remove'),
+        (["file_name,paraphrase", "clip 1.wav,x", "clip 2.wav, "], "csv row 3: the paraphrase is empty"),
+        (["file_name,caption,paraphrase", "clip 1.wav,no such,x"], 'row 2: "clip 1.wav" has no caption "no such"'),
+        (["file_name,text", "clip 1.wav,x"], "csv: no column paraphrase; found file_name, text; expected file_name"),
+        (["file_name,paraphrase", ",x"], "csv row 2: no file_name"),
+    ],
+)
+def test_a_wrong_row_of_paraphrases_is_named(tiny_study, tmp_path, lines, message):
+    with pytest.raises(PipelineError, match=message):
+        pair_paraphrased(tiny_study, tmp_path, lines)
+    assert not (tmp_path / "pairs.parquet").exists()
+
+
+def test_paraphrases_of_a_split_that_is_not_labeled_are_refused(tiny_study, tmp_path):
+    (tmp_path / "p.csv").write_text("file_name,paraphrase\n")
+    words = ["--paraphrases", str(tiny_study.manifest("unlabeled")), str(tmp_path / "p.csv")]
+    with pytest.raises(PipelineError, match="is no manifest of --labeled"):
+        pair_part(tiny_study, tmp_path / "pairs.parquet", *words)

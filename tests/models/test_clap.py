@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torchlibrosa.augmentation import DropStripes
 
-from pipeline.models import mini
-from pipeline.models.clap import AudioToText, ClapModel
+from pipeline.errors import PipelineError
+from pipeline.models import load_model, mini
+from pipeline.models.clap import AudioToText, AudioToTextDecoder, ClapModel
 from pipeline.models.htsat import random_stripes
 from pipeline.models.tokenization import END_OF_TEXT, GPT2_TEXT
 
@@ -53,6 +54,21 @@ def test_several_pseudo_tokens_are_parts_of_the_last_layer() -> None:
     x = torch.randn(2, 5)
     assert module(x).shape == (2, 4, 3)
     assert torch.equal(module(x).flatten(1), module.layers(x))
+
+
+@pytest.mark.parametrize("clips", [0, 1, 3])
+def test_a_decoder_turns_its_queries_into_pseudo_tokens(clips: int) -> None:
+    module = AudioToTextDecoder(5, 12, layers=2, heads=3, dropout=0.0, tokens=4)
+    tokens = module(torch.randn(clips, 5))
+    assert tokens.shape == (clips, 4, 12)
+    tokens.sum().backward()
+    assert all(value.grad is not None for value in module.parameters()), "also without a clip: other processes wait"
+    assert not torch.equal(*(layer.linear1.weight for layer in module.layers))
+
+
+def test_heads_that_do_not_divide_the_token_width_are_refused() -> None:
+    with pytest.raises(PipelineError, match="a2t_heads is 7, which does not divide the 128 values of mini's token"):
+        load_model("mini").add_a2t(kind="decoder", heads=7)
 
 
 def test_embeddings_have_the_joint_width_and_are_finite(small: ClapModel, samples: Tensor) -> None:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch.multiprocessing import start_processes
 
-from pipeline.models import load_model
+from pipeline.models import load_model, mini
 from pipeline.models.clap import ClapModel
 from pipeline.training.batches import PairedBatches
 from pipeline.training.composition import CompositionLoss
@@ -27,17 +27,30 @@ def model_of(pretrained, settings: TrainingSettings) -> ClapModel:
     model = load_model(pretrained)
     if settings.uses_a2t:
         torch.manual_seed(0)
-        model.add_a2t(dropout=0.0)
+        model.add_a2t(dropout=0.0, kind=settings.a2t_kind, tokens=settings.pseudo_tokens)
     if settings.batch_norm == "synchronized":
         synchronize_batch_norms(model.audio_encoder)
     model.set_training_mode(batch_norm="frozen" if settings.batch_norm == "frozen" else "batch")
     return model
 
 
-def gradients(pretrained, shards, pairs, settings, micro_batch, processes: Processes) -> dict[str, torch.Tensor]:
-    """The losses of the first global batch of `pairs`, every gradient, and the statistics of BatchNorm after it."""
+def teachers_of(model: ClapModel, count: int) -> list[ClapModel]:
+    """So many models with random weights and the model's vocabulary."""
+    teachers = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        teachers.append(mini.build(model.tokenizer).eval().requires_grad_(False))
+    return teachers
+
+
+def gradients(pretrained, shards, pairs, values, micro_batch, processes: Processes) -> dict[str, torch.Tensor]:
+    """The losses of the first global batch of `pairs`, every gradient, and the statistics of BatchNorm after it.
+
+    values: those of the settings, and the number of `teachers`.
+    """
+    settings = TrainingSettings(**{name: value for name, value in values.items() if name != "teachers"})
     model = model_of(pretrained, settings)
-    objective = CompositionLoss(model, settings)
+    objective = CompositionLoss(model, settings, teachers_of(model, values.get("teachers", 0)))
     batch = PairedBatches(Path(pairs), Path(shards), processes.rank, processes.count)[0]
     losses = backward_pass(objective, settings, processes, micro_batch)(batch)
     found = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
@@ -50,7 +63,7 @@ def save(pretrained: str, shards: str, out: str, cases: dict[str, tuple]) -> Non
     torch.set_num_threads(1)
     with join_processes(torch.device("cpu")) as processes:
         for name, (pairs, settings, micro_batch) in cases.items():
-            found = gradients(pretrained, shards, pairs, TrainingSettings(**settings), micro_batch, processes)
+            found = gradients(pretrained, shards, pairs, settings, micro_batch, processes)
             if processes.is_first:
                 save_file({key: value.contiguous() for key, value in found.items()}, f"{out}/{name}")
 

@@ -36,20 +36,28 @@ CASES = {
     "fixed_temperature": {"objective": "composed", "learn_temperature": False},
     "masked": {"objective": "composed", "mask_false_negatives": True},
     "masked_concatenate": {"objective": "concatenate", "mask_false_negatives": True},
+    "mostly_labeled": {"objective": "composed", "mask_false_negatives": True},
+    "two_partners": {"objective": "composed", "text_mixing_weight": 0.5, "teachers": 2},
+    "taught": {"objective": "finetune", "teachers": 1},
+    "decoded": {"objective": "composed", "a2t_kind": "decoder", "pseudo_tokens": 3, "a2t_noise": 0.5},
     **{f"{objective}_synchronized": {"objective": objective, "batch_norm": "synchronized"} for objective in OBJECTIVES},
 }
+OWN_PAIRS = {"mostly_labeled": "mostly_labeled", "two_partners": "two_partners", "decoded": "mostly_labeled"}
+"""Pairs of cases; the others take those of their objective."""
 PLAIN = {f"{objective}_plain": {"objective": objective, "batch_norm": "batch"} for objective in OBJECTIVES}
 """BatchNorm with the statistics of each process's share, which is no function of the whole batch."""
 ON_FOUR = ["finetune", "composed", "concatenate", "masked_concatenate", "composed_synchronized"]
+ON_FOUR += ["mostly_labeled", "two_partners", "decoded"]  # where a process has no unlabeled partner
 IN_MICRO_BATCHES = ["finetune", "composed", "detached", "fixed_temperature", "masked_concatenate"]
+IN_MICRO_BATCHES += ["mostly_labeled", "two_partners", "decoded"]
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
 
 
 def cases(study, names, micro_batch=0):
     """What save_gradients takes: pairs, settings and micro-batch of each case."""
-    pairs = {objective: str(study.pairs(objective)) for objective in OBJECTIVES}
     settings = {name: {**CASES, **PLAIN}[name] for name in names}
-    return {name: (pairs[varied["objective"]], varied, micro_batch) for name, varied in settings.items()}
+    kinds = {name: OWN_PAIRS.get(name, varied["objective"]) for name, varied in settings.items()}
+    return {name: (str(study.pairs(kinds[name])), varied, micro_batch) for name, varied in settings.items()}
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +123,7 @@ def test_micro_batches_on_two_processes_have_the_losses_and_gradients_of_the_who
 @pytest.mark.parametrize(("case", "slots"), [("finetune", 3), ("composed", 1), ("composed", 3), ("concatenate", 3)])
 def test_micro_batches_have_the_losses_and_gradients_of_the_whole(tiny_study, alone, case, slots):
     pairs, settings, _ = cases(tiny_study, CASES)[case]
-    found = save_gradients.gradients(
-        tiny_study.pretrained, tiny_study.shards, pairs, TrainingSettings(**settings), slots, ALONE
-    )
+    found = save_gradients.gradients(tiny_study.pretrained, tiny_study.shards, pairs, settings, slots, ALONE)
     assert_equal(found, alone[case])
 
 

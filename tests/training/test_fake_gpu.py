@@ -7,7 +7,7 @@ tensors of two devices fails, and so does whatever needs a value, as `.item()`, 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,14 +145,14 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
-def build(backbone: str, folder: Path, mode: FakeTensorMode, *, tokens: int = 0) -> ClapModel:
-    """A small model on the fake GPU, with an f_a2t of so many pseudo-tokens.
+def build(backbone: str, folder: Path, mode: FakeTensorMode, *, tokens: int = 0, kind: str = "mlp") -> ClapModel:
+    """A small model on the fake GPU, with an f_a2t of this kind and so many pseudo-tokens.
 
     It is made of real tensors first, because the constructors of msclap and transformers ask tensors for values.
     """
     model = BUILDS[backbone](folder)
     if tokens:
-        model.add_a2t(tokens=tokens)
+        model.add_a2t(tokens=tokens, kind=kind)
     with mode:
         for module in model.modules():
             for name, value in list(module.named_parameters(recurse=False)):
@@ -163,22 +163,34 @@ def build(backbone: str, folder: Path, mode: FakeTensorMode, *, tokens: int = 0)
     return model
 
 
-def batch_of(model: ClapModel, objective: str) -> Batch:
-    """A batch as the loader hands it over: int16, page-locked."""
-    labeled_BS, partner_BS = (torch.zeros(len(CAPTIONS), model.window_frames, dtype=torch.int16) for _ in range(2))
-    is_mixed = objective != "finetune"
+def batch_of(model: ClapModel, settings: TrainingSettings) -> Batch:
+    """A batch as the loader hands it over: int16, page-locked. With a second partner, the first is partly labeled."""
+    windows_BS = [torch.zeros(len(CAPTIONS), model.window_frames, dtype=torch.int16) for _ in range(3)]
+    labeled_BS, partner_BS, second_BS = windows_BS
+    is_mixed, has_second = settings.objective != "finetune", "text_mixing" in settings.term_weights
+    partner_captions: list[str | None] | None = None
+    if settings.objective == "concatenate" or has_second:
+        partner_captions = [None if has_second and caption == CAPTIONS[1] else caption for caption in CAPTIONS[::-1]]
     return Batch(
         keys=list("abcd"),
         captions=CAPTIONS,
         labeled_BS=labeled_BS,
         partner_BS=partner_BS if is_mixed else None,
-        partner_captions=CAPTIONS[::-1] if objective == "concatenate" else None,
+        partner_captions=partner_captions,
         partner_keys=list("efgh") if is_mixed else None,
+        second_BS=second_BS if has_second else None,
+        second_captions=list(CAPTIONS) if has_second else None,
+        second_keys=list("abcd") if has_second else None,
+        places=[(0, 0, slot) for slot in range(len(CAPTIONS))],
     )
 
 
 def train_one_step(
-    fake: FakeTensorMode, model: ClapModel, settings: TrainingSettings, micro_batch: int = 0
+    fake: FakeTensorMode,
+    model: ClapModel,
+    settings: TrainingSettings,
+    micro_batch: int = 0,
+    teachers: Sequence[ClapModel] = (),
 ) -> tuple[dict[str, torch.Tensor], list[Product]]:
     """The losses and products of one step, of the trainer's parts."""
     processes = Processes(rank=0, count=1, device=GPU)
@@ -188,12 +200,12 @@ def train_one_step(
     )
     freeze_layers(model, settings)
     enter_training_mode(model, settings)
-    objective = CompositionLoss(model, settings)
+    objective = CompositionLoss(model, settings, teachers)
     optimizer = torch.optim.Adam(parameter_groups(model, settings), fused=True)
     take_backward_pass = backward_pass(objective, settings, processes, micro_batch)
     with fake, FakeGPU() as gpu:
         average = WeightAverage(model, settings.average_decay)
-        batch = batch_of(model, settings.objective).pin_memory()
+        batch = batch_of(model, settings).pin_memory()
         losses = take_backward_pass(batch)
         if settings.max_gradient_norm:
             torch.nn.utils.clip_grad_norm_(objective.parameters(), settings.max_gradient_norm)
@@ -215,6 +227,8 @@ SETTINGS = {
     ),
     "masked negatives": TrainingSettings(objective="composed", mask_false_negatives=True),
     "masked mixtures": TrainingSettings(objective="concatenate", mask_false_negatives=True),
+    "labeled partners": TrainingSettings(objective="composed", text_mixing_weight=0.5, mask_false_negatives=True),
+    "decoder": TrainingSettings(objective="composed", a2t_kind="decoder", pseudo_tokens=3, a2t_noise=0.1),
     "frozen audio": TrainingSettings(objective="composed", freeze="audio", encoder_regularisation=True),
     "frozen in part": TrainingSettings(
         objective="composed", freeze="both", unfrozen_groups=2, layer_decay=0.9, max_gradient_norm=2, average_decay=0.9
@@ -247,7 +261,8 @@ OBJECTIVES = ["finetune", "composed", "concatenate"]
 )
 def test_a_step_stays_on_the_gpu(fake, tmp_path, backbone, name, micro_batch):
     settings = SETTINGS[name]
-    model = build(backbone, tmp_path, fake, tokens=settings.pseudo_tokens if settings.uses_a2t else 0)
+    tokens = settings.pseudo_tokens if settings.uses_a2t else 0
+    model = build(backbone, tmp_path, fake, tokens=tokens, kind=settings.a2t_kind)
     if settings.batch_norm == "synchronized":
         synchronize_batch_norms(model.audio_encoder)
     losses, _ = train_one_step(fake, model, settings, micro_batch)
@@ -255,6 +270,14 @@ def test_a_step_stays_on_the_gpu(fake, tmp_path, backbone, name, micro_batch):
     for parameter_name, value in model.named_parameters():
         assert value.dtype == torch.float32 and value.device == GPU, parameter_name
         assert value.grad is None or value.grad.dtype == torch.float32, parameter_name
+
+
+@pytest.mark.parametrize("micro_batch", [0, 2])
+def test_a_teacher_stays_on_the_gpu(fake, tmp_path, micro_batch):
+    settings = TrainingSettings(objective="concatenate")
+    model, teacher = (build("mini", tmp_path, fake) for _ in range(2))
+    losses, _ = train_one_step(fake, model, settings, micro_batch, [teacher.eval().requires_grad_(False)])
+    assert losses["teacher"].device == GPU and losses["teacher"].dtype == torch.float32
 
 
 def is_filterbank(product: Product) -> bool:

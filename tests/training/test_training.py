@@ -18,14 +18,15 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.data.leaks import leaked_path
-from pipeline.data.pairs import read_facts
+from pipeline.data.pairs import NO_CAPTION, read_facts
 from pipeline.data.shards.reader import open_shards
 from pipeline.errors import PipelineError
 from pipeline.files import read_json
 from pipeline.models import load_model
 from pipeline.stages import pair_clips, train
 from pipeline.training.batches import PairedBatches
-from pipeline.training.composition import PCM_SCALE, CompositionLoss
+from pipeline.training.composition import CompositionLoss
+from pipeline.training.inputs import PCM_SCALE
 from pipeline.training.losses import info_nce
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.trainer import Trainer, learning_rate_factor
@@ -212,7 +213,7 @@ def readers(study):
 
 def test_batches_hold_what_the_pairs_and_the_shards_say(tiny_study):
     """Read the long way round: row by row of the file, key by key of the readers."""
-    for objective in OBJECTIVES:
+    for objective in [*OBJECTIVES, "mostly_labeled", "two_partners"]:
         pairs = tiny_study.pairs(objective)
         labeled, unlabeled = (open_shards(tiny_study.manifest(name).parent) for name in ("labeled", "unlabeled"))
         rows = iter(pq.read_table(pairs).to_pylist())
@@ -227,12 +228,19 @@ def test_batches_hold_what_the_pairs_and_the_shards_say(tiny_study):
                 if row["partner_key"] is None:
                     assert batch.partner_BS is None
                     continue
-                reader = labeled if objective == "concatenate" else unlabeled
+                reader = unlabeled if row["partner_caption"] == NO_CAPTION else labeled
                 window = reader.read_window(row["partner_key"], row["partner_start"], 40_960)
                 assert (batch.partner_BS[slot].numpy() == window).all()
-                if objective == "concatenate":
+                if reader is labeled:
                     caption = labeled.captions(row["partner_key"])[row["partner_caption"]]
                     assert batch.partner_captions[slot] == caption
+                else:
+                    assert batch.partner_captions is None or batch.partner_captions[slot] is None
+                if objective == "two_partners":
+                    window = labeled.read_window(row["second_key"], row["second_start"], 40_960)
+                    assert (batch.second_BS[slot].numpy() == window).all()
+                    caption = labeled.captions(row["second_key"])[row["second_caption"]]
+                    assert batch.second_captions[slot] == caption
         assert next(rows, None) is None
 
 

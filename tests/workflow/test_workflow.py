@@ -307,6 +307,16 @@ def test_ablations_are_planned_each_with_its_own_setting(project):
     assert fixed == ["ablation_fixed_temperature"]
 
 
+def test_the_teacher_of_a_run_is_planned_with_it(project):
+    taught = {"runs": {"clotho_finetune": {"teacher": "clotho_composed_audioset"}}}
+    (project / "taught.yaml").write_text(yaml.safe_dump(taught))
+    plan = snakemake(
+        project, "-n", "-p", "--configfile", "taught.yaml", "--", "results/runs/clotho_finetune/seed0/model.safetensors"
+    )
+    assert jobs_in(plan)["train"] == 2
+    assert plan.count("--teacher=results/runs/clotho_composed_audioset/seed0 ") == 1
+
+
 def test_a_parquet_file_that_changes_makes_the_catalog_again(project):
     path = project / "mirror" / "data" / "train-00000-of-00001.parquet"
     path.parent.mkdir(parents=True)

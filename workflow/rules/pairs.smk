@@ -10,6 +10,7 @@ rule pair_clips:
     input:
         labeled=ask(study.training_summaries, use="labeled"),
         unlabeled=ask(study.training_summaries, use="unlabeled"),
+        paraphrases=ask(study.paraphrases),
         # Only what clips are recognised by: a corrected caption of a test split changes no pair.
         held_out=study.held_out("identities.parquet"),
     output:

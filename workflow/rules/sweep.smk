@@ -13,6 +13,7 @@ use rule pair_clips as pair_candidate with:
     input:
         labeled=ask(study.candidate_summaries, use="labeled"),
         unlabeled=ask(study.candidate_summaries, use="unlabeled"),
+        paraphrases=ask(study.paraphrases),
         held_out=study.held_out("identities.parquet"),
     output:
         pairs="results/sweep/{candidate}/{run}/seed{seed}.pairs.parquet",
@@ -24,6 +25,7 @@ use rule pair_clips as pair_candidate with:
         settings=ask(study.candidate_pairing_flags),
         held_out=[f"--held-out={path}" for path in study.held_out("identities.parquet")],
         leaks=study.config.leaks,
+        leak_unit=study.config.leak_unit,
         backbone=study.config.backbone.name,
 
 
@@ -31,6 +33,7 @@ use rule train as train_candidate with:
     input:
         pretrained=study.pretrained(),
         pairs=ask(study.candidate_pairs),
+        teachers=ask(study.teachers),
         validation=ask(study.candidate_validation),
     output:
         model="results/sweep/{candidate}/{run}/seed{seed}/model.safetensors",

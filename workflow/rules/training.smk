@@ -2,7 +2,7 @@
 
 pretrain        results/pairs/pretrain/seed{seed}.parquet -> results/pretrained/mini/
 import_weights  published weights                         -> results/pretrained/{backbone}/
-train           pretrained weights and pairs              -> results/runs/{run}/seed{seed}/
+train           pretrained weights, pairs, teachers       -> results/runs/{run}/seed{seed}/
 average_weights pretrained and trained weights            -> results/averaged/{run}/seed{seed}/
 
 `train` and `pretrain` keep the outputs that they made from the same inputs before, in a hidden folder next to them.
@@ -40,7 +40,7 @@ rule pretrain:
         folder=subpath(output.model, parent=True),
         seed=study.config.pretrain.seed,
         vocabulary_size=study.config.pretrain.vocabulary_size,
-        settings=as_is(study.training_flags("pretrain")),
+        settings=as_is(study.training_flags("pretrain", seed=str(study.config.pretrain.seed))),
         device=device,
     shell:
         "python -m pipeline.stages.pretrain"
@@ -87,6 +87,7 @@ rule train:
     input:
         pretrained=study.pretrained(),
         pairs="results/pairs/{run}/seed{seed}.parquet",
+        teachers=ask(study.teachers),
         validation=ask(study.validated_while_trained),
     output:
         model="results/runs/{run}/seed{seed}/model.safetensors",

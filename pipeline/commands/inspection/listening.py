@@ -15,10 +15,9 @@ import pyarrow as pa
 import soundfile
 from numpy.typing import NDArray
 
-from pipeline.commands.inspection.columns import batches
+from pipeline.commands.inspection.columns import batches, read_schema
 from pipeline.commands.inspection.pair_checks import check_splits
 from pipeline.commands.inspection.pairs import read_footer, splits_of
-from pipeline.data.pairs import SCHEMA as PAIRS_SCHEMA
 from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError
 from pipeline.files import read_json, write_atomically
@@ -96,7 +95,7 @@ def read_slot(
     check_splits(pairs, splits, footer["sample_rate_hz"])
     readers = [open_shards(split.folder) for split in splits if split.folder is not None]
     row, place = None, step * footer["batch_size"] + slot
-    for batch in batches(pairs, PAIRS_SCHEMA.names, [epoch]):
+    for batch in batches(pairs, read_schema(pairs).names, [epoch]):
         if place < batch.num_rows:
             row = {name: batch[name][place].as_py() for name in batch.schema.names}
             break
@@ -104,19 +103,21 @@ def read_slot(
     if row is None or (row["epoch"], row["step"], row["slot"]) != (epoch, step, slot):
         raise PipelineError(f"{pairs}: epoch {epoch}, step {step}, slot {slot} is not in its place; run verify on it")
 
-    def sound(name: str, key: str, start: int, caption: int) -> Sound:
+    def sound(name: str, captions: str) -> Sound:
+        """The sound of a slot's labeled clip or partner, from its columns."""
+        key, start, caption, text = row[f"{name}_key"], row[f"{name}_start"], row[captions], row.get(f"{captions}_text")
         reader = _reader_of(readers, key)
         reader.check_tar_of(key)
         return Sound(
             name=name,
             samples_S=reader.read_window(key, start, footer["window_frames"], PairingSettings.of(footer).short_clips),
             origin=f"{key} from {start / reader.sample_rate_hz:.2f} s",
-            text=f'"{reader.captions(key)[caption]}"' if caption >= 0 else "pseudo-token of the partner",
+            text=f'"{text or reader.captions(key)[caption]}"' if caption >= 0 else "pseudo-token of the partner",
         )
 
-    sounds = [sound("labeled", row["labeled_key"], row["labeled_start"], row["caption"])]
+    sounds = [sound("labeled", "caption")]
     if row["partner_key"] is not None:
-        sounds.append(sound("partner", row["partner_key"], row["partner_start"], row["partner_caption"]))
+        sounds.append(sound("partner", "partner_caption"))
         labeled_S, partner_S = (sound.samples_S * 65536.0 for sound in sounds)
         mixed_S = np.rint((1 - mixing_gain) * labeled_S + mixing_gain * partner_S).astype(np.int32)
         text = " + ".join(sound.text for sound in sounds)

@@ -17,7 +17,6 @@ from pipeline.commands.inspection.columns import batches
 from pipeline.commands.inspection.pairs import PairedSplit, leaked_of, read_footer, splits_of
 from pipeline.data.leaks import leaked_path
 from pipeline.data.pairs import NO_CAPTION
-from pipeline.data.pairs import SCHEMA as PAIRS_SCHEMA
 from pipeline.data.shards.format import read_summary
 from pipeline.data.shards.reader import hashes_of
 from pipeline.errors import PipelineError
@@ -108,10 +107,11 @@ def check_row_counts(path: Path, epochs: int, rows_per_epoch: int) -> None:
 def check_rows(path: Path, footer: Mapping[str, Any], labeled: _Clips, unlabeled: _Clips) -> tuple[int, str]:
     """The number of wrong rows of a pairs file, and the fault of the first one."""
     first, wrong = "", 0
+    columns = pq.read_schema(path).names
     slots = len(labeled) if PairingSettings.of(footer).captions_per_clip == "one" else int(labeled.captions.sum())
     for epoch in tqdm(range(footer["epochs"]), unit="epoch", disable=None, leave=False):
         used, row = np.zeros(slots, bool), 0
-        for batch in batches(path, PAIRS_SCHEMA.names, [epoch]):
+        for batch in batches(path, columns, [epoch]):
             expected = {
                 "epoch": np.full(batch.num_rows, epoch),
                 "step": np.arange(row, row + batch.num_rows) // footer["batch_size"],
@@ -125,7 +125,7 @@ def check_rows(path: Path, footer: Mapping[str, Any], labeled: _Clips, unlabeled
                 place = int(masks.any(axis=0).argmax())
                 problem = list(problems)[int(masks[:, place].argmax())]
                 where = ", ".join(f"{name} {values[place]}" for name, values in expected.items())
-                values = {name: batch[name][place].as_py() for name in PAIRS_SCHEMA.names}
+                values = {name: batch[name][place].as_py() for name in columns}
                 first = f"{where}: {problem.format(**values)}"
     return wrong, first
 
@@ -149,6 +149,63 @@ def check_splits(path: Path, splits: Sequence[PairedSplit], sample_rate_hz: int)
             raise PipelineError(f"{path}: counts frames at {sample_rate_hz} Hz, {split.folder} is at {rate} Hz")
 
 
+def outside(clips: _Clips, places: np.ndarray, starts: np.ndarray, window_frames: int) -> np.ndarray:
+    """Whether each window reaches beyond its clip."""
+    last = np.maximum(clips.frames[places] - window_frames, 0)
+    return (places >= 0) & ((starts < 0) | (starts > last))
+
+
+def uncaptioned(clips: _Clips, places: np.ndarray, captions: np.ndarray) -> np.ndarray:
+    """Whether each clip lacks the caption of this number."""
+    return (places >= 0) & ((captions < 0) | (captions >= clips.captions[places]))
+
+
+def has_text(batch: pa.RecordBatch, column: str) -> np.ndarray:
+    """Whether each row's caption is a paraphrase, whose text the pairs hold."""
+    if column not in batch.schema.names:
+        return np.zeros(batch.num_rows, bool)
+    return batch[column].is_valid().to_numpy(zero_copy_only=False)
+
+
+def partner_problems(
+    name: str,
+    batch: pa.RecordBatch,
+    values: Mapping[str, np.ndarray],
+    labeled: _Clips,
+    unlabeled: _Clips,
+    footer: Mapping[str, Any],
+) -> dict[str, np.ndarray]:
+    """The rows of a batch that have each problem in the columns of a partner; one with a caption is a labeled clip."""
+    captions, starts, keys = values[f"{name}_caption"], values[f"{name}_start"], batch[f"{name}_key"]
+    key = f"{name}_key {{{name}_key}}"
+    if not footer["unlabeled"] or name == "second":
+        is_labeled = np.ones(batch.num_rows, bool)
+    elif PairingSettings.of(footer).labeled_partners:
+        is_labeled = captions != NO_CAPTION
+    else:
+        is_labeled = np.zeros(batch.num_rows, bool)
+    problems: dict[str, np.ndarray] = {}
+    for role, clips, here in (("labeled", labeled, is_labeled), ("unlabeled", unlabeled, ~is_labeled)):
+        if not here.any():
+            continue
+        places = clips.find(keys)
+        wrong_captions = captions != NO_CAPTION
+        if role == "labeled":
+            wrong_captions = uncaptioned(clips, places, captions) & ~has_text(batch, f"{name}_caption_text")
+        beyond = outside(clips, places, starts, footer["window_frames"])
+        if role == "labeled":
+            same = pc.fill_null(pc.equal(batch["labeled_key"], keys), False).to_numpy(zero_copy_only=False)
+            word = "second partner" if name == "second" else "partner"
+            problems[f"{{labeled_key}} is its own {word}"] = here & same
+        problems[f"{key} is no usable clip of the {role} splits"] = here & (places < 0)
+        for message, rows in (
+            (f"{key} has no caption {{{name}_caption}}", wrong_captions),
+            (f"{name}_start {{{name}_start}} is outside {{{name}_key}}", beyond),
+        ):
+            problems[message] = problems.get(message, False) | (here & rows)
+    return problems
+
+
 def row_problems(
     batch: pa.RecordBatch,
     expected: Mapping[str, np.ndarray],
@@ -163,24 +220,18 @@ def row_problems(
     """
     values = {
         field.name: pc.fill_null(batch[field.name], -2).to_numpy()  # -2 is right nowhere
-        for field in PAIRS_SCHEMA
+        for field in batch.schema
         if pa.types.is_integer(field.type)
     }
 
-    def outside(clips: _Clips, places: np.ndarray, starts: np.ndarray) -> np.ndarray:
-        last = np.maximum(clips.frames[places] - footer["window_frames"], 0)
-        return (places >= 0) & ((starts < 0) | (starts > last))
-
-    def uncaptioned(clips: _Clips, places: np.ndarray, captions: np.ndarray) -> np.ndarray:
-        return (places >= 0) & ((captions < 0) | (captions >= clips.captions[places]))
-
     places = labeled.find(batch["labeled_key"])
-    miscaptioned = uncaptioned(labeled, places, values["caption"])
+    is_paraphrase = has_text(batch, "caption_text")
+    miscaptioned = uncaptioned(labeled, places, values["caption"]) & ~is_paraphrase
     subject, slots = "labeled_key {labeled_key}", places
     if PairingSettings.of(footer).captions_per_clip == "all":
         subject = "caption {caption} of labeled_key {labeled_key}"
         slots = (np.cumsum(labeled.captions) - labeled.captions)[places] + values["caption"]
-        slots = np.where((places < 0) | miscaptioned, -1, slots)
+        slots = np.where((places < 0) | miscaptioned | is_paraphrase, -1, slots)
     again = np.ones(len(slots), bool)
     again[np.unique(slots, return_index=True)[1]] = False
     again = (again | used[slots]) & (slots >= 0)
@@ -191,21 +242,12 @@ def row_problems(
         "labeled_key {labeled_key} is no usable clip of the labeled splits": places < 0,
         f"{subject} is in this epoch before": again,
         "labeled_key {labeled_key} has no caption {caption}": miscaptioned,
-        "labeled_start {labeled_start} is outside {labeled_key}": outside(labeled, places, values["labeled_start"]),
+        "labeled_start {labeled_start} is outside {labeled_key}": outside(
+            labeled, places, values["labeled_start"], footer["window_frames"]
+        ),
     }
-    partner_is_null = batch["partner_key"].is_null().to_numpy(zero_copy_only=False)
-    if footer["unlabeled"] or not partner_is_null.all():
-        role, clips = ("unlabeled", unlabeled) if footer["unlabeled"] else ("labeled", labeled)
-        partners = clips.find(batch["partner_key"])
-        if footer["unlabeled"]:
-            partner_miscaptioned = values["partner_caption"] != NO_CAPTION
-        else:
-            partner_miscaptioned = uncaptioned(clips, partners, values["partner_caption"])
-            same = pc.fill_null(pc.equal(batch["labeled_key"], batch["partner_key"]), False)
-            problems["{labeled_key} is its own partner"] = same.to_numpy(zero_copy_only=False)
-        problems |= {
-            f"partner_key {{partner_key}} is no usable clip of the {role} splits": partners < 0,
-            "partner_key {partner_key} has no caption {partner_caption}": partner_miscaptioned,
-            "partner_start {partner_start} is outside {partner_key}": outside(clips, partners, values["partner_start"]),
-        }
+    if footer["unlabeled"] or batch["partner_key"].null_count < batch.num_rows:
+        problems |= partner_problems("partner", batch, values, labeled, unlabeled, footer)
+    if "second_key" in batch.schema.names:
+        problems |= partner_problems("second", batch, values, labeled, unlabeled, footer)
     return problems

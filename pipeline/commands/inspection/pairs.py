@@ -11,11 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.commands.inspection.columns import batches, distributions, evenly_spaced
+from pipeline.commands.inspection.columns import batches, distributions, evenly_spaced, read_schema
 from pipeline.commands.inspection.splits import check_manifest
 from pipeline.data.leaks import LEAKED_SCHEMA, leaked_path, read_leaked
-from pipeline.data.pairs import SCHEMA as PAIRS_SCHEMA
-from pipeline.data.pairs import read_facts
+from pipeline.data.pairs import NO_CAPTION, read_facts
 from pipeline.data.shards.reader import hashes_of
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of
@@ -123,19 +122,24 @@ def describe_pairs(path: Path, shards: Path | None, samples: int) -> dict[str, A
 
 
 def describe_plan(path: Path, footer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The plan of a pairs file, and how often it uses each labeled clip and each partner."""
+    """The plan of a pairs file, and how often it uses each labeled clip and each partner.
+
+    Of partners of both kinds, only the unlabeled ones are counted.
+    """
     labeled = np.concatenate([hashes_of(batch["labeled_key"]) for batch in batches(path, ["labeled_key"])])
-    partner_parts, partners = [], 0
-    for batch in batches(path, ["partner_key"]):
+    partner_parts, labeled_parts, partners = [], [], 0
+    for batch in batches(path, ["partner_key", "partner_caption"]):
         partner_parts.append(hashes_of(pc.fill_null(batch["partner_key"], "")))
+        labeled_parts.append(batch["partner_caption"].to_numpy() != NO_CAPTION)
         partners += len(batch["partner_key"]) - batch["partner_key"].null_count
-    partner = np.concatenate(partner_parts)
+    partner, is_labeled = np.concatenate(partner_parts), np.concatenate(labeled_parts)
     if len(labeled) != len(partner):
         raise PipelineError(
             f"{path}: {len(labeled)} labeled clips and {len(partner)} partners can be read; the file is damaged, "
             "make it again with pair_clips"
         )
-    partner_role = "none" if partners == 0 else "unlabeled" if footer["unlabeled"] else "labeled"
+    kinds = [name for name, rows in (("unlabeled", ~is_labeled), ("labeled", is_labeled)) if rows.any()]
+    partner_role = "none" if partners == 0 else " and ".join(kinds)
 
     uses = {"uses_of_a_labeled_clip": np.unique(labeled, return_counts=True)[1]}
     fractions = [name for name in ("labeled_fraction", "unlabeled_fraction") if name in footer]
@@ -147,7 +151,8 @@ def describe_plan(path: Path, footer: Mapping[str, Any]) -> tuple[dict[str, Any]
         "partners": partner_role,
     }
     if partner_role != "none":
-        uses["uses_of_a_partner"] = np.unique(partner, return_counts=True)[1]
+        of_one_kind = partner if len(kinds) == 1 else partner[~is_labeled]
+        uses["uses_of_a_partner"] = np.unique(of_one_kind, return_counts=True)[1]
         mixed = labeled * np.uint64(0x9E3779B97F4A7C15) + partner  # an odd factor, so that order counts
         plan["distinct_pairs"] = len(np.unique(mixed))
         plan["distinct_pairs_share"] = plan["distinct_pairs"] / len(mixed)
@@ -180,29 +185,30 @@ def captions_of(splits: Iterable[PairedSplit], keys: Sequence[str]) -> dict[str,
 
 def pair_samples(path: Path, splits: Sequence[PairedSplit], sample_rate_hz: int, count: int) -> list[dict[str, Any]]:
     """Rows of a pairs file with the captions in place of their indices, where the splits are found."""
-    rows = evenly_spaced(path, PAIRS_SCHEMA.names, count)
+    rows = evenly_spaced(path, read_schema(path).names, count)
     keys = [row[name] for row in rows for name in ("labeled_key", "partner_key") if row[name] is not None]
     captions = captions_of(splits, keys)
 
-    def caption(key: str, index: int) -> str | None:
+    def caption(row: dict[str, Any], key: str, column: str) -> str | None:
+        index, known = row[column], captions.get(row[key], [])
         if index < 0:
             return None
-        known = captions.get(key, [])
-        return known[index] if index < len(known) else f"(caption {index})"
+        own = known[index] if index < len(known) else f"(caption {index})"
+        return row.get(f"{column}_text") or own  # a paraphrase
 
     shown = []
     for row in rows:
         shown.append(
             {
                 **{name: row[name] for name in ("epoch", "step", "slot", "labeled_key")},
-                "caption": caption(row["labeled_key"], row["caption"]),
+                "caption": caption(row, "labeled_key", "caption"),
                 "labeled_start_s": row["labeled_start"] / sample_rate_hz,
             }
         )
         if row["partner_key"] is not None:
             shown[-1] |= {
                 "partner_key": row["partner_key"],
-                "partner_caption": caption(row["partner_key"], row["partner_caption"]),
+                "partner_caption": caption(row, "partner_key", "partner_caption"),
                 "partner_start_s": row["partner_start"] / sample_rate_hz,
             }
     return shown

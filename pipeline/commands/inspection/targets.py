@@ -72,7 +72,7 @@ def _parquet_target(path: Path) -> Target:
     check_parquet(path, MAKER)
     schema = read_schema(path)
     metadata = schema.metadata or {}
-    if b"pairs" in metadata and schema.names == PAIRS_SCHEMA.names:
+    if b"pairs" in metadata and schema.names[: len(PAIRS_SCHEMA)] == PAIRS_SCHEMA.names:
         return Target("pairs", path)
     if is_manifest(schema.names):
         if FACTS_KEY in metadata:
