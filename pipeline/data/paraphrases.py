@@ -50,7 +50,7 @@ class Paraphrases:
 
 @dataclass
 class _Clip:
-    """What the rows of a CSV are compared with."""
+    """A clip of the split, to which rows of a CSV may belong."""
 
     row: int | None
     """Place among the usable rows; None for a clip that is not used."""

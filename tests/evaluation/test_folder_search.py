@@ -7,8 +7,6 @@ import itertools
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from pipeline.evaluation.embedding import embed_sounds
 from pipeline.evaluation.folder_search import search_folder
 from pipeline.evaluation.vectors import unit_rows
 from pipeline.models import load_model, mini, save_model
+from tests.forks import run_python
 
 ROOT = Path(__file__).parents[2]
 
@@ -226,8 +225,8 @@ def test_a_killed_search_goes_on(model, tiny_study, recordings, tmp_path, embedd
         "folder_search.search_folder('a tone', sys.argv[1], sys.argv[2], index=sys.argv[3])\n"
     )
     arguments = [str(tiny_study.pretrained), str(recordings), str(tmp_path / "index")]
-    killed = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-500:]
+    killed = run_python("-c", code, *arguments, cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-500:]
     found = search_folder("a tone", model, recordings, index=tmp_path / "index")
     total = found.windows
     assert 0 < len(embedded) < total - 25 and "long.flac" in embedded

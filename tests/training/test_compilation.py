@@ -59,6 +59,6 @@ def test_a_compiled_training_takes_the_steps_of_a_plain_one_and_goes_on_to_the_b
 def test_a_missing_compiler_is_named(tiny_study, tmp_path):
     words = ["-m", "pipeline.stages.train", *arguments(tiny_study, tmp_path / "run", "finetune", "--compile=1")]
     caches = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
-    output = finish(launch(words, CXX="no-such-compiler", **caches), 1)
+    output = finish(launch(words, fresh=True, CXX="no-such-compiler", **caches), 1)
     message = r"needs a C\+\+ compiler \(g\+\+\): install it, .*no-such-compiler"
     assert re.search(message, output.splitlines()[-1])
