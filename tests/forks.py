@@ -2,7 +2,7 @@
 
 A new interpreter spends 5 to 7 s of CPU time on these imports, and a training on two processes starts three of them. A
 fork has the same parent, signals, standard streams, environment and arguments, and imports the project's own modules
-itself. What a command imports, and how it starts at all, is not tested with a fork.
+itself. What a command imports, and how it starts at all, is not tested with a fork. `torch.compile` hangs in one.
 """
 
 from __future__ import annotations
