@@ -115,8 +115,10 @@ def begin(variables: dict[str, str], kept: Collection[int]) -> None:
     logging.root.handlers.clear()
     logging.root.setLevel(logging.WARNING)
     for logger in logging.root.manager.loggerDict.values():
-        for handler in getattr(logger, "handlers", []):
-            if isinstance(handler, logging.StreamHandler):
+        for handler in [*getattr(logger, "handlers", [])]:
+            if type(handler).__module__.startswith("_pytest."):  # it captures the messages of loggers for a report
+                logger.removeHandler(handler)
+            elif isinstance(handler, logging.StreamHandler):
                 handler.setStream(sys.stderr)  # until now a file of pytest
     faulthandler.disable()  # likewise
     close_all_but(kept)  # also Popen's own pipe: this process has started

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from pipeline.data.pairs import write_pairs
+from pipeline.data.pairs import SCHEMA, write_pairs
 from pipeline.data.parquet import write_parquet
 from pipeline.errors import PipelineError
 from pipeline.evaluation.metrics import figures, intervals
@@ -36,7 +36,7 @@ def write_point(folder: Path, run: str, noise: float, *, seeds=(0,), **sizes) ->
     files = []
     for seed in seeds:
         pairs = folder / f"{run}_{seed}.pairs.parquet"
-        write_pairs(iter([]), pairs, {"labeled_clips": 100, "labeled_captions": 500, "unlabeled_s": 0.0, **sizes})
+        write_pairs(iter([SCHEMA.empty_table()]), pairs, {"labeled_clips": 100, "labeled_captions": 500, "unlabeled_s": 0.0, **sizes})
         facts = {"run": run, "seed": seed, "target": "clotho", "split": "test", "windows": "mean"}
         table = contributions_table(ranked(noise, seed), [f"clip_{clip}" for clip in range(CLIPS)], facts)
         contributions = folder / f"{run}_{seed}.parquet"
