@@ -36,7 +36,11 @@ def write_point(folder: Path, run: str, noise: float, *, seeds=(0,), **sizes) ->
     files = []
     for seed in seeds:
         pairs = folder / f"{run}_{seed}.pairs.parquet"
-        write_pairs(iter([SCHEMA.empty_table()]), pairs, {"labeled_clips": 100, "labeled_captions": 500, "unlabeled_s": 0.0, **sizes})
+        write_pairs(
+            iter([SCHEMA.empty_table()]),
+            pairs,
+            {"labeled_clips": 100, "labeled_captions": 500, "unlabeled_s": 0.0, **sizes},
+        )
         facts = {"run": run, "seed": seed, "target": "clotho", "split": "test", "windows": "mean"}
         table = contributions_table(ranked(noise, seed), [f"clip_{clip}" for clip in range(CLIPS)], facts)
         contributions = folder / f"{run}_{seed}.parquet"
@@ -129,7 +133,7 @@ def test_files_that_do_not_match_are_refused(tmp_path):
     with pytest.raises(PipelineError, match="the runs one and other both have 100 labeled clips"):
         draw(tmp_path, [["finetune", *one], ["finetune", *other]])
     old = tmp_path / "old.pairs.parquet"
-    write_pairs(iter([]), old, {"seed": 0})
+    write_pairs(iter([SCHEMA.empty_table()]), old, {"seed": 0})
     with pytest.raises(PipelineError, match=r"old\.pairs\.parquet: its footer has no labeled_clips; make it again"):
         draw(tmp_path, [["finetune", str(old), one[1]]])
     assert not (tmp_path / "curve.csv").exists()
