@@ -117,11 +117,10 @@ def split_checksums(shards: Path) -> dict[str, str]:
     return {"manifest.parquet": summary.get("manifest_sha256", ""), **tars}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the stage."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_embedding_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every stage that embeds a split with a model."""
     parser.add_argument("--model", type=Path, required=True, help="folder of a saved model")
-    parser.add_argument("--shards", type=Path, required=True, help="folder of a captioned split's shards")
+    parser.add_argument("--shards", type=Path, required=True, help="folder of a split's shards")
     parser.add_argument(
         "--windows",
         choices=WINDOWS,
@@ -134,6 +133,25 @@ def build_parser() -> argparse.ArgumentParser:
         default=BATCH_SIZE,
         help="windows or captions per batch (default: %(default)s)",
     )
+    parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: as many as there are cores)")
+    add_device_argument(parser)
+
+
+def embedding_origin(stage: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Return what determines the embeddings of a split by the options above, for `pipeline.provenance`."""
+    return {
+        "stage": stage,
+        "version": VERSIONS[stage],
+        "model": {name: sha256_of(args.model / name) for name in MODEL_FILES if (args.model / name).exists()},
+        "split": split_checksums(args.shards),
+        **{name: getattr(args, name) for name in ("windows", "batch_size", "threads", "device")},
+    }
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the stage."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_embedding_arguments(parser)
     parser.add_argument(
         "--moments",
         type=Path,
@@ -146,8 +164,6 @@ def build_parser() -> argparse.ArgumentParser:
         default=1.0,
         help="with --moments: seconds from the start of a window to that of the next (default: %(default)s)",
     )
-    parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: as many as there are cores)")
-    add_device_argument(parser)
     parser.add_argument(
         "--outcome", type=Path, help="outcome.txt of the training; after divergence nothing is embedded"
     )
@@ -161,14 +177,7 @@ def made_from(args: argparse.Namespace) -> dict[str, Any]:
     if args.moments:
         files = {str(path): _size_and_time(path) for path in read_queries(args.moments)[1]}
         moments = {"moments": sha256_of(args.moments), "hop_s": args.hop_s, "recordings": files}
-    return {
-        "stage": "embed",
-        "version": VERSIONS["embed"],
-        "model": {name: sha256_of(args.model / name) for name in MODEL_FILES if (args.model / name).exists()},
-        "split": split_checksums(args.shards),
-        **{name: getattr(args, name) for name in ("windows", "batch_size", "threads", "device")},
-        **moments,
-    }
+    return {**embedding_origin("embed", args), **moments}
 
 
 def main(argv: list[str]) -> None:

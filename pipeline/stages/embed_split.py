@@ -7,18 +7,16 @@ import functools
 import logging
 import time
 from pathlib import Path
-from typing import Any
 
 from pipeline.data.shards.reader import open_shards
 from pipeline.evaluation.vector_files import BLOCK, VectorFacts, vectors_writer
 from pipeline.evaluation.vectors import check_vectors, unit_rows
-from pipeline.evaluation.windows import BATCH_SIZE, WINDOWS
 from pipeline.files import sha256_of
-from pipeline.models import MODEL_FILES, load_model
-from pipeline.models.devices import add_device_argument, choose_device
+from pipeline.models import load_model
+from pipeline.models.devices import choose_device
 from pipeline.provenance import remember, restore
-from pipeline.stages import VERSIONS, at_least, run
-from pipeline.stages.embed import split_checksums
+from pipeline.stages import run
+from pipeline.stages.embed import add_embedding_arguments, embedding_origin
 
 logger = logging.getLogger(__name__)
 
@@ -63,37 +61,14 @@ def _name(keys: list[str], folder: Path, row: int) -> str:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the stage."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="folder of a saved model")
-    parser.add_argument("--shards", type=Path, required=True, help="folder of a split's shards")
-    parser.add_argument(
-        "--windows",
-        choices=WINDOWS,
-        default="mean",
-        help="windows of a clip longer than the model's window (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--batch-size", type=at_least(1), default=BATCH_SIZE, help="windows per batch (default: %(default)s)"
-    )
-    parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: as many as there are cores)")
-    add_device_argument(parser)
+    add_embedding_arguments(parser)
     parser.add_argument("--embeddings", type=Path, required=True, help="Parquet file to write")
     return parser
 
 
-def made_from(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what determines the embeddings, for `pipeline.provenance`."""
-    return {
-        "stage": "embed_split",
-        "version": VERSIONS["embed_split"],
-        "model": {name: sha256_of(args.model / name) for name in MODEL_FILES if (args.model / name).exists()},
-        "split": split_checksums(args.shards),
-        **{name: getattr(args, name) for name in ("windows", "batch_size", "threads", "device")},
-    }
-
-
 def main(argv: list[str]) -> None:
     args = build_parser().parse_args(argv)
-    origin = made_from(args)
+    origin = embedding_origin("embed_split", args)
     if restore([args.embeddings], origin):
         return
     if args.threads:
