@@ -16,7 +16,7 @@ table1: .venv/locked  ## The small study, end to end: results/table1.csv and res
 test: .venv/locked  ## The tests that need no GPU and no more than 20 s each
 	python -m pytest -q -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-test-faults: .venv/locked  ## A tiny study killed 100 times at random moments, in half an hour or so; KILLS=10 is short
+test-faults: .venv/locked  ## A tiny study killed 100 times at random moments; KILLS=10 is short
 	python -m bench.faults $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
 
 test-all: .venv/locked  ## The slow tests, too: compiled kernels and whole studies
