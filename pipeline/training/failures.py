@@ -6,6 +6,7 @@ import errno
 import math
 import signal
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
 import torch
@@ -15,6 +16,9 @@ from pipeline.errors import PipelineError
 from pipeline.training.batches import Batch
 from pipeline.training.composition import CompositionLoss
 from pipeline.training.micro_batches import micro_batch_that_fits
+
+SECONDS_UNTIL_ENDED = 10
+"""The kernel closes the connections of a killed process before its parent can see that it has ended."""
 
 
 class DivergedError(PipelineError):
@@ -86,8 +90,11 @@ def failed_loader(error: Exception, loaders: Collection[BaseProcess]) -> Pipelin
             "the loader processes have too little shared memory: enlarge /dev/shm (docker run --shm-size), or set "
             "the resource loader_workers to 0; the same command continues from the last checkpoint"
         )
+    seconds = SECONDS_UNTIL_ENDED if isinstance(error, (ConnectionError, EOFError)) else 0
+    ended = wait([process.sentinel for process in loaders], seconds)
     for process in loaders:
-        process.join(timeout=0)
+        if process.sentinel in ended:
+            process.join()
     killed = [
         signal.Signals(-process.exitcode).name for process in loaders if process.exitcode and process.exitcode < 0
     ]

@@ -40,7 +40,7 @@ def load_batches(
         if "in DataLoader worker process" not in str(error):
             raise
         raise PipelineError(str(error).rsplit("PipelineError: ", 1)[-1].strip()) from None
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, EOFError) as error:
         if (known := failed_loader(error, own)) is not None:
             raise known from error
         raise

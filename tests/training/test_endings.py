@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import shutil
 import signal
+import threading
 import time
 
 import psutil
@@ -13,6 +15,7 @@ import pytest
 import torch
 from test_training import IS_ROOT, arguments, finish, launch
 
+from pipeline.training.failures import failed_loader
 from pipeline.training.launch import STOPPED
 
 SECONDS_TO_END = 60
@@ -69,6 +72,22 @@ def test_a_loader_process_that_the_kernel_kills_ends_the_training(tiny_study, tm
     leaves(below)[-1].kill()
     lines = end(process, below, 1)
     assert re.search(r"^train: a loader process was ended .*lower.*loader_workers", lines[-1]), lines[-3:]
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_loader_process_whose_end_comes_after_that_of_its_connections(error):
+    loader = multiprocessing.Process(target=time.sleep, args=(60,))
+    loader.start()
+    killer = threading.Timer(0.5, loader.kill)
+    killer.start()
+    assert re.match(r"a loader process was ended \(by SIGKILL\)", str(failed_loader(error, {loader})))
+
+
+def test_an_error_beside_living_loader_processes_is_not_theirs():
+    loader = multiprocessing.Process(target=time.sleep, args=(60,))
+    loader.start()
+    assert failed_loader(ValueError("something else"), {loader}) is None
+    loader.kill()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
