@@ -25,12 +25,12 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from pipeline.evaluation.chance import reference_captions, standing_out
-from pipeline.evaluation.folder_index import FolderIndex
-from pipeline.evaluation.folder_search import Hit, find_hits, window_form
-from pipeline.evaluation.indexing import update_index
+from pipeline.evaluation.folders.chance import reference_captions, standing_out
+from pipeline.evaluation.folders.index import FolderIndex
+from pipeline.evaluation.folders.indexing import update_index
+from pipeline.evaluation.folders.recordings import find_recordings
+from pipeline.evaluation.folders.search import Hit, find_hits, window_form
 from pipeline.evaluation.model import AudioTextModel, load
-from pipeline.evaluation.recordings import find_recordings
 
 SOUNDS = Path("data/recordings")
 RATE_HZ = 16_000

@@ -22,13 +22,13 @@ import soundfile
 import torch
 
 from bench.data import target_line
-from pipeline.evaluation.chance import leads
 from pipeline.evaluation.embedding import encode_windows
-from pipeline.evaluation.folder_index import FolderIndex
-from pipeline.evaluation.folder_search import find_hits, search_folder, window_form
-from pipeline.evaluation.indexing import update_index
+from pipeline.evaluation.folders.chance import leads
+from pipeline.evaluation.folders.index import FolderIndex
+from pipeline.evaluation.folders.indexing import update_index
+from pipeline.evaluation.folders.recordings import RecordingFile, Window, WindowForm, find_recordings, stream_windows
+from pipeline.evaluation.folders.search import find_hits, search_folder, window_form
 from pipeline.evaluation.model import AudioTextModel, load
-from pipeline.evaluation.recordings import RecordingFile, Window, WindowForm, find_recordings, stream_windows
 from pipeline.evaluation.vectors import unit_rows
 from pipeline.evaluation.windows import BATCH_SIZE
 from pipeline.models import mini, msclap2023, save_model

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.data.shards.reader import ShardReader, open_split
     from pipeline.data.shards.streaming import stream_clips
     from pipeline.errors import PipelineError
-    from pipeline.evaluation.folder_search import FolderSearch, search_folder
+    from pipeline.evaluation.folders.search import FolderSearch, search_folder
     from pipeline.evaluation.metrics import retrieval_metrics
     from pipeline.evaluation.model import AudioTextModel, load
     from pipeline.evaluation.search import SearchResult, search
@@ -44,7 +44,7 @@ __all__ = [
 
 _MODULES = {
     "AudioTextModel": "pipeline.evaluation.model",
-    "FolderSearch": "pipeline.evaluation.folder_search",
+    "FolderSearch": "pipeline.evaluation.folders.search",
     "PipelineError": "pipeline.errors",
     "SearchResult": "pipeline.evaluation.search",
     "ShardReader": "pipeline.data.shards.reader",
@@ -54,7 +54,7 @@ _MODULES = {
     "open_split": "pipeline.data.shards.reader",
     "retrieval_metrics": "pipeline.evaluation.metrics",
     "search": "pipeline.evaluation.search",
-    "search_folder": "pipeline.evaluation.folder_search",
+    "search_folder": "pipeline.evaluation.folders.search",
     "stream_clips": "pipeline.data.shards.streaming",
     "suggest": "pipeline.evaluation.selection",
 }

@@ -88,7 +88,7 @@ def _search_split(args: argparse.Namespace) -> None:
 
 def _search_recordings(args: argparse.Namespace) -> None:
     from pipeline.commands.inspection.text import to_json
-    from pipeline.evaluation.folder_search import search_folder
+    from pipeline.evaluation.folders.search import search_folder
     from pipeline.evaluation.model import load
     from pipeline.results.hits import labels
     from pipeline.results.hits.page import check_page_folder, write_page

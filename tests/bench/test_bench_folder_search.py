@@ -7,7 +7,7 @@ import soundfile
 
 import pipeline
 from bench import chance, folder_search
-from pipeline.evaluation.folder_search import Hit
+from pipeline.evaluation.folders.search import Hit
 
 
 def test_second_search_embeds_the_new_files_alone(tiny_study, tmp_path):

@@ -15,8 +15,8 @@ import soundfile
 
 import pipeline
 from pipeline.errors import PipelineError
-from pipeline.evaluation.folder_search import FolderSearch, Hit, search_folder
-from pipeline.evaluation.indexing import Unsearched
+from pipeline.evaluation.folders.indexing import Unsearched
+from pipeline.evaluation.folders.search import FolderSearch, Hit, search_folder
 from pipeline.results.hits import labels
 from pipeline.results.hits.page import spectrogram, write_page
 from pipeline.results.hits.text import as_json, clock, render

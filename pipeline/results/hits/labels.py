@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.errors import printable
-from pipeline.evaluation.folder_search import Hit
+from pipeline.evaluation.folders.search import Hit
 from pipeline.files import write_atomically
 
 LABEL_TRACK, SELECTION_TABLE = ".labels.txt", ".selections.txt"

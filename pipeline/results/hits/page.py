@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.data.stretches import Stretch, read_stretches
 from pipeline.data.unusable import UnusableAudio
 from pipeline.errors import PipelineError, printable, write_error_message
-from pipeline.evaluation.folder_search import FolderSearch, Hit
+from pipeline.evaluation.folders.search import FolderSearch, Hit
 from pipeline.files import make_folder_atomically
 from pipeline.models.clap import ClapModel
 from pipeline.results.hits.text import clock, reasons, summary

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.errors import printable
-from pipeline.evaluation.folder_search import FolderSearch
+from pipeline.evaluation.folders.search import FolderSearch
 
 _SHOWN = 20
 """Recordings that were not searched, and are named."""

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation import folder_index
-from pipeline.evaluation.folder_index import FolderIndex
-from pipeline.evaluation.recordings import RecordingFile
+from pipeline.evaluation.folders import index as folder_index
+from pipeline.evaluation.folders.index import FolderIndex
+from pipeline.evaluation.folders.recordings import RecordingFile
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MADE_FOR = {"model": "a", "folder": "b"}
 
 
@@ -122,7 +122,7 @@ def test_compaction_keeps_the_living_rows(tmp_path):
 def test_a_kill_in_compaction_leaves_the_index_as_it_was(tmp_path):
     add(tmp_path, list("abcdefgh"))
     code = (
-        "import os, sys; from pathlib import Path; from pipeline.evaluation import folder_index as module\n"
+        "import os, sys; from pathlib import Path; from pipeline.evaluation.folders import index as module\n"
         "module.write_parquet = lambda *args: os._exit(9)\n"
         f"index = module.FolderIndex(Path(sys.argv[1]), 4, {MADE_FOR!r})\n"
         "with index.locked():\n    index.forget_all_but({'c'})\n    index.compact()\n"
@@ -170,7 +170,7 @@ def test_a_damaged_journal_is_named(tmp_path):
 
 def test_only_one_process_adds_to_an_index(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from pipeline.evaluation.folder_index import FolderIndex\n"
+        "import sys; from pathlib import Path; from pipeline.evaluation.folders.index import FolderIndex\n"
         f"index = FolderIndex(Path(sys.argv[1]), 4, {MADE_FOR!r})\n"
         "with index.locked():\n    print('locked', flush=True)\n    sys.stdin.read()\n"
     )

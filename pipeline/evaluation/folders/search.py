@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.chance import reference_captions, standing_out
-from pipeline.evaluation.folder_index import FolderIndex, IndexedFile
-from pipeline.evaluation.indexing import Unsearched, is_current, update_index
+from pipeline.evaluation.folders.chance import reference_captions, standing_out
+from pipeline.evaluation.folders.index import FolderIndex, IndexedFile
+from pipeline.evaluation.folders.indexing import Unsearched, is_current, update_index
+from pipeline.evaluation.folders.recordings import RecordingFile, WindowForm, find_recordings
 from pipeline.evaluation.model import AudioTextModel, load
 from pipeline.evaluation.moments import Moment, merge_windows
-from pipeline.evaluation.recordings import RecordingFile, WindowForm, find_recordings
 from pipeline.evaluation.search import checksum_of, embed_query, index_folders
 from pipeline.evaluation.vectors import highest
 from pipeline.models.clap import ClapModel
@@ -93,7 +93,7 @@ def search_folder(
         top: maximum number of hits.
         hop_s: time between the starts of neighbouring windows. The default is half of the model's window.
         like_chance: keeps only hits that stand out, between 0 and 1: of texts whose sound is not in the folder, so many
-            have any hit. See `pipeline.evaluation.chance`.
+            have any hit. See `pipeline.evaluation.folders.chance`.
         index: folder that keeps the embeddings for the next search. The default is the folder `index` of the model, or
             the user's cache folder if the model is an export or its folder is read-only.
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.parquet import read_parquet, write_parquet
 from pipeline.errors import PipelineError, write_error_message
-from pipeline.evaluation.recordings import RecordingFile
+from pipeline.evaluation.folders.recordings import RecordingFile
 from pipeline.files import try_lock, write_atomically
 
 logger = logging.getLogger(__name__)

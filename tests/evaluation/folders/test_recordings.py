@@ -13,7 +13,14 @@ from recordings import HOP_S, RATE_HZ, field, tone, write
 
 from pipeline.data.unusable import UnusableAudio
 from pipeline.errors import PipelineError
-from pipeline.evaluation.recordings import End, Window, WindowForm, decode_ahead, find_recordings, stream_windows
+from pipeline.evaluation.folders.recordings import (
+    End,
+    Window,
+    WindowForm,
+    decode_ahead,
+    find_recordings,
+    stream_windows,
+)
 
 FORM = WindowForm(sample_rate_hz=RATE_HZ, channels="mean", window_frames=40_960, hop_s=HOP_S, short_clips="repeat")
 

@@ -17,15 +17,15 @@ from recordings import HOP_S, WINDOW_S, field, tone, write
 
 import pipeline
 from pipeline.errors import PipelineError
-from pipeline.evaluation import indexing
-from pipeline.evaluation.chance import leads, reference_captions, threshold
 from pipeline.evaluation.embedding import embed_sounds
-from pipeline.evaluation.folder_search import search_folder
+from pipeline.evaluation.folders import indexing
+from pipeline.evaluation.folders.chance import leads, reference_captions, threshold
+from pipeline.evaluation.folders.search import search_folder
 from pipeline.evaluation.vectors import unit_rows
 from pipeline.models import load_model, mini, save_model
 from tests.forks import run_python
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -213,16 +213,16 @@ def test_a_killed_search_goes_on(model, tiny_study, recordings, tmp_path, embedd
     write(recordings / "long.flac", tone(100, 700, 8))
     code = (
         "import os, signal, sys\n"
-        "from pipeline.evaluation import folder_index, folder_search, indexing\n"
+        "from pipeline.evaluation.folders import index, indexing, search\n"
         "indexing._COMMIT_S, indexing.BATCH_SIZE = 0, 8\n"
-        "commit, commits = folder_index.IndexWriter.commit, []\n"
+        "commit, commits = index.IndexWriter.commit, []\n"
         "def kill(self):\n"
         "    commit(self)\n"
         "    commits.append(1)\n"
         "    if self._rows > 30:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "folder_index.IndexWriter.commit = kill\n"
-        "folder_search.search_folder('a tone', sys.argv[1], sys.argv[2], index=sys.argv[3])\n"
+        "index.IndexWriter.commit = kill\n"
+        "search.search_folder('a tone', sys.argv[1], sys.argv[2], index=sys.argv[3])\n"
     )
     arguments = [str(tiny_study.pretrained), str(recordings), str(tmp_path / "index")]
     killed = run_python("-c", code, *arguments, cwd=ROOT)

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from pipeline.data.unusable import UnusableAudio
 from pipeline.evaluation.embedding import encode_windows
-from pipeline.evaluation.folder_index import FolderIndex, IndexedFile, IndexWriter
-from pipeline.evaluation.recordings import End, RecordingFile, Window, WindowForm, decode_ahead
+from pipeline.evaluation.folders.index import FolderIndex, IndexedFile, IndexWriter
+from pipeline.evaluation.folders.recordings import End, RecordingFile, Window, WindowForm, decode_ahead
 from pipeline.evaluation.vectors import check_vectors, unit_rows
 from pipeline.evaluation.windows import BATCH_SIZE
 from pipeline.models.clap import ClapModel

@@ -1,0 +1,1 @@
+"""Search in folders of recordings: an index of windows that follows the folder, and the moments found in it."""
