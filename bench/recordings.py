@@ -163,7 +163,7 @@ def measure_format(folder: Path, minutes: int, repetitions: int) -> dict[str, An
         costs["shard_audio"].append(cost_of(stage))
         usable = sum(pq.read_metadata(path).num_rows for path in shards.glob("*.parquet"))
         expected = minutes * PIECE_S // SEGMENT_S
-        if usable not in (expected, expected + 1):  # the delay of an encoder may be one more piece, which is dropped
+        if not expected <= usable <= 1.001 * expected + 1:  # a minute of an encoder's packets is up to 60 ms longer
             sys.exit(f"bench-data: {usable} segments of {minutes} minutes in {recording.name}")
         shutil.rmtree(shards)
         costs["alone"].append(cost_of(alone))

@@ -4,7 +4,7 @@ Both runs answer the same queries. So a bootstrap sample draws clips, with all t
 bootstrap of Koehn, EMNLP 2004, and for retrieval Sakai, SIGIR 2006). A figure is averaged over a run's seeds before the
 difference is taken. Interval and p-value use the percentile method (Efron and Tibshirani, An Introduction to the
 Bootstrap, chapters 13 and 15): if the interval excludes 0, p < 0.05. Both cover the choice of test clips for the
-trained models; the standard deviation over seeds shows the variation across seeds.
+trained models. Student's paired t-test over the seeds covers the variation across seeds, for the test clips at hand.
 
 Each row of a table is a separate test. So p is also given after Holm's step-down correction over the rows, for each
 figure (Scandinavian Journal of Statistics 6, 1979).
@@ -15,14 +15,16 @@ figure (Scandinavian Journal of Statistics 6, 1979).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from scipy import stats
 
 from pipeline.data.parquet import read_parquet
 from pipeline.errors import PipelineError
@@ -80,6 +82,9 @@ class Comparison:
     """Two-sided."""
     p_holm: float
     """`p` corrected over all compared runs."""
+    p_seeds: float = math.nan
+    """Two-sided, over the seeds; NaN if fewer than two are common to both."""
+    p_seeds_holm: float = math.nan
 
     @property
     def is_significant(self) -> bool:
@@ -253,21 +258,44 @@ def compare(
     )
 
 
+def p_over_seeds(run: Sequence[Evaluation], baseline: Sequence[Evaluation]) -> dict[str, float]:
+    """Return the two-sided p of Student's paired t-test over the seeds that both have, by figure.
+
+    A figure that is equal in every seed has p = 1. Fewer than two common seeds give NaN.
+    """
+    runs, baselines = ({one.seed: one for one in evaluations} for evaluations in (run, baseline))
+    seeds = sorted(runs.keys() & baselines.keys())
+    names = baseline[0].figures
+    if len(seeds) < 2:
+        return dict.fromkeys(names, math.nan)
+    found, expected = (
+        np.array([one[seed].contributions_NF.sum(axis=0) for seed in seeds]) for one in (runs, baselines)
+    )
+    difference_SF = (found - expected).round(9)  # rounding errors instead of 0 would count as a difference
+    p_F = stats.ttest_1samp(difference_SF, 0, axis=0).pvalue
+    return {name: float(p_F[f]) if difference_SF[:, f].any() else 1.0 for f, name in enumerate(names)}
+
+
 def corrected(comparisons: Sequence[Mapping[str, Comparison]]) -> list[dict[str, Comparison]]:
-    """Return the comparisons with `p_holm` corrected over all of them, for each figure."""
+    """Return the comparisons with `p_holm` and `p_seeds_holm` corrected over all of them, for each figure."""
     names = list(comparisons[0]) if comparisons else []
     p_holm = {name: holm([row[name].p for row in comparisons]) for name in names}
+    p_seeds_holm = {name: holm([row[name].p_seeds for row in comparisons]) for name in names}
     return [
-        {name: Comparison(**{**vars(row[name]), "p_holm": p_holm[name][r]}) for name in names}
+        {name: replace(row[name], p_holm=p_holm[name][r], p_seeds_holm=p_seeds_holm[name][r]) for name in names}
         for r, row in enumerate(comparisons)
     ]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's adjusted p-values: the i-th smallest of m (from 0) times m - i, non-decreasing, at most 1."""
-    adjusted = [0.0] * len(p_values)
+    """Return Holm's adjusted p-values: the i-th smallest of m (from 0) times m - i, non-decreasing, at most 1.
+
+    NaN, a test that was not possible, stays NaN and does not count.
+    """
+    tested = [place for place, p in enumerate(p_values) if not math.isnan(p)]
+    adjusted = [math.nan] * len(p_values)
     highest = 0.0
-    for i, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
-        highest = max(highest, min(1.0, p_values[place] * (len(p_values) - i)))
+    for i, place in enumerate(sorted(tested, key=lambda place: p_values[place])):
+        highest = max(highest, min(1.0, p_values[place] * (len(tested) - i)))
         adjusted[place] = highest
     return adjusted

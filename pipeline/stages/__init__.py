@@ -28,7 +28,7 @@ VERSIONS = {
     "embed_split": 1,
     "describe_pool": 1,
     "evaluate": 1,
-    "compare": 1,
+    "compare": 2,
     "tabulate": 1,
     "draw_curves": 1,
     "report": 2,

@@ -1,4 +1,4 @@
-"""Compare the rows of a table with their target's finetune row: paired bootstrap over clips, interval and p-value."""
+"""Compare the rows of a table with their target's finetune row: paired tests over clips and over seeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError
 from pipeline.files import write_checked_text
-from pipeline.results.comparisons import SAMPLES, Evaluation, compare, corrected, mean_over_seeds, read_contributions
+from pipeline.results.comparisons import (
+    SAMPLES,
+    Evaluation,
+    compare,
+    corrected,
+    mean_over_seeds,
+    p_over_seeds,
+    read_contributions,
+)
 from pipeline.results.table.differences import ComparedRow, comparisons_csv
 from pipeline.results.table.rows import Row, add_row_arguments
 from pipeline.stages import at_least, run
@@ -18,31 +26,25 @@ from pipeline.stages import at_least, run
 logger = logging.getLogger(__name__)
 
 
-def read_rows(
-    specs: Sequence[Sequence[str]], datasets: Sequence[str], protocol: str
-) -> dict[Row, tuple[Evaluation, int]]:
-    """Return the evaluation of each row, averaged over its seeds, and the number of seeds.
+def read_rows(specs: Sequence[Sequence[str]], datasets: Sequence[str], protocol: str) -> dict[Row, list[Evaluation]]:
+    """Return the evaluations of each row, one per seed.
 
     Args:
         specs: per row its description and its files.
 
-
     Raises:
         PipelineError: A row is repeated or has no files, or a file belongs to another target.
     """
-    rows: dict[Row, tuple[Evaluation, int]] = {}
+    rows: dict[Row, list[Evaluation]] = {}
     for spec, *paths in specs:
         row = Row.parse(spec, datasets)
         if row in rows:
             raise PipelineError(f"row {spec} is given twice")
         if not paths:
             raise PipelineError(f"row {spec} has no contributions file; give at least one")
-        evaluation = mean_over_seeds([read_contributions(Path(path), protocol) for path in paths])
-        if evaluation.test_set["target"] != row.target:
-            raise PipelineError(
-                f"{paths[0]}: is of the target {evaluation.test_set['target']}, row {spec} is of another"
-            )
-        rows[row] = evaluation, len(paths)
+        rows[row] = [read_contributions(Path(path), protocol) for path in paths]
+        if (target := rows[row][0].test_set["target"]) != row.target:
+            raise PipelineError(f"{paths[0]}: is of the target {target}, row {spec} is of another")
     return rows
 
 
@@ -57,11 +59,12 @@ def baseline_of(target: str, rows: Sequence[Row]) -> Row | None:
     return baselines[0] if baselines else None
 
 
-def compare_rows(rows: Mapping[Row, tuple[Evaluation, int]], *, seed: int, samples: int) -> list[ComparedRow]:
+def compare_rows(rows: Mapping[Row, Sequence[Evaluation]], *, seed: int, samples: int) -> list[ComparedRow]:
     """Compare each row with its target's finetune row; p is corrected over all rows.
 
     Targets without a finetune row are skipped.
     """
+    means = {row: mean_over_seeds(evaluations) for row, evaluations in rows.items()}
     compared: list[ComparedRow] = []
     for target in dict.fromkeys(row.target for row in rows):
         baseline = baseline_of(target, list(rows))
@@ -69,18 +72,18 @@ def compare_rows(rows: Mapping[Row, tuple[Evaluation, int]], *, seed: int, sampl
             logger.info("%s: no finetune row, so nothing is compared", target)
             continue
         others = [row for row in rows if row.target == target and row != baseline]
-        evaluation, baseline_seeds = rows[baseline]
-        found = compare([rows[row][0] for row in others], evaluation, seed=seed, samples=samples)
-        compared += [
-            ComparedRow(
-                row=row,
-                figures=figures,
-                seeds=rows[row][1],
-                baseline_seeds=baseline_seeds,
-                n_audio=len(rows[row][0].key),
+        found = compare([means[row] for row in others], means[baseline], seed=seed, samples=samples)
+        for row, figures in zip(others, found, strict=True):
+            p_seeds = p_over_seeds(rows[row], rows[baseline])
+            compared.append(
+                ComparedRow(
+                    row=row,
+                    figures={name: replace(one, p_seeds=p_seeds[name]) for name, one in figures.items()},
+                    seeds=len(rows[row]),
+                    baseline_seeds=len(rows[baseline]),
+                    n_audio=len(means[row].key),
+                )
             )
-            for row, figures in zip(others, found, strict=True)
-        ]
     figures_of_rows = corrected([row.figures for row in compared])
     return [replace(row, figures=figures) for row, figures in zip(compared, figures_of_rows, strict=True)]
 

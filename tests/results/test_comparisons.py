@@ -22,6 +22,7 @@ from pipeline.results.comparisons import (
     contributions_table,
     holm,
     mean_over_seeds,
+    p_over_seeds,
     read_contributions,
 )
 from pipeline.results.table.differences import read_comparisons
@@ -196,6 +197,26 @@ def run_stage(folder: Path, *rows: tuple[str, list[str]], samples: int = 500) ->
         return list(csv.DictReader(file))
 
 
+def test_p_over_seeds_by_hand():
+    """Differences of 1, 2 and 3 queries: t = 2 / (1 / sqrt(3)), of 2 degrees of freedom: p = 1 - t / sqrt(t^2 + 2)."""
+    runs = [evaluation(one_figure([1, 1, 1]), seed=seed) for seed in (0, 1, 2)]
+    baseline = [evaluation(one_figure([1] * seed + [0] * (3 - seed)), seed=seed) for seed in (2, 1, 0, 7)]
+    expected = 1 - math.sqrt(12) / math.sqrt(14)
+    assert p_over_seeds(runs, baseline) == pytest.approx(dict.fromkeys(FIGURES, expected))
+    assert p_over_seeds(baseline, runs) == pytest.approx(dict.fromkeys(FIGURES, expected)), "two-sided"
+    assert p_over_seeds(runs, runs) == dict.fromkeys(FIGURES, 1.0)
+
+
+def test_one_common_seed_has_no_p_over_seeds():
+    runs = [evaluation(one_figure([1, 0]), seed=seed) for seed in (0, 1)]
+    found = p_over_seeds(runs, [evaluation(one_figure([0, 0]), seed=seed) for seed in (1, 2)])
+    assert all(math.isnan(p) for p in found.values())
+
+
+def test_holm_leaves_out_tests_that_were_not_possible():
+    assert holm([0.04, math.nan, 0.01]) == pytest.approx([0.04, math.nan, 0.02], nan_ok=True)
+
+
 def test_rows_are_compared_with_the_finetune_row_of_their_target(tmp_path):
     worse = [write(tmp_path / f"f{seed}.parquet", retrieval_of(1.4, seed=seed), seed=seed, run="f") for seed in (0, 1)]
     better = [write(tmp_path / f"c{seed}.parquet", retrieval_of(0.6, seed=seed), seed=seed, run="c") for seed in (0, 1)]
@@ -223,6 +244,9 @@ def test_rows_are_compared_with_the_finetune_row_of_their_target(tmp_path):
     assert gain.is_significant and gain.low > 0
     assert found["clotho|vanilla|-|-"]["t2a_R1"].high < 0
     assert gain.p_holm >= gain.p
+    over_seeds = {line["method"]: line["p_seeds"] for line in lines if line["figure"] == "t2a_R1"}
+    assert over_seeds["vanilla"] == "", "one seed"
+    assert 0 < float(over_seeds["composed"]) < 1
     digest = sha256_of(tmp_path / "table.csv")
     run_stage(tmp_path, *rows)
     assert sha256_of(tmp_path / "table.csv") == digest

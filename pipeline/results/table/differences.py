@@ -39,19 +39,20 @@ class Comparisons:
 
 
 def comparisons_csv(compared: Sequence[ComparedRow], datasets: Sequence[str], protocol: str) -> str:
-    """Return one line per row and figure, percentage points with two decimals and p with four."""
+    """Return one line per row and figure, percentage points with two decimals and p with four; empty where NaN."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["target", "method", *datasets, "label", "figure", *NUMBERS, "significant"]
-        + ["seeds", "baseline_seeds", "n_audio", "protocol"])  # fmt: skip
+        + ["p_seeds", "p_seeds_holm", "seeds", "baseline_seeds", "n_audio", "protocol"])  # fmt: skip
     for line in compared:
         row = [line.row.target, line.row.method, *line.row.training, line.row.label]
         for name, found in line.figures.items():
             points = [number(value + 0.0) for value in (found.difference, found.low, found.high)]
             p_values = [f"{value:.4f}" for value in (found.p, found.p_holm)]
             significant = "yes" if found.is_significant else "no"
+            over_seeds = ["" if math.isnan(value) else f"{value:.4f}" for value in (found.p_seeds, found.p_seeds_holm)]
             sizes = [line.seeds, line.baseline_seeds, line.n_audio]
-            writer.writerow([*row, name, *points, *p_values, significant, *sizes, protocol])
+            writer.writerow([*row, name, *points, *p_values, significant, *over_seeds, *sizes, protocol])
     return text.getvalue()
 
 
