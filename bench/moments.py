@@ -7,6 +7,8 @@ merged            neighbouring windows merged into moments, as in the protocol
 windows           each window as a moment
 shuffled          merged, with the captions exchanged at random
 collapsed         merged, with the same vector for all windows
+
+At the end each caption asks the whole folder, as `composed-text search` does, and the times found are compared.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ import soxr
 from numpy.typing import NDArray
 
 from pipeline.evaluation.embedding import embed_recordings, embed_texts
+from pipeline.evaluation.folders.search import search_folder
+from pipeline.evaluation.model import load
 from pipeline.evaluation.moment_metrics import moment_figures
 from pipeline.evaluation.moment_retrieval import Windows, query_figures, read_queries
 from pipeline.evaluation.moments import Moment
@@ -100,6 +104,24 @@ def windows_as_moments(windows: Windows, recording: int, text_D: NDArray) -> lis
     return [Moment(start_s=float(start), end_s=float(end), score=float(score)) for start, end, score in times]
 
 
+def searched(folder: Path, model_folder: Path, hop_s: float) -> str:
+    """Return how many captions find their sound in the folder, and how far the times of the first hits are off."""
+    model = load(model_folder)
+    with (folder / "test.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    ranks, errors_s = [], []
+    for row in rows:
+        start_s, end_s = float(row["start_s"]), float(row["end_s"])
+        found = search_folder(row["caption_1"], model, folder / "test", top=10, hop_s=hop_s, index=folder / "index")
+        overlap = [hit.file == row["file_name"] and hit.start_s < end_s and hit.end_s > start_s for hit in found.hits]
+        ranks.append(overlap.index(True) + 1 if any(overlap) else 11)
+        if ranks[-1] == 1:
+            errors_s += [abs(found.hits[0].start_s - start_s), abs(found.hits[0].end_s - end_s)]
+    shares = ", ".join(f"{np.mean(np.array(ranks) <= top):.0%} among the first {top}" for top in (1, 3, 10))
+    times = f"begin and end of a right first hit are off by {np.median(errors_s):.1f} s (median)"
+    return f"search of {found.files} recordings, {len(rows)} captions: {shares}; {times}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="folder of a saved model")
@@ -111,6 +133,7 @@ def main() -> None:
         print(f"| answers | {' | '.join(names)} |\n|---|{'---:|' * len(names)}")
         for name, figures in answers(Path(directory), args.model, args.hop_s):
             print(f"| {name} | {' | '.join(f'{100 * figure:.1f}' for figure in figures)} |", flush=True)
+        print(f"\n{searched(Path(directory), args.model, args.hop_s)}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ _THIRD = bytes(byte for byte in range(0x10, 0xF0) if (byte >> 2) & 3 != 3)
 _MPEG_HEADER = re.compile(b"\xff[" + re.escape(_SECOND) + b"][" + re.escape(_THIRD) + b"]", re.DOTALL)
 
 
+_INFO = (b"Xing", b"Info")
+
+
 class _Frame(NamedTuple):
     """The header of an MPEG audio frame."""
 
@@ -112,11 +115,13 @@ def mpeg_parts(data: AudioBytes, start: int) -> list[MpegPart]:
                 part = MpegPart(frame.kind[2], frame.channels, announced, frame.size if info else 0, frame.samples)
                 parts.append(part)
                 gap = 0
-            part.add(offset, offset + frame.size)
             part.frames += not info
             part.gap_bytes += gap
             kind, gap, limit = frame.kind, 0, None
-            offset += frame.size
+            after, alike = _frames_alike(data, offset + frame.size, frame, end)
+            part.add(offset, after)
+            part.frames += alike
+            offset = after
         elif size := tag_bytes(data, offset):
             offset += size
             limit = limit and offset + _MAX_JUNK_BYTES
@@ -127,6 +132,38 @@ def mpeg_parts(data: AudioBytes, start: int) -> list[MpegPart]:
             if limit is not None and offset >= limit:
                 break
     return [part for part in parts if part.frames]
+
+
+def _frames_alike(data: AudioBytes, offset: int, frame: _Frame, end: int) -> tuple[int, int]:
+    """Return where the frames like `frame` end that follow from an offset on without a gap, and how many they are.
+
+    An Info header ends them. A day of sound has 3.6 million frames, so each costs no more than a slice and a lookup.
+    """
+    at_info = 4 + _side_bytes(frame)
+    sizes: dict[bytes, int] = {}
+    count = 0
+    while len(block := data.at(offset, min(READ_BYTES, end - offset))) >= _HEAD_BYTES:
+        place, last = 0, len(block) - _HEAD_BYTES
+        while place <= last:
+            header = block[place : place + 4]
+            if (size := sizes.get(header)) is None:
+                found = _frame(header)
+                is_alike = found is not None and (found.kind, found.channels) == (frame.kind, frame.channels)
+                size = sizes[header] = found.size if found is not None and is_alike else 0
+            is_info = block.startswith(_INFO, place + at_info) or block.startswith(b"VBRI", place + 36)
+            if size == 0 or is_info or offset + place + size > end:
+                return offset + place, count
+            place += size
+            count += 1
+        offset += place
+    return offset, count
+
+
+def _side_bytes(frame: _Frame) -> int:
+    """The size of a layer 3 frame's side information."""
+    if frame.kind[0] == 3:
+        return 32 if frame.channels == 2 else 17
+    return 17 if frame.channels == 2 else 9
 
 
 def _is_followed(data: AudioBytes, offset: int, frame: _Frame, end: int) -> bool:
@@ -152,14 +189,13 @@ def _next_header(data: AudioBytes, offset: int, end: int) -> int:
 def _info_header(head: bytes, frame: _Frame) -> tuple[bool, int | None]:
     """True if a frame holds a Xing, Info or VBRI header and no sound, and how many frames that announces.
 
-    head: the first `_HEAD_BYTES` of the frame, looked for once because a day of sound has 3.6 million frames.
+    head: the first `_HEAD_BYTES` of the frame.
     """
-    version, layer, _ = frame.kind
-    if layer != 3:
+    if frame.kind[1] != 3:
         return False, None
-    side_bytes = (32 if frame.channels == 2 else 17) if version == 3 else (17 if frame.channels == 2 else 9)
+    side_bytes = _side_bytes(frame)
     found = head[4 + side_bytes : 16 + side_bytes]
-    if found[:4] in (b"Xing", b"Info") and len(found) == 12:
+    if found[:4] in _INFO and len(found) == 12:
         flags, frames = struct.unpack(">II", found[4:])
         return True, frames if flags & 1 and frames else None
     return head[36:40] == b"VBRI", None
