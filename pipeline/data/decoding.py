@@ -30,7 +30,7 @@ from pipeline.errors import PipelineError
 
 _BLOCK_SAMPLES = 1 << 19  # 2 MB of float32: a three-hour file needs no more memory for decoding than a short one
 _MP3_BLOCK_SAMPLES = 1 << 21
-"""More, because soundfile seeks after each read. libmpg123 then parses the frames since the last one in its index, which
+"""More, as soundfile seeks after each read. libmpg123 then parses the frames since the last one in its index, which
 has an entry for every few minutes of a day of sound. Blocks of `_BLOCK_SAMPLES` take 3.5 ms more for 10 s of sound.
 """
 _READ_BYTES = 1 << 20
