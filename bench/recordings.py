@@ -102,7 +102,12 @@ def repeat_packets(source: Path, path: Path, times: int) -> None:
 def shard_alone(recording: Path, tar_path: Path) -> None:
     """Decode, resample and write the segments of a recording, and nothing else."""
     weights_C = np.full(2, 0.5, np.float32)
-    with soundfile.SoundFile(recording) as file, tar_path.open("wb") as opened:
+    # The 32-bit size in the header of a WAV of over 4 GB is wrong, and libsndfile would end there.
+    raw = {"format": "RAW", "subtype": "PCM_16", "samplerate": SOURCE_HZ, "channels": 2}
+    with (
+        soundfile.SoundFile(recording, **(raw if recording.suffix == ".wav" else {})) as file,
+        tar_path.open("wb") as opened,
+    ):
         with tarfile.open(fileobj=opened, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             buffer_SC = np.empty((SEGMENT_S * SOURCE_HZ, 2), np.float32)
             number = 0
@@ -165,8 +170,11 @@ def measure_format(folder: Path, minutes: int, repetitions: int) -> dict[str, An
         expected = minutes * PIECE_S // SEGMENT_S
         if not expected <= usable <= 1.001 * expected + 1:  # a minute of an encoder's packets is up to 60 ms longer
             sys.exit(f"bench-data: {usable} segments of {minutes} minutes in {recording.name}")
+        tar_bytes = sum(path.stat().st_size for path in shards.glob("*.tar"))
         shutil.rmtree(shards)
         costs["alone"].append(cost_of(alone))
+        if (alone_bytes := (folder / "alone.tar").stat().st_size) < 0.99 * tar_bytes:
+            sys.exit(f"bench-data: the loop wrote {alone_bytes} bytes of {recording.name}, the stage {tar_bytes}")
         (folder / "alone.tar").unlink()
     return {"bytes": recording.stat().st_size, "costs": costs}
 
