@@ -35,6 +35,8 @@ CHANNELS = ("mean", "first")
 """Ways to make one channel of several: their mean, or the first alone."""
 SHORT_CLIPS = ("repeat", "pad")
 """Ways to fill a window that is longer than the clip; see `fit_window`."""
+_RESAMPLED_AT_ONCE = 1 << 24
+"""Samples. soxr crashes where it would give 2 ** 31 of them, as for a block of a file at a few hertz."""
 _EXACT_SAMPLES = 1 << 22  # squares of 16 bits are at most 2 ** 30, float64 counts to 2 ** 53
 _MAX_WAV_BYTES = 0xFFFFFFFF
 
@@ -97,6 +99,7 @@ class Clip:
         self._resampler = None
         if (source_hz := audio.sample_rate_hz) != sample_rate_hz:
             self._resampler = soxr.ResampleStream(source_hz, sample_rate_hz, 1, dtype="float32", quality="HQ")
+        self._most_frames = max(1, _RESAMPLED_AT_ONCE * source_hz // sample_rate_hz)
         self._wav = io.BytesIO()
         self._wav.write(bytes(WAV_HEADER_BYTES))
         self._levels = _Levels()
@@ -106,12 +109,16 @@ class Clip:
 
     def add(self, block_SC: NDArray[np.float32]) -> None:
         """Append frames of the source. Raises UnusableAudio for samples that are not finite, or too many."""
+        for first in range(0, len(block_SC), self._most_frames):
+            self._add(block_SC[first : first + self._most_frames])
+
+    def _add(self, block_SC: NDArray[np.float32]) -> None:
         self.decoded += len(block_SC)
         if self._is_first:
             self._write(np.ascontiguousarray(block_SC[:, 0]), is_last=False)
             return
         self._write(block_SC @ self._weights_C, is_last=False)
-        if len(block_SC) and self._levels.peak_dbfs < SILENT_BELOW_DBFS:
+        if self._levels.peak_dbfs < SILENT_BELOW_DBFS:
             self._channels_peak = max(self._channels_peak, float(block_SC.max()), -float(block_SC.min()))
 
     def end(self) -> None:

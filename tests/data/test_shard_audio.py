@@ -162,6 +162,16 @@ def test_blocks_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert read_recording(path, sample_rate_hz=RATE, min_duration_s=0.1) == whole
 
 
+def test_the_resampler_gives_few_samples_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_audio(tmp_path / "a.wav", noise(0.2, seed=0, rate=RATE), 10)  # soxr crashes at 2 ** 31 samples
+    whole = read_recording(path, sample_rate_hz=RATE, min_duration_s=0.1)
+    sizes: list[int] = []
+    monkeypatch.setattr(audio, "to_int16", lambda samples_S: (sizes.append(len(samples_S)), to_int16(samples_S))[1])
+    monkeypatch.setattr(audio, "_RESAMPLED_AT_ONCE", 50 * RATE)
+    assert read_recording(path, sample_rate_hz=RATE, min_duration_s=0.1) == whole
+    assert max(sizes) <= 100 * RATE < sum(sizes) / 3
+
+
 def test_levels_are_those_of_a_tone(tmp_path: Path) -> None:
     path = write_audio(tmp_path / "a.flac", tone(1.0, frequency_hz=1_000, level=0.5))
     recording = read_recording(path, sample_rate_hz=RATE, min_duration_s=0.1)
