@@ -76,8 +76,9 @@ def find_audio(folders: Sequence[Path]) -> AudioFiles:
         found = fallback
     if found.broken:
         logger.warning(
-            "%s: %d links to audio lead nowhere, the first is %s", found.folder, len(found.broken), min(found.broken)
-        )
+            "%s: %d names of audio are no files, or links that lead nowhere; the first is %s",
+            found.folder, len(found.broken), min(found.broken),
+        )  # fmt: skip
     return found
 
 
