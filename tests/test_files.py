@@ -25,6 +25,9 @@ from safetensors.torch import save_file
 from pipeline.data.downloads import fetch, open_session, unpack
 from pipeline.errors import PipelineError, crash_message, read_error_message
 from pipeline.files import sha256_of, write_atomically, write_json
+from pipeline.training.distributed import Processes
+from pipeline.training.monitor import Monitor
+from pipeline.training.outputs import lock_folder
 from tests.forks import run_python
 
 ROOT = Path(__file__).parents[1]
@@ -180,6 +183,19 @@ def test_full_disk_is_named_where_a_library_hides_it(library, small_disk):
     ):
         WRITERS[library](temporary)
     assert not list(small_disk.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_full_disk_is_named_by_a_training(small_disk):
+    with (
+        pytest.raises(PipelineError, match=r"run/checkpoints/lock: cannot be written \(No space left on device\)"),
+        lock_folder(small_disk / "run"),
+    ):
+        pass
+    processes = Processes(rank=0, count=1, device=torch.device("cpu"))
+    monitor = Monitor(small_disk / "run", steps=1, first_step=0, batch_size=1, processes=processes)
+    with pytest.raises(PipelineError, match=r"run/tensorboard: cannot be written \(No space left on device\)"):
+        monitor.report([{"step": 0, "loss": 1.0}])  # its event files are written by a thread of their own
 
 
 @pytest.fixture

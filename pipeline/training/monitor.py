@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import torch
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, write_error_message
 from pipeline.files import read_json, write_atomically, write_json
 from pipeline.models.devices import device_name
 from pipeline.training.distributed import Processes, gather_rows
@@ -135,15 +135,15 @@ class Monitor:
             shown["gpu_gb"] = f"{memory_gb:.1f}"
         if not self.processes.is_first:
             return shown
-        writer = self._open_writer()
-        for row in rows:
-            for name, value in row.items():
-                if name not in NOT_PLOTTED and not name.startswith(VALIDATION):
-                    writer.add_scalar(f"{group_of(name)}/{name}", value, int(row["step"]))
         speed = len(rows) * self.batch_size / (now - self._reported)
-        writer.add_scalar("machine/clips_per_s", speed, self.done - 1)
-        if memory_gb is not None:
-            writer.add_scalar("machine/gpu_memory_gb", memory_gb, self.done - 1)
+        with self._event_writer() as writer:
+            for row in rows:
+                for name, value in row.items():
+                    if name not in NOT_PLOTTED and not name.startswith(VALIDATION):
+                        writer.add_scalar(f"{group_of(name)}/{name}", value, int(row["step"]))
+            writer.add_scalar("machine/clips_per_s", speed, self.done - 1)
+            if memory_gb is not None:
+                writer.add_scalar("machine/gpu_memory_gb", memory_gb, self.done - 1)
         self._reported = now
         if now - self._noted > SECONDS_PER_NOTE:
             self.note()
@@ -154,9 +154,9 @@ class Monitor:
         self._validated = {"mAP10": f"{figures[SELECTED_BY]:.1f}"}
         self._own_validation_s = seconds
         if self.processes.is_first:
-            writer = self._open_writer()
-            for name, value in figures.items():
-                writer.add_scalar(f"validation/{name.removeprefix(VALIDATION)}", value, step)
+            with self._event_writer() as writer:
+                for name, value in figures.items():
+                    writer.add_scalar(f"validation/{name.removeprefix(VALIDATION)}", value, step)
 
     @property
     def validation_s(self) -> float:
@@ -169,16 +169,26 @@ class Monitor:
             flops = {"flops_a_step": self.flops, "hardware_flops_a_step": self.hardware_flops}
             write_json({"parts": self._parts(), **flops}, self.notes)
             self._noted = time.perf_counter()
-            self._open_writer().flush()
+            with self._event_writer() as writer:
+                writer.flush()
 
     def write_curves(self, log: pa.Table, title: str) -> None:
         """Write learning_curves.svg from a log and close the event files."""
-        self._open_writer().close()
+        with self._event_writer() as writer:
+            writer.close()
         # Imported here: importing matplotlib takes a second, which would delay the first step.
         from pipeline.results.plots import as_file, training_curves
 
         with write_atomically(self.out / "learning_curves.svg") as temporary:
             temporary.write_text(as_file(training_curves(log, title)), encoding="utf-8")
+
+    @contextlib.contextmanager
+    def _event_writer(self) -> Iterator[SummaryWriter]:
+        """Yield the writer of the event files, whose errors do not name a file."""
+        try:
+            yield self._open_writer()
+        except OSError as error:
+            raise PipelineError(write_error_message(self.out / "tensorboard", error)) from error
 
     def _open_writer(self) -> SummaryWriter:
         # Not before the first step: the loader must fork its workers before the writer starts a thread.

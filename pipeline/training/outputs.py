@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from pipeline.data.parquet import content_sha256
 from pipeline.data.shards.format import read_summary
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, write_error_message
 from pipeline.files import read_json, sha256_of, try_lock
 from pipeline.provenance import is_kept, restore
 from pipeline.stages import VERSIONS
@@ -228,8 +228,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     made = [parent for parent in (folder, path.parent) if not parent.exists()]
     file = _open_locked(path)
     try:
-        os.truncate(file, 0)
-        os.pwrite(file, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+        _write_owner(file, path)
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -237,6 +236,14 @@ def lock_folder(folder: Path) -> Iterator[None]:
             for parent in reversed(made):  # remove the folders of a training that has written nothing
                 parent.rmdir()
         os.close(file)
+
+
+def _write_owner(file: int, path: Path) -> None:
+    try:
+        os.truncate(file, 0)
+        os.pwrite(file, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+    except OSError as error:
+        raise PipelineError(write_error_message(path, error)) from error
 
 
 def _open_locked(path: Path) -> int:
