@@ -142,10 +142,16 @@ def select_clips(
     args: argparse.Namespace,
     paraphrases: Paraphrases | None = None,
 ) -> Selection:
-    """Return the clips of some splits for one role."""
+    """Return the clips of some splits for one role. Raises `PipelineError` for labeled clips without a caption."""
     usable, left_out = read_clips(manifests, held_out, leaks=args.leaks, role=role, leak_unit=args.leak_unit)
     if paraphrases is not None:
         usable = with_paraphrases(usable, paraphrases)
+    if role == "labeled" and (without := int((usable.captions == 0).sum())):
+        names = ", ".join(str(path) for path in manifests)
+        raise PipelineError(
+            f"{without} of {len(usable)} labeled clips have no caption ({names}); give splits of datasets with "
+            "`captions: true`"
+        )
     clips = subset(usable, manifests, getattr(args, f"{role}_fraction"), args.seed)
     return Selection(usable=usable, clips=clips, left_out=left_out)
 

@@ -157,6 +157,13 @@ def test_a_batch_larger_than_the_labeled_set_is_refused_by_name(tiny_study):
     assert not list((tiny_study.folder / "pairs").glob("*_25*"))
 
 
+def test_labeled_clips_without_captions_are_refused(tiny_study, tmp_path):
+    outputs = ["--pairs", str(tmp_path / "pairs.parquet"), "--leaked", str(tmp_path / "leaked.parquet")]
+    plan = ["--backbone", "mini", "--epochs", "1", "--batch-size", "8", "--seed", "0"]
+    with pytest.raises(PipelineError, match=r"20 of 20 labeled clips have no caption .*unlabeled/train/manifest"):
+        pair_clips.main(["--labeled", str(tiny_study.manifest("unlabeled")), *plan, *outputs])
+
+
 def test_shards_of_another_rate_are_refused(tiny_study, tmp_path):
     manifest = str(tiny_study.manifest("labeled"))
     with pytest.raises(PipelineError, match="at 16000 Hz, the backbone takes 44100 Hz"):
