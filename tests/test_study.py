@@ -351,6 +351,7 @@ def test_a_missing_root_is_named(config):
         (("runs", "clotho_finetune", "labeled"), ["audioset"], "dataset audioset has no captions"),
         (("runs", "clotho_finetune", "unlabeled"), ["audioset"], "the objective finetune uses no unlabeled datasets"),
         (("runs", "clotho_composed_audioset", "unlabeled"), ["clotho"], "clotho is labeled and unlabeled at once"),
+        (("runs", "clotho_composed_audioset", "labeled"), ["clotho", "clotho"], "labeled: clotho is named twice"),
         (("tables", "table1", 0, "run"), "vanila", "tables.table1.0.run: there is no run vanila"),
         (("tables", "table1", 0, "target"), "audioset", "datasets.audioset.splits names no test split"),
         (("runs", "clotho_finetune", "settings"), {"mixing_gain": 1.5}, "mixing_gain: 1.5 must be at most 1"),

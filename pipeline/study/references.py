@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -110,6 +111,8 @@ def wrong_run(name: str, run: Run, config: Configuration) -> Iterable[str]:
                 yield f"runs.{name}.{key}: there is no dataset {dataset}; datasets: {', '.join(config.datasets)}"
             elif key == "labeled" and not config.datasets[dataset].captions:
                 yield f"runs.{name}.labeled: dataset {dataset} has no captions (datasets.{dataset}.captions is false)"
+        if twice := [dataset for dataset, count in Counter(names or []).items() if count > 1]:
+            yield f"runs.{name}.{key}: {', '.join(twice)} is named twice, and its clips would count twice; name it once"
     both = set(run.labeled or []) & set(run.unlabeled or [])
     if both:
         yield f"runs.{name}: {', '.join(sorted(both))} is labeled and unlabeled at once"
