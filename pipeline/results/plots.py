@@ -134,11 +134,12 @@ def data_curves(points: pd.DataFrame, axis: str, axes: Mapping[str, str], figure
                     fill = colour if point["significant"] == "yes" else "none"
                     panel.plot([point[axis]] * 2, [point["low"], point["high"]], color=colour, alpha=0.5)
                     panel.plot(point[axis], point["value"], "o", markeredgecolor=colour, markerfacecolor=fill)
-            panel.set(title=title, xlabel=axes[axis], xscale="log", ylim=(0, None))
+            panel.set(title=title, xlabel=axes[axis], xscale="log")
             panel.set_xticks(
                 amounts, labels=[f"{amount:.3g}" if amount < 1000 else f"{amount:,.0f}" for amount in amounts]
             )
             panel.minorticks_off()
+        panels[0].set_ylim(bottom=0)  # after all panels: it fixes the top, which they share
         panels[0].set_ylabel("R@1 in percent")
         drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
         return _svg(drawn)

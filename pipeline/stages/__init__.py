@@ -30,8 +30,8 @@ VERSIONS = {
     "evaluate": 1,
     "compare": 2,
     "tabulate": 1,
-    "draw_curves": 1,
-    "report": 2,
+    "draw_curves": 2,
+    "report": 3,
     "choose_settings": 1,
 }
 """The version of each stage's output, a parameter of its rule.

@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from pipeline.data.pairs import SCHEMA, write_pairs
@@ -17,6 +18,7 @@ from pipeline.evaluation.metrics import figures, intervals
 from pipeline.evaluation.ranking import rank_embeddings
 from pipeline.files import sha256_of
 from pipeline.results.comparisons import contributions_table
+from pipeline.results.plots import data_curves
 from pipeline.stages import draw_curves
 
 CLIPS, CAPTIONS, WIDTH = 60, 3, 16
@@ -123,6 +125,24 @@ def test_same_files_give_the_same_bytes_and_a_labelled_plot(tmp_path):
     for text in ("labeled clips", "R@1 in percent", "finetune", "composed", "text → audio", "audio → text"):
         assert text in svg
     assert {"50", "100"} <= set(re.findall(r">(\d+)</text>", svg))
+
+
+def test_both_panels_show_their_highest_point():
+    values = [("t2a_R1", 2.0), ("a2t_R1", 47.0)]
+    points = pd.DataFrame(
+        [
+            {"line": "composed", "figure": figure, "labeled_clips": clips, "value": value, "low": 0, "high": value + 1}
+            for figure, value in values
+            for clips in (48, 96)
+        ]
+    ).assign(significant="no")
+    svg = data_curves(
+        points,
+        "labeled_clips",
+        {"labeled_clips": "labeled clips"},
+        {"t2a_R1": "text to audio", "a2t_R1": "audio to text"},
+    )
+    assert "40" in re.findall(r">(\d+)</text>", svg), "ticks of the axis that both share"
 
 
 def test_files_that_do_not_match_are_refused(tmp_path):
