@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import multiprocessing
+import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from torch.utils.data import DataLoader
 
@@ -13,12 +19,17 @@ from pipeline.errors import PipelineError
 from pipeline.training.batches import Batch, PairedBatches
 from pipeline.training.failures import failed_loader
 
+_SOCKET = "pymp-01234567/listener-01234567"  # as multiprocessing names it
+_MAX_SOCKET_BYTES = 107
+
 
 @contextlib.contextmanager
 def load_batches(
-    batches: PairedBatches, steps: range, *, workers: int = 0, pin_memory: bool = False
+    batches: PairedBatches, steps: range, scratch: Path, *, workers: int = 0, pin_memory: bool = False
 ) -> Iterator[Iterator[Batch]]:
     """Yield the batches of some steps in order; `workers` processes prefetch them and end with the block.
+
+    scratch: folder for their sockets.
 
     A PipelineError of a loader process is raised here with its one-line message, as if this process had read the batch.
     """
@@ -28,7 +39,7 @@ def load_batches(
         sampler=steps,
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=functools.partial(begin_loader, scratch=scratch),
     )
     others, own = set(multiprocessing.active_children()), set()
     try:
@@ -48,11 +59,35 @@ def load_batches(
         end_processes(own or set(multiprocessing.active_children()) - others)
 
 
-def ignore_signals(worker: int) -> None:
-    """Make a loader process ignore Ctrl-C and SIGTERM, which SLURM sends to every process of a job.
+@contextlib.contextmanager
+def scratch_folder(out: Path, rank: int) -> Iterator[Path]:
+    """Yield a folder for the sockets of a training's loader processes, which are killed and leave them.
 
-    A training that loses a loader process cannot save. `end_processes` ends loader processes with SIGKILL.
+    The folder is removed with the block. If the training is killed, the next one of this rank into `out` removes it.
+    Where the path of the folder for temporary files is too long for sockets, it is in /tmp: torch would wait for ever.
     """
+    name = f"loaders-{hashlib.sha256(bytes(out.resolve())).hexdigest()[:12]}-{rank}"
+    folder = Path(tempfile.gettempdir()) / name
+    if len(os.fsencode(folder / _SOCKET)) > _MAX_SOCKET_BYTES:
+        folder = Path("/tmp") / name
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:  # it is another user's
+        folder = Path(tempfile.mkdtemp())
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def begin_loader(worker: int, *, scratch: Path) -> None:
+    """Prepare a loader process: temporary files in `scratch`, no reaction to Ctrl-C and SIGTERM.
+
+    SLURM sends these signals to every process of a job, and a training that loses a loader process cannot save.
+    `end_processes` ends loader processes with SIGKILL.
+    """
+    tempfile.tempdir = str(scratch)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

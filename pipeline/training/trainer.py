@@ -40,7 +40,7 @@ from pipeline.training.failures import (
     out_of_memory,
 )
 from pipeline.training.layers import enter_training_mode, freeze_layers, parameter_groups
-from pipeline.training.loading import load_batches
+from pipeline.training.loading import load_batches, scratch_folder
 from pipeline.training.micro_batches import backward_in_micro_batches
 from pipeline.training.monitor import SELECTED_BY, Monitor
 from pipeline.training.options import RunOptions
@@ -176,11 +176,14 @@ class Trainer:
         """Take the remaining steps; return `FINISHED`, or the way of divergence if the job records it."""
         batch = None
         on_gpu = self.processes.device.type == "cuda"
-        loading = load_batches(
-            self.batches, range(self.step, self.steps), workers=self.options.workers, pin_memory=on_gpu
-        )
         try:
-            with loading as batches, self._progress_bar() as progress:
+            with (
+                scratch_folder(self.job.out, self.processes.rank) as scratch,
+                load_batches(
+                    self.batches, range(self.step, self.steps), scratch, workers=self.options.workers, pin_memory=on_gpu
+                ) as batches,
+                self._progress_bar() as progress,
+            ):
                 self._validate_if_due()  # a training that was asked to stop saved without it
                 for batch in batches if not self._is_over() else ():
                     self.pending.append(self.take_step(batch))

@@ -74,11 +74,11 @@ def test_a_loader_worker_reads_into_memory_that_both_processes_share(tiny_study)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_tar_that_vanishes_during_training_is_named_in_one_line(tiny_study, flipped, workers):
+def test_a_tar_that_vanishes_during_training_is_named_in_one_line(tiny_study, flipped, tmp_path, workers):
     shards, tar = flipped
     batches = PairedBatches(tiny_study.pairs("composed"), shards)
     tar.unlink()
-    reading = load_batches(batches, range(len(batches)), workers=workers)
+    reading = load_batches(batches, range(len(batches)), tmp_path, workers=workers)
     with pytest.raises(PipelineError) as caught, reading as loaded:
         list(loaded)
     message = rf"{tar}: cannot be read any more \(No such file or directory\), asked for labeled_train_clip_\w+; .*"

@@ -7,8 +7,10 @@ import os
 import re
 import shutil
 import signal
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -34,8 +36,12 @@ def begin(study, run, *flags, processes=1):
     """A training that has written a checkpoint, and all processes below its launcher."""
     words = words_of(study, run, "--steps-per-checkpoint=3", *flags, processes=processes)
     process = launch(words, start_new_session=True)
+    deadline = time.monotonic() + 2 * SECONDS_TO_END
     while not (run / "checkpoints" / "last.pt").exists():
         assert process.poll() is None, process.stdout.read()
+        if time.monotonic() > deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail(f"no checkpoint: {process.stdout.read()}")
         time.sleep(0.02)
     return process, psutil.Process(process.pid).children(recursive=True)
 
@@ -97,6 +103,41 @@ def test_ctrl_c_saves_and_ends_every_process(tiny_study, tmp_path, processes):
     lines = end(process, below, 130)
     assert re.search(r"asked to stop: saved step \d+ of 1200; the same command continues from there", lines[-1]), lines
     assert torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["step"] > 0
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("ways", [[signal.SIGINT], [signal.SIGKILL, signal.SIGTERM]])
+def test_no_temporary_file_is_left(tiny_study, tmp_path, monkeypatch, ways, processes):
+    """After a kill the next training removes what the killed one left."""
+    temporary = Path(tempfile.mkdtemp(dir="/tmp"))
+    use_as_temporary(temporary, monkeypatch)
+    for way in ways:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)  # `begin` waits for its checkpoint
+        process, below = begin(tiny_study, tmp_path / "run", "--workers=2", processes=processes)
+        if way == signal.SIGINT:
+            assert list(temporary.glob("loaders-*/pymp-*")), "the sockets of the loader processes"
+        os.killpg(process.pid, way)
+        process.communicate(timeout=SECONDS_TO_END)
+        psutil.wait_procs(below, timeout=SECONDS_TO_END)
+    assert list(temporary.iterdir()) == []
+    temporary.rmdir()
+
+
+def test_loader_processes_work_where_the_path_of_temporary_files_is_too_long_for_sockets(
+    tiny_study, tmp_path, monkeypatch
+):
+    temporary = tmp_path / ("long" * 20)
+    temporary.mkdir()
+    use_as_temporary(temporary, monkeypatch)
+    process, below = begin(tiny_study, tmp_path / "run", "--workers=2")
+    os.killpg(process.pid, signal.SIGINT)
+    end(process, below, 130)
+
+
+def use_as_temporary(folder, monkeypatch):
+    """Make this the folder for temporary files, of forks and of new processes."""
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
 
 
 @pytest.mark.parametrize("processes", [1, 2])
