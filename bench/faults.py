@@ -1,7 +1,7 @@
 """Kills at random moments: a study that was killed again and again must end as one that never was.
 
 `python -m bench.faults --kills 100 --seed 0` runs a tiny study of almost every rule, once without a break. Then it runs
-the study again in new folders and kills, at random moments, the whole process group, the leader alone (Snakemake, or the
+the study again in new folders. It kills, at random moments, the whole process group, the leader alone (Snakemake or the
 launcher of a training) or one of the processes below it. After each kill it gives the same command again. It compares
 each study that ended with the unbroken one, file by file. The exit status is 1 after any difference, any file or
 process that is left behind, and any command that fails without a kill.

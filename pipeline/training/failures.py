@@ -90,7 +90,7 @@ def failed_loader(error: Exception, loaders: Collection[BaseProcess]) -> Pipelin
             "the loader processes have too little shared memory: enlarge /dev/shm (docker run --shm-size), or set "
             "the resource loader_workers to 0; the same command continues from the last checkpoint"
         )
-    seconds = SECONDS_UNTIL_ENDED if isinstance(error, (ConnectionError, EOFError)) else 0
+    seconds = SECONDS_UNTIL_ENDED if loaders and isinstance(error, (ConnectionError, EOFError)) else 0
     ended = wait([process.sentinel for process in loaders], seconds)
     for process in loaders:
         if process.sentinel in ended:
