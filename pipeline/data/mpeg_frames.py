@@ -141,8 +141,9 @@ def _frames_alike(data: AudioBytes, offset: int, frame: _Frame, end: int) -> tup
     """
     at_info = 4 + _side_bytes(frame)
     sizes: dict[bytes, int] = {}
-    count = 0
-    while len(block := data.at(offset, min(READ_BYTES, end - offset))) >= _HEAD_BYTES:
+    count, most_bytes = 0, 1 << 12  # and more each time: where runs are short, a long block would be read for each
+    while len(block := data.at(offset, min(most_bytes, end - offset))) >= _HEAD_BYTES:
+        most_bytes = min(READ_BYTES, 2 * most_bytes)
         place, last = 0, len(block) - _HEAD_BYTES
         while place <= last:
             header = block[place : place + 4]

@@ -74,7 +74,7 @@ def scratch_folder(out: Path, rank: int) -> Iterator[Path]:
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError:  # it is another user's
-        folder = Path(tempfile.mkdtemp())
+        folder = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         yield folder
     finally:
