@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -12,7 +14,7 @@ from pipeline.models.msclap_parts import HTSAT_Swin_Transformer, Projection
 from pipeline.models.spectrogram import log_mel
 
 # B = batch, S = samples, K = stripes, T = frames, M = mel bins, I = image side, N = patches, C = channels,
-# D = joint width
+# D = joint width; of attention: W = windows, H = heads, D = width of a head
 
 
 def random_stripes(windows: int, positions: int, dropper: DropStripes, device: torch.device) -> Tensor:
@@ -47,6 +49,42 @@ def bicubic(mel_B1TM: Tensor, image_frames: int) -> Tensor:
     return functional.interpolate(mel_B1TM, size, mode="bicubic", align_corners=True)
 
 
+class WindowAttention(nn.Module):
+    """msclap's attention within windows, with its parameters, names and bits.
+
+    msclap selects queries, keys and values one by one. The gradient of each selection is a tensor of zeros of the size
+    of all three, and the three are added. Taken apart in one operation, the gradient is put together in one.
+    """
+
+    relative_position_index: Tensor
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.num_heads, self.scale, self.softmax = attention.num_heads, attention.scale, attention.softmax
+        self.relative_position_bias_table = attention.relative_position_bias_table
+        self.register_buffer("relative_position_index", attention.relative_position_index)
+        self.qkv, self.attn_drop = attention.qkv, attention.attn_drop
+        self.proj, self.proj_drop = attention.proj, attention.proj_drop
+
+    def forward(self, x_WNC: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the patches (W, N, C) of all windows after attention, and the attention maps (W, H, N, N).
+
+        mask: for K windows of an image, what is added to the logits of their patches, (K, N, N).
+        """
+        windows, patches, channels = x_WNC.shape
+        heads = (windows, patches, 3, self.num_heads, channels // self.num_heads)
+        query_WHND, key_WHND, value_WHND = self.qkv(x_WNC).reshape(heads).permute(2, 0, 3, 1, 4).unbind()
+        logits_WHNN = (query_WHND * self.scale) @ key_WHND.transpose(-2, -1)
+        bias_NNH = self.relative_position_bias_table[self.relative_position_index.view(-1)].view(patches, patches, -1)
+        logits_WHNN = logits_WHNN + bias_NNH.permute(2, 0, 1).contiguous()
+        if mask is not None:
+            by_image = logits_WHNN.view(-1, len(mask), self.num_heads, patches, patches)
+            logits_WHNN = (by_image + mask[:, None]).view_as(logits_WHNN)
+        attention_WHNN = self.attn_drop(self.softmax(logits_WHNN))
+        x_WNC = (attention_WHNN @ value_WHND).transpose(1, 2).reshape(windows, patches, channels)
+        return self.proj_drop(self.proj(x_WNC)), attention_WHNN
+
+
 class HtsatEncoder(nn.Module):
     """HTS-AT and Projection with msclap's parameter names; msclap's own AudioEncoder has fixed sizes.
 
@@ -57,6 +95,9 @@ class HtsatEncoder(nn.Module):
 
     def __init__(self, htsat: HTSAT_Swin_Transformer, embedding_dim: int) -> None:
         super().__init__()
+        for layer in htsat.layers:
+            for block in layer.blocks:
+                block.attn = WindowAttention(block.attn)
         self.base = nn.ModuleDict({"htsat": htsat})
         self.projection = Projection(htsat.num_features, embedding_dim)
         # The classifier stays in the state dict for complete exports; DDP must not wait for its gradient.

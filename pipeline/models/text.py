@@ -64,8 +64,11 @@ class TextEncoder(nn.Module):
     def forward(self, embeds_BLE: Tensor, lengths_B: Tensor) -> Tensor:
         """Return embeddings (B, D) of captions; the token embeddings after the first `lengths_B` are padding."""
         if self.pooled_at == "last":
-            # No attention mask: with causal attention, padding after the last token cannot affect it.
-            states_BLE = self.base(inputs_embeds=embeds_BLE).last_hidden_state
+            # No padding in the mask: with causal attention, padding after the last token cannot affect it.
+            # transformers uses a mask of four dimensions as it is; without one, it computes this one for every caption.
+            tokens = embeds_BLE.shape[1]
+            is_seen_11LL = torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device=embeds_BLE.device).tril()
+            states_BLE = self.base(inputs_embeds=embeds_BLE, attention_mask=is_seen_11LL).last_hidden_state
             rows_B = torch.arange(len(lengths_B), device=lengths_B.device)
             return self.projection(states_BLE[rows_B, lengths_B - 1])
         is_token_BL = torch.arange(embeds_BLE.shape[1], device=lengths_B.device) < lengths_B[:, None]

@@ -9,13 +9,14 @@ from typing import Literal
 
 import pytest
 import torch
+from msclap.models.htsat import WindowAttention as MsclapAttention
 from torch import Tensor
 from torchlibrosa.augmentation import DropStripes
 
 from pipeline.errors import PipelineError
 from pipeline.models import load_model, mini
 from pipeline.models.clap import AudioToText, AudioToTextDecoder, ClapModel
-from pipeline.models.htsat import random_stripes
+from pipeline.models.htsat import WindowAttention, random_stripes
 from pipeline.models.tokenization import END_OF_TEXT, GPT2_TEXT
 
 from .conftest import CAPTIONS
@@ -92,6 +93,27 @@ def test_audio_path_is_that_of_msclaps_own_forward(small: ClapModel) -> None:
     theirs = small.audio_encoder.htsat(samples_BS[:, :frames])["latent_output"]
     ours = small.encode_audio(samples_BS)
     torch.testing.assert_close(ours, small.audio_encoder.projection(theirs), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_attention_has_the_bits_of_msclaps(is_masked: bool) -> None:
+    torch.manual_seed(0)
+    published = MsclapAttention(dim=32, window_size=(4, 4), num_heads=2)
+    patches_WNC = torch.randn(12, 16, 32)
+    mask_KNN = torch.zeros(6, 16, 16).bernoulli(0.2) * -100 if is_masked else None
+
+    def result(attention: torch.nn.Module) -> list[Tensor]:
+        x_WNC = patches_WNC.clone().requires_grad_()
+        outputs = attention(x_WNC, mask=mask_KNN)
+        outputs[0].square().sum().backward()
+        assert x_WNC.grad is not None
+        gradients = {name: value.grad for name, value in attention.named_parameters()}
+        attention.zero_grad()
+        return [*outputs, x_WNC.grad, *(gradients[name] for name in sorted(gradients))]
+
+    expected, found = result(published), result(WindowAttention(published))
+    assert len(expected) == 2 + 1 + 5
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
 
 
 @pytest.mark.parametrize("shape", [(40_960,), (2, 40_959), (2, 1, 40_960)])
