@@ -579,6 +579,17 @@ def test_every_combination_of_the_grid_is_a_candidate_of_every_trained_run(confi
     assert len(folders) == len(set(folders)) == 4 * 2 * len([row for row in study.rows() if row.run != "vanilla"])
 
 
+def test_a_sweep_of_one_table_searches_its_runs_alone(config):
+    rows = [{"target": "clotho", "method": "finetune", "run": "clotho_finetune"}]
+    config["tables"]["mine"] = rows
+    study = swept(config, {"learning_rate": [0.1, 0.2]}, tables=["mine"])
+    assert study.candidate_evaluations() == [
+        f"results/sweep/learning_rate={rate}/clotho_finetune/seed0/clotho" for rate in (0.1, 0.2)
+    ]
+    with pytest.raises(PipelineError, match=r"sweep\.tables: there is no table nine; tables: table1, mine"):
+        swept(config, {"learning_rate": [0.1]}, tables=["nine"])
+
+
 @pytest.mark.parametrize(
     "values",
     [

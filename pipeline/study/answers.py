@@ -457,10 +457,14 @@ class Study:
 
     # --- sweep
 
+    def swept_rows(self) -> list[TableRow]:
+        """Return the rows of the tables whose runs the sweep searches."""
+        return [row for name in self.config.sweep.tables or self.config.tables for row in self.config.tables[name]]
+
     def candidate(self, candidate: str) -> Study:
         """Return the study whose runs of the tables have the values of a candidate of the sweep."""
         values = candidate_values(candidate)
-        names = self.trained_runs(self.rows())
+        names = self.trained_runs(self.swept_rows())
         runs = {name: candidate_run(self.config.runs[name], values) for name in names}
         return Study(self.config.model_copy(update={"runs": {**self.config.runs, **runs}}))
 
@@ -491,12 +495,13 @@ class Study:
 
         Raises `PipelineError` for a target without a validation split, or a run that cannot take a candidate.
         """
-        problems = [problem for run in self.trained_runs(self.rows()) for problem in wrong_candidates(self.config, run)]
+        rows = self.swept_rows()
+        problems = [problem for run in self.trained_runs(rows) for problem in wrong_candidates(self.config, run)]
         if problems:
             raise PipelineError("; ".join(problems))
         folders = []
         for values in candidates(self.config.sweep):
-            for row in self.rows():
+            for row in rows:
                 if self.config.datasets[row.target].splits.validation is None:
                     raise PipelineError(
                         f"datasets.{row.target}.splits names no validation split; settings are chosen on it"

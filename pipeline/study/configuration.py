@@ -278,6 +278,7 @@ class Sweep(Settings):
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
         [0], description="Every candidate is trained once per seed. Their mean is compared."
     )
+    tables: list[Name] = Field([], description="Tables whose runs are searched. Empty: all tables.")
 
 
 class Evaluation(Settings):

@@ -187,7 +187,7 @@ def wrong_rows(config: Configuration) -> Iterable[str]:
 
 
 def wrong_sweep(config: Configuration) -> Iterable[str]:
-    """Yield what is wrong with the grid of the sweep: unknown keys, wrong values, repeated candidates."""
+    """Yield what is wrong with the sweep: unknown keys, wrong values, repeated candidates, unknown tables."""
     unknown = [key for key in config.sweep.grid if key != OBJECTIVE and key not in RunSettings.model_fields]
     if unknown:
         known = ", ".join(sorted([OBJECTIVE, *RunSettings.model_fields]))
@@ -206,6 +206,9 @@ def wrong_sweep(config: Configuration) -> Iterable[str]:
                     yield "sweep.grid.objective: vanilla trains nothing; leave it out"
             except PipelineError as error:
                 yield f"sweep.grid: {error}"
+    missing = [name for name in config.sweep.tables if name not in config.tables]
+    if missing:
+        yield f"sweep.tables: there is no table {', '.join(missing)}; tables: {', '.join(config.tables)}"
     if len(set(config.sweep.seeds)) < len(config.sweep.seeds):
         yield f"sweep.seeds: {config.sweep.seeds} holds one seed twice"
 
