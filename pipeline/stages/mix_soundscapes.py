@@ -9,6 +9,7 @@ recordings of each clip. The same recordings, seed and scale give the same bytes
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 from pathlib import Path
 
@@ -62,7 +63,10 @@ def mix_dataset(dataset: str, recordings_folder: Path, out: Path, *, seed: int, 
         for soundscape, name in clips:
             path = temporary / name
             path.parent.mkdir(exist_ok=True)
-            sf.write(path, render(soundscape, recordings), soundscape.rate_hz, subtype="PCM_16")
+            # In memory, because soundfile waits for the disk after each file.
+            buffer, samples = io.BytesIO(), render(soundscape, recordings)
+            sf.write(buffer, samples, soundscape.rate_hz, format=path.suffix[1:], subtype="PCM_16")
+            path.write_bytes(buffer.getvalue())
         layout.write_lists(temporary, clips, recordings, seed)
         write_provenance(temporary, clips)
     logger.info("%s: %d clips mixed from %d recordings in %s", dataset, len(clips), len(recordings), out)
