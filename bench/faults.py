@@ -102,8 +102,10 @@ def make_project(folder: Path) -> None:
     """Write what ships, compiled, and a tiny study with one dataset of ready shards."""
     folder.mkdir()
     for name in SHIPPED:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
-        copy(ROOT / name, folder / name)
+        if (ROOT / name).is_dir():  # compiled code may be written meanwhile
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(ROOT / name, folder / name)
     subprocess.run([sys.executable, "-m", "compileall", "-q", "pipeline"], cwd=folder, check=True)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(STUDY))
     (folder / "tmp").mkdir()
