@@ -344,6 +344,16 @@ def end_of(folder: Path) -> list[str]:
     return found
 
 
+def shared_memory_left(before: set[str]) -> set[str]:
+    """The new names in /dev/shm that no living process has open, for as long as those of other programs may last."""
+    deadline = time.monotonic() + SECONDS_TO_END
+    left = shared_memory() - before
+    while left and time.monotonic() < deadline:
+        time.sleep(0.2)
+        left &= shared_memory()
+    return left
+
+
 def run_again(folder: Path) -> list[str]:
     """What the same command says once everything is there, if it is not that nothing is to be done."""
     output = folder.with_name(f"{folder.name}.again.log")
@@ -368,7 +378,7 @@ def inject(work: Path, kills: int, chance: random.Random) -> Injection:
         for name in COMMANDS:
             injection.break_until_done(name, folder, kills)
         wrong = [*end_of(folder), *differences(expected, folder), *run_again(folder)]
-        wrong += [f"left behind: /dev/shm/{name}" for name in sorted(shared_memory() - before)]
+        wrong += [f"left behind: /dev/shm/{name}" for name in sorted(shared_memory_left(before))]
         for message in wrong:
             injection.report(folder.name, message)
         print(f"{folder.name} ended: {'as the unbroken one' if not wrong else f'{len(wrong)} wrong'}", flush=True)
