@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import functools
+import gc
 import os
 import shutil
 from dataclasses import dataclass
@@ -11,16 +13,10 @@ from pathlib import Path
 # The tests run in as many processes as there are cores: threads that wait must not keep a core busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import numpy as np
 import pytest
-import soundfile
-import torch
 
-from pipeline.data.leaks import leaked_path
-from pipeline.models import mini, save_model
-from pipeline.stages import describe_pool, embed_split, index_audio, index_shards, pair_clips, shard_audio
-
-torch.set_num_threads(1)
+# numpy, torch and the stages are imported in functions: the process that hands the tests out reads this file, too, and
+# the processes that run them wait for it.
 
 CAPTIONS = ["a low tone hums", "a high tone whistles", "noise hisses", "a tone beeps while noise hisses"]
 
@@ -30,7 +26,18 @@ LONG = ("workflow", "training", "models")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests first: begun last, one of them would run alone while the other processes have nothing left to do."""
+    """Long tests first: begun last, one of them would run alone while the other processes have nothing left to do.
+
+    Only the processes that run tests come here. They have one thread, and compute a Fourier matrix once per size.
+    """
+    import torch
+    from torchlibrosa.stft import DFTBase
+
+    torch.set_num_threads(1)
+    # The matrix takes half of the time that the construction of a small model takes.
+    matrix_of_size = functools.cache(functools.partial(DFTBase.dft_matrix, None))
+    DFTBase.dft_matrix = lambda stft, size: matrix_of_size(size)
+    gc.freeze()  # modules and items stay; without it every full collection looks at a million of objects
     items.sort(key=lambda item: LONG.index(name) if (name := item.path.parent.name) in LONG else len(LONG))
 
 
@@ -56,6 +63,9 @@ class TinyStudy:
 
     def pairs(self, objective: str, *, seed: int = 0, epochs: int = 2, batch_size: int = 8) -> Path:
         """A pairs file for an objective or another entry of `partners`, made by the stage."""
+        from pipeline.data.leaks import leaked_path
+        from pipeline.stages import pair_clips
+
         path = self.folder / "pairs" / f"{objective}_{seed}_{epochs}_{batch_size}.parquet"
         unlabeled = ["--unlabeled", str(self.manifest("unlabeled"))]
         partners = {
@@ -74,6 +84,9 @@ class TinyStudy:
 
 def write_raw_dataset(root: Path, clips: int, captioned: bool, seed: int) -> None:
     """Tones and noise of 1 to 4 s in the `folder` layout."""
+    import numpy as np
+    import soundfile
+
     generator = np.random.default_rng(seed)
     (root / "train").mkdir(parents=True)
     rows = []
@@ -90,6 +103,8 @@ def write_raw_dataset(root: Path, clips: int, captioned: bool, seed: int) -> Non
 
 def shard_dataset(folder: Path, dataset: str, captioned: bool) -> None:
     """Catalog and shards of the raw dataset `folder`/raw/`dataset`."""
+    from pipeline.stages import index_audio, index_shards, shard_audio
+
     root, split = folder / "raw" / dataset, folder / "shards" / dataset / "train"
     catalog = folder / "catalogs" / dataset / "train.parquet"
     plan = catalog.with_suffix(".shards.parquet")
@@ -111,6 +126,10 @@ def shard_dataset(folder: Path, dataset: str, captioned: bool) -> None:
 @pytest.fixture(scope="session")
 def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
     """Raw files, catalogs, shards and manifests of two datasets, and a randomly initialised mini."""
+    import torch
+
+    from pipeline.models import mini, save_model
+
     study = TinyStudy(tmp_path_factory.mktemp("tiny"))
     for dataset, clips, captioned in (("labeled", 24, True), ("unlabeled", 20, False)):
         write_raw_dataset(study.folder / "raw" / dataset, clips, captioned, seed=clips)
@@ -139,6 +158,8 @@ class PoolStudy:
 @pytest.fixture(scope="session")
 def pool_study(tiny_study: TinyStudy, tmp_path_factory: pytest.TempPathFactory) -> PoolStudy:
     """The tiny study with a third, captioned dataset; its description is in `folder`/pool."""
+    from pipeline.stages import describe_pool, embed_split
+
     study = PoolStudy(tmp_path_factory.mktemp("pool"))
     shutil.copytree(tiny_study.shards, study.folder / "shards")
     write_raw_dataset(study.folder / "raw" / "target", clips=6, captioned=True, seed=6)

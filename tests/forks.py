@@ -10,6 +10,8 @@ from __future__ import annotations
 import atexit
 import faulthandler
 import functools
+import gc
+import importlib
 import inspect
 import itertools
 import json
@@ -34,13 +36,11 @@ import torch.distributed.run
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
 import pipeline.models.mini
-import pipeline.training.trainer  # noqa: F401
+import pipeline.training.trainer
 
 ROOT = Path(__file__).parents[1]
 OWN = ("pipeline", "bench", "docs", "tests")
 """Packages that a command imports itself, so that it begins without their state."""
-STACK = functools.partial(inspect.stack, 0)
-"""torchrun asks for the whole stack to learn the name of a function. With its source that takes seconds here."""
 INSTALLED = [path for path in sys.path if "site-packages" in path or not Path(path).absolute().is_relative_to(ROOT)]
 
 
@@ -50,11 +50,21 @@ class Forked(subprocess.Popen[str]):
     def __init__(self, args: str | Sequence[Any], *, env: Mapping[str, str] | None = None, **options: Any) -> None:
         is_python = not isinstance(args, str) and args[0] == sys.executable
         if is_python and not torch.cuda.is_initialized():  # CUDA does not survive a fork
+            import_the_rest()
             words = [str(word) for word in args[1:]]
             variables = dict(os.environ if env is None else env)
             kept = options.get("pass_fds", ())
             options["preexec_fn"] = functools.partial(become, words, variables, kept, options.get("preexec_fn"))
         super().__init__(args, env=env, **options)
+
+
+@functools.cache
+def import_the_rest() -> None:
+    """Import what is imported at its first use, which would be that of every fork: 1 s for a model, 1 s for curves."""
+    for name in ("matplotlib.figure", "matplotlib.backends.backend_svg", "torch.utils.tensorboard"):
+        importlib.import_module(name)
+    with torch.random.fork_rng():
+        pipeline.models.mini.build(pipeline.models.mini.byte_tokenizer())
 
 
 def run_python(*words: Any, timeout: float = 300, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -121,11 +131,22 @@ def begin(variables: dict[str, str], kept: Collection[int]) -> None:
             elif isinstance(handler, logging.StreamHandler):
                 handler.setStream(sys.stderr)  # until now a file of pytest
     faulthandler.disable()  # likewise
+    gc.freeze()  # or the first collection looks at all objects of the process before the fork, and so copies them
     close_all_but(kept)  # also Popen's own pipe: this process has started
     for name in [name for name in sys.modules if name.split(".")[0] in OWN]:
         del sys.modules[name]
-    inspect.stack = STACK
+    inspect.stack = stack
     subprocess.Popen = subprocess_handler.Popen = Forked
+
+
+def stack(context: int = 1) -> list[inspect.FrameInfo]:
+    """The callers without their source, for which `inspect.stack` looks at every module: torchrun asks often for it."""
+    found, frame = [], inspect.currentframe()
+    while frame is not None:
+        code = frame.f_code
+        found.append(inspect.FrameInfo(frame, code.co_filename, frame.f_lineno, code.co_name, None, None))
+        frame = frame.f_back
+    return found[1:]
 
 
 def close_all_but(files: Collection[int]) -> None:
@@ -174,6 +195,7 @@ sys.exit(status)
 @functools.cache
 def folder_with_python() -> Path:
     """A folder for the beginning of PATH, whose `python` lets a fork of this process do its work and waits for it."""
+    import_the_rest()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind("")  # the kernel chooses an address that is no file
     listener.listen(64)

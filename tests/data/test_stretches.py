@@ -133,7 +133,7 @@ def test_a_recording_that_is_cut_off_is_read_up_to_the_break(tmp_path: Path, nam
 def test_memory_does_not_grow_with_the_recording(tmp_path: Path, name: str) -> None:
     minute_S = noise(60, 0, RATE)
     peaks = []
-    for minutes in (2, 60):
+    for minutes in (2, 20):
         with soundfile.SoundFile(tmp_path / name, "w", RATE, 1) as file:
             for _ in range(minutes):
                 file.write(minute_S)
@@ -142,7 +142,7 @@ def test_memory_does_not_grow_with_the_recording(tmp_path: Path, name: str) -> N
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert pieces == 30 * minutes
-    assert peaks[1] < 1.2 * peaks[0]
+    assert peaks[1] < 1.05 * peaks[0]
 
 
 def test_samples_that_are_not_finite_spoil_their_own_stretch_alone(tmp_path: Path) -> None:

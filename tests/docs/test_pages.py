@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.catalogs import REASONS
+from tests.forks import run_python
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / "docs" / "tools"
@@ -34,10 +35,9 @@ def anchors(path: Path) -> set[str]:
 
 
 def test_command_line_page_is_fresh():
-    made = subprocess.run(
-        [sys.executable, "-m", "docs.tools.command_line"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    assert (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8") == made, "run `make schema`"
+    made = run_python("-m", "docs.tools.command_line", cwd=ROOT)
+    assert made.returncode == 0, made.stderr
+    assert (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8") == made.stdout, "run `make schema`"
 
 
 def test_command_line_page_lists_every_stage_and_command():

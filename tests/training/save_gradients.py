@@ -3,6 +3,8 @@
 As a command it starts groups of processes by a fork, so that torch is imported once for all of them.
 """
 
+import copy
+import functools
 import json
 import os
 import socket
@@ -21,10 +23,12 @@ from pipeline.training.distributed import Processes, join_processes, synchronize
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.trainer import backward_pass
 
+saved_model = functools.cache(load_model)  # for copies, which take less time than another reading
+
 
 def model_of(pretrained, settings: TrainingSettings) -> ClapModel:
     """The model in the training mode of the settings, with f_a2t of a fixed seed without dropout where it is used."""
-    model = load_model(pretrained)
+    model = copy.deepcopy(saved_model(pretrained))
     if settings.uses_a2t:
         torch.manual_seed(0)
         model.add_a2t(dropout=0.0, kind=settings.a2t_kind, tokens=settings.pseudo_tokens)
@@ -77,7 +81,7 @@ def join_and_save(rank: int, count: int, port: int, *inputs) -> None:
 def main(pretrained: str, shards: str, groups: str) -> None:
     """`groups` is JSON: by number of processes, the output folder and the cases."""
     torch.set_num_threads(1)
-    load_model(pretrained)  # imports what building a model needs, before the forks
+    saved_model(pretrained)  # before the forks
     for count, (out, cases) in json.loads(groups).items():
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

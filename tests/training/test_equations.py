@@ -128,7 +128,9 @@ def encode_one_text(model, text, tokens=None, after_end=False):
     rows = [model.caption_encoder.base.wte.weight[i] for i in ids]
     if tokens is not None:
         rows = [*rows, *tokens] if after_end else [*rows[:-1], *tokens, rows[-1]]
-    states = model.caption_encoder.base(inputs_embeds=torch.stack(rows)[None]).last_hidden_state
+    # With a mask of ones GPT-2 does not look for several texts in the row, which takes longer than the rest.
+    inputs = {"inputs_embeds": torch.stack(rows)[None], "attention_mask": torch.ones(1, len(rows))}
+    states = model.caption_encoder.base(**inputs).last_hidden_state
     return model.caption_encoder.projection(states[0, -1])
 
 
