@@ -167,7 +167,8 @@ def run(words: list[str]) -> None:
         runpy.run_path(words[0], run_name="__main__")
     elif words[0] == "-m":
         sys.argv = words[1:]
-        sys.modules.pop(words[1], None)
+        if not hasattr(sys.modules.get(words[1]), "__path__"):  # of a package its module __main__ is run
+            sys.modules.pop(words[1], None)
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = ["-c", *words[2:]]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 from test_growing_splits import make_study
 from test_workflow import snakemake
 
 from pipeline.data.shards.partition import read_assignment
 
-SUBMIT = """#!/bin/sh
+SUBMIT = f"""#!/bin/sh
 # What sbatch, qsub or bsub do: take a job script, start it somewhere else, print its number and return at once.
+sed -i 's|{sys.executable}|python|' "$1"  # from PATH, where it is a fork
 echo "$1" >> submitted.txt
 nohup sh "$1" > /dev/null 2>&1 &
 echo $!
