@@ -62,11 +62,13 @@ class TinyStudy:
         return self.manifest(dataset).with_name("identities.parquet")
 
     def pairs(self, objective: str, *, seed: int = 0, epochs: int = 2, batch_size: int = 8) -> Path:
-        """A pairs file for an objective or another entry of `partners`, made by the stage."""
+        """A pairs file for an objective or another entry of `partners`, made by the stage where it is not there yet."""
         from pipeline.data.leaks import leaked_path
         from pipeline.stages import pair_clips
 
         path = self.folder / "pairs" / f"{objective}_{seed}_{epochs}_{batch_size}.parquet"
+        if path.exists():
+            return path
         unlabeled = ["--unlabeled", str(self.manifest("unlabeled"))]
         partners = {
             "finetune": [],
