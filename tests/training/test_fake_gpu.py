@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # likewise, in "Exte
 
 from bench.train import gpt2_tokenizer
 from pipeline.evaluation.embedding import encode_captions, encode_windows
-from pipeline.models import mini, msclap2023
+from pipeline.models import msclap2023
 from pipeline.models.clap import ClapModel
 from pipeline.models.devices import send
 from pipeline.training.averaging import WeightAverage
@@ -130,10 +130,6 @@ def backward(root: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
                 ready.append(following)
 
 
-def shallow(whole: Callable[..., Any], few: dict[str, Any]) -> Callable[..., Any]:
-    return lambda **sizes: whole(**{**sizes, **few})
-
-
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
     """Fake tensors, on a machine that looks to autocast and to the random numbers as if it had a GPU."""
@@ -142,11 +138,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
     monkeypatch.setattr("torch.cuda.get_rng_state", lambda device: torch.empty(16, dtype=torch.uint8))
     monkeypatch.setattr("torch.cuda.set_rng_state", lambda state, device: None)
     monkeypatch.setattr("torch.Tensor.backward", backward)
-    # The operations of a model of few layers are those of one of many.
-    for module, heads in ((mini, [2, 4]), (msclap2023, [4, 8])):
-        few_blocks = {"depths": [2, 2], "num_heads": heads}
-        monkeypatch.setattr(module, "HTSAT_Swin_Transformer", shallow(module.HTSAT_Swin_Transformer, few_blocks))
-    monkeypatch.setattr(msclap2023, "GPT2Config", shallow(msclap2023.GPT2Config, {"n_layer": 2}))
     # Without a GPU torch takes the attention that it writes out in products, by default in float32.
     before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
@@ -247,12 +238,12 @@ SETTINGS = {
 }
 
 
-def wide(folder: Path) -> ClapModel:
-    """ms-clap 2023 in its width, whose spectrogram is stretched to its image, as the small models' is not."""
+def full_size(folder: Path) -> ClapModel:
+    """ms-clap 2023, whose spectrogram is stretched to its image, as the small models' is not."""
     return msclap2023.build(gpt2_tokenizer())
 
 
-BUILDS = {**SMALL, "msclap-2023": wide}
+BUILDS = {**SMALL, "msclap-2023": full_size}
 OBJECTIVES = ["finetune", "composed", "concatenate"]
 
 
