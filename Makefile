@@ -41,8 +41,9 @@ bench-data: .venv/locked  ## Speed and memory of the data stages, next to what t
 	python -m bench.data
 	python -m bench.recordings $(if $(HOURS),--hours $(HOURS))
 
-bench-train: .venv/locked  ## How fast the composed step of ms-clap is here, next to the straightforward way
+bench-train: .venv/locked  ## How fast the composed step of ms-clap is here, next to the straightforward way, and what each method costs
 	python -m bench.train
+	python -m bench.methods
 
 bench-evaluation: .venv/locked  ## What metrics, embedding and search cost on one core; FULL=1 a million x 100,000
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python -m bench.evaluation $(if $(FULL),--full)

@@ -91,8 +91,10 @@ def with_captions(batch: Batch, method: Method) -> Batch:
 def a2t_of(model: ClapModel, a2t: nn.Module) -> Iterator[None]:
     """Give the model this f_a2t inside the block."""
     own, model.a2t = model.a2t, a2t
-    yield
-    model.a2t = own
+    try:
+        yield
+    finally:
+        model.a2t = own
 
 
 def main(argv: list[str]) -> None:

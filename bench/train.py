@@ -310,10 +310,12 @@ def frozen_audio(model: ClapModel) -> Iterator[None]:
     for value in trained:
         value.requires_grad_(False)
     model.audio_encoder.eval()
-    yield
-    for value in trained:
-        value.requires_grad_(True)
-    model.train()
+    try:
+        yield
+    finally:  # also after a step that does not fit into memory
+        for value in trained:
+            value.requires_grad_(True)
+        model.train()
 
 
 @torch.inference_mode()
