@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -319,10 +320,13 @@ def frozen_audio(model: ClapModel) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def validation_costs(model: ClapModel, batch: Batch, repeats: int) -> dict[str, float]:
-    """Return the seconds to embed a window and a caption in a validation, medians of some repeats."""
-    windows_WS = batch.labeled_BS[:BATCH_SIZE]
-    captions = sorted(batch.captions, key=len)[:BATCH_SIZE]
+def validation_costs(model: ClapModel, batches: Sequence[Batch], repeats: int) -> dict[str, float]:
+    """Return the seconds to embed a window and a caption in a validation, medians of some repeats.
+
+    A validation embeds `BATCH_SIZE` at once, which is more than a training batch on a CPU has.
+    """
+    windows_WS = torch.cat([batch.labeled_BS for batch in batches])[:BATCH_SIZE]
+    captions = sorted(chain.from_iterable(batch.captions for batch in batches), key=len)[:BATCH_SIZE]
     passes: dict[str, Callable[[], Tensor]] = {
         "window_s": lambda: encode_windows(model, windows_WS),
         "caption_s": lambda: encode_captions(model, captions),
@@ -534,7 +538,7 @@ def main(argv: list[str]) -> None:
                 contestant.measure(batch)
             shown = ", ".join(f"{name} {contestant.seconds[-1]:.2f} s" for name, contestant in contestants.items())
             logger.info("step %d of %d: %s", step, steps, shown)
-        validation = validation_costs(model, batches[0], steps)
+        validation = validation_costs(model, [batches[step] for step in range(steps + 1)], steps)
         waited = loader_wait(batches, own, steps=steps, workers=workers)
     hardware = device_name(device)
     peak = peak_flops(hardware)

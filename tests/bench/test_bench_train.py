@@ -89,8 +89,8 @@ def test_the_step_with_a_frozen_audio_encoder_passes_nothing_back_to_it_and_thaw
 
 
 def test_the_cost_of_a_validation_is_a_share_of_an_epoch(tiny_study, objectives):
-    batch, model = PairedBatches(tiny_study.pairs("composed"), tiny_study.shards)[0], objectives[0].model
-    costs = validation_costs(model, batch, 1)
+    batches, model = PairedBatches(tiny_study.pairs("composed"), tiny_study.shards), objectives[0].model
+    costs = validation_costs(model, [batches[0], batches[1]], 1)
     assert costs.keys() == {"window_s", "caption_s"} and min(costs.values()) > 0 and model.training
     measured = {"validation": {"window_s": 0.1, "caption_s": 0.01}, "pipeline": {"step_s": 8.0, "clips": 8}}
     assert "captions each: 150.0 s, 3.9% of an epoch of Clotho (3,839 clips)" in "".join(validation_shares(measured))
