@@ -16,7 +16,8 @@ from pipeline.data.shards.format import read_manifest
 from pipeline.data.shards.partition import read_assignment, write_plan
 from pipeline.data.shards.reader import ShardReader, open_shards
 from pipeline.errors import PipelineError
-from pipeline.evaluation.embedding import captions_of, embed_audio, embed_sounds, embed_texts
+from pipeline.evaluation import embedding
+from pipeline.evaluation.embedding import captions_of, embed_audio, embed_sounds, embed_texts, encode_windows
 from pipeline.files import read_json, sha256_of
 from pipeline.models import load_model, save_model
 from pipeline.stages import embed, evaluate, index_shards, shard_audio, tabulate
@@ -110,6 +111,21 @@ def test_batch_size_changes_nothing(tmp_path, tiny_study):
     all_at_once = run_stage(tiny_study, tmp_path / "all.npz", "--batch-size", "100")
     for name in ("audio", "text"):
         np.testing.assert_allclose(one[name], all_at_once[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [1, 2.5])
+def test_a_cpu_encodes_few_windows_at_a_time(model, monkeypatch, samples):
+    generator = torch.Generator().manual_seed(0)
+    windows_WS = torch.randint(-3000, 3000, (5, model.window_frames), dtype=torch.int16, generator=generator)
+    sizes: list[int] = []
+    with torch.inference_mode():
+        whole_WD = encode_windows(model, windows_WS)
+        counting = model.audio_encoder.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+        monkeypatch.setattr(embedding, "SAMPLES_AT_A_TIME", int(samples * model.window_frames))
+        parts_WD = encode_windows(model, windows_WS)
+        counting.remove()
+    assert sizes == {1: [1, 1, 1, 1, 1], 2.5: [2, 2, 1]}[samples]
+    torch.testing.assert_close(parts_WD, whole_WD, rtol=0, atol=1e-5)
 
 
 def test_flac_shards_give_the_embeddings_of_wav_shards(tmp_path, tiny_study):
