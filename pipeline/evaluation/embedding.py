@@ -222,7 +222,7 @@ leave the caches: of 64 windows of ms-clap at once, each takes 1.2 to 1.4 times 
 def encode_windows(model: ClapModel, samples_WS: Tensor) -> Tensor:
     """Return the embeddings (W, D), float32, of one batch of 16-bit windows, without waiting for a GPU."""
     device = model.logit_scale.device
-    windows = len(samples_WS) if device.type != "cpu" else max(1, SAMPLES_AT_A_TIME // samples_WS.shape[1])
+    windows = len(samples_WS) if device.type != "cpu" else SAMPLES_AT_A_TIME // samples_WS.shape[1]
     with _autocast(device):
         parts = [
             model.encode_audio(send(part_WS, device).float() / FULL_SCALE).float()
