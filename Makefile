@@ -1,6 +1,8 @@
 # Two commands from a bare clone: `make table1` and `make test`. Both create .venv with the locked dependencies.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Some images set it. Each of the many processes would then compile torch, transformers and snakemake again: 9 s.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo table1 test test-all test-faults test-slurm sweep lint bench-data bench-train bench-evaluation bench-planning bench-scheduling gpu-check schema docs lock clean
 

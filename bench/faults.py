@@ -193,7 +193,7 @@ def differences(expected: dict[str, str], folder: Path) -> list[str]:
 def start(words: list[str], folder: Path, output: Path) -> subprocess.Popen[bytes]:
     """A command of a study as the leader of a process group; what it prints is appended to a file."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    variables = {MARK: str(folder), "PATH": path, "TMPDIR": str(folder / "tmp"), "PYTHONDONTWRITEBYTECODE": "1"}
+    variables = {MARK: str(folder), "PATH": path, "TMPDIR": str(folder / "tmp")}
     variables["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin make the pretraining far longer on a busy machine
     with output.open("ab") as file:
         return subprocess.Popen(
