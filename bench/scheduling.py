@@ -7,6 +7,7 @@ Snakemake alone, which plans, submits and polls.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -129,6 +130,8 @@ def report(title: str, seconds: dict[str, float], jobs: str) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     was_up = subprocess.run([TESTBED, "status"], capture_output=True).returncode == 0
     with tempfile.TemporaryDirectory(prefix="scheduling-") as temporary:

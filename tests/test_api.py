@@ -22,7 +22,7 @@ from pipeline.evaluation.ranking import rank_embeddings
 from pipeline.evaluation.vectors import unit_rows
 from pipeline.models import load_model, save_model
 from pipeline.results.export import MODEL_FILES
-from pipeline.stages import embed, evaluate
+from pipeline.stages import VERSIONS, embed, evaluate
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,6 +64,13 @@ def test_help_loads_nothing_heavy(command):
     )
     shown = subprocess.check_output([sys.executable, "-c", code, *command, "--help"], cwd=ROOT, text=True)
     assert shown.startswith("usage: ") and shown.endswith("set()\n") and "%%" not in shown
+
+
+def test_stages_load_what_takes_long_when_they_need_it():
+    """Their --help takes less than half a second."""
+    heavy = {"torch", "pandas", "scipy.stats", "matplotlib", "numba"}
+    code = f"import sys; from pipeline.stages import {', '.join(VERSIONS)}; print({heavy} & sys.modules.keys())"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "set()\n"
 
 
 def test_every_public_name_is_documented():

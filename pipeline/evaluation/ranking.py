@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError
-from pipeline.evaluation.tallies import Tally, decide, tally
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.tallies import Tally
 
 DEPTH = 10
 """Places that count for mAP@10, and candidates listed for each query."""
@@ -278,6 +280,8 @@ def _rank(
     n_audio: int, audio_of_text_M: NDArray[np.int64], scores: _MatrixScores | _CosineScores, scores_per_tile: int
 ) -> Retrieval:
     """Count, tile by tile, the scores above and equal to each text's own clip's, in both directions."""
+    from pipeline.evaluation.tallies import decide  # here, because few that import this module rank: numba takes 0.2 s
+
     n_text = len(audio_of_text_M)
     captions_N = np.bincount(audio_of_text_M, minlength=n_audio)
     text_of_audio_NC = _texts_by_clip(audio_of_text_M, captions_N)
@@ -350,6 +354,8 @@ def _tallied(
 
     owns: `own_m`, `own_Cn` and `is_choice_mC` of `tally`.
     """
+    from pipeline.evaluation.tallies import tally
+
     for is_exact in (False, True):
         if is_exact:
             scores_mn, margin = scores.exact_tile(rows, columns), 0.0

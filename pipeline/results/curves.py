@@ -12,10 +12,9 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from pipeline.data.pairs import read_facts
 from pipeline.errors import PipelineError
@@ -32,6 +31,9 @@ from pipeline.results.comparisons import (
     mean_over_seeds,
     read_contributions,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 AXES = {
     "labeled_clips": "labeled clips",
@@ -111,6 +113,8 @@ def draw_points(
     Raises:
         PipelineError: Seeds, files or test sets do not match, or two points of a line have the same amount.
     """
+    import pandas as pd
+
     # Points that belong on one curve.
     points: list[Point] = []
     for line, pairs, contributions in runs:
@@ -181,6 +185,8 @@ def read_points(path: Path) -> tuple[pd.DataFrame, str]:
     Raises:
         PipelineError: The file is missing or was not written by draw_curves.
     """
+    import pandas as pd
+
     text = io.StringIO(read_checked_text(path, "draw_curves"))
     try:
         table = pd.read_csv(text, dtype={name: str for name in ("line", "run", "significant")})

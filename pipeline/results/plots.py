@@ -5,15 +5,16 @@ from __future__ import annotations
 import io
 import itertools
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-import matplotlib
-import pandas as pd
-import pyarrow as pa
-from matplotlib.figure import Figure
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from pipeline.results.comparisons import Comparison
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    from matplotlib.figure import Figure
 
 INK = "#010203"
 """Placeholder of the page's text colour, replaced in the SVG, because matplotlib does not support `currentColor`."""
@@ -53,8 +54,7 @@ def colours_of(runs: Iterable[str]) -> dict[str, str]:
 
 def recall_curves(recalls: Mapping[str, pd.DataFrame], colours: Mapping[str, str]) -> str:
     """Plot recall against k, one panel per direction (title -> k x runs, in percent)."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(9.5, 3.6), layout="constrained")
+    with _figure(9.5, 3.6) as figure:
         panels = figure.subplots(1, len(recalls), sharey=True, squeeze=False)[0]
         for panel, (title, recall) in zip(panels, recalls.items(), strict=True):
             for run in recall.columns.astype(str):
@@ -74,8 +74,7 @@ def differences(compared: Mapping[str, Mapping[str, Comparison]], figures: Mappi
     A filled point is significant after the correction for all rows.
     """
     places = range(len(compared), 0, -1)
-    with matplotlib.rc_context(_STYLE):
-        drawn = Figure(figsize=(9.5, 1.2 + 0.42 * len(compared)), layout="constrained")
+    with _figure(9.5, 1.2 + 0.42 * len(compared)) as drawn:
         panels = drawn.subplots(1, len(figures), sharey=True, squeeze=False)[0]
         for panel, (figure, title) in zip(panels, figures.items(), strict=True):
             panel.axvline(0, color=INK, linewidth=1)
@@ -92,10 +91,9 @@ def differences(compared: Mapping[str, Mapping[str, Comparison]], figures: Mappi
 def learning_curves(losses: Mapping[str, pd.DataFrame], colours: Mapping[str, str]) -> str:
     """Plot every term of the loss by epoch, one panel per term (run -> epochs x terms)."""
     terms = list(dict.fromkeys(term for table in losses.values() for term in table))
-    with matplotlib.rc_context(_STYLE):
-        columns = min(3, len(terms))
-        rows = -(-len(terms) // columns)
-        figure = Figure(figsize=(9.5, 0.6 + 2.6 * rows), layout="constrained")
+    columns = min(3, len(terms))
+    rows = -(-len(terms) // columns)
+    with _figure(9.5, 0.6 + 2.6 * rows) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         lines = {}
         for panel, term in zip(panels, terms, strict=False):
@@ -117,8 +115,7 @@ def data_curves(points: pd.DataFrame, axis: str, axes: Mapping[str, str], figure
     """
     amounts = sorted(set(points[axis]))
     lines = list(dict.fromkeys(points["line"]))
-    with matplotlib.rc_context(_STYLE):
-        drawn = Figure(figsize=(8.5, 3.6), layout="constrained")
+    with _figure(8.5, 3.6) as drawn:
         panels = drawn.subplots(1, len(figures), sharey=True, squeeze=False)[0]
         for panel, (figure, title) in zip(panels, figures.items(), strict=True):
             for line, colour in colours_of(lines).items():
@@ -161,8 +158,7 @@ def training_curves(log: pa.Table, title: str) -> str:
     contents += [[name for name in validated if name.endswith("mAP10")]] if validated else []
     steps = log.to_pandas()
     steps = steps.groupby(steps.index * MOST_POINTS // max(MOST_POINTS, len(steps))).mean()
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(8, 1 + 2 * len(contents)), layout="constrained")
+    with _figure(8, 1 + 2 * len(contents)) as figure:
         figure.suptitle(title)
         panels = figure.subplots(len(contents), 1, sharex=True)
         for panel, columns in zip(panels, contents, strict=True):
@@ -180,6 +176,16 @@ def training_curves(log: pa.Table, title: str) -> str:
 def as_file(svg: str) -> str:
     """Return the plot as a file that follows the light or dark theme of the reader's system."""
     return svg.replace(">", f"><style>{_OWN_THEME}</style>", 1)
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[Figure]:
+    """A figure of this size in inches, in the style of all plots."""
+    import matplotlib  # here, because --help of a stage needs none of it: 0.4 s
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        yield Figure(figsize=(width, height), layout="constrained")
 
 
 def _svg(figure: Figure) -> str:

@@ -15,10 +15,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import yaml
 from numpy.typing import NDArray
 
@@ -28,6 +27,9 @@ from pipeline.files import read_json, write_atomically
 from pipeline.results.comparisons import mean_over_seeds, read_contributions
 from pipeline.stages import run
 from pipeline.study.candidates import candidate_values, chosen_entry
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +132,8 @@ def choose(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
 
 def table_of(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Return the rows as a table: the run, the settings of the grid, then the figures."""
+    import pandas as pd
+
     last = ["targets", "mAP10", "standard_error", "difference", "difference_error", "chosen", "diverged"]
     settings = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in ("run", *last)]
     return pd.DataFrame(rows, columns=["run", *settings, *last])

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,6 +16,9 @@ from pipeline.data.shards.format import read_summary
 from pipeline.errors import PipelineError
 from pipeline.evaluation.npz import read_npz
 from pipeline.files import read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NOT_LOSSES = ("step", "epoch", "learning_rate", "a2t_learning_rate", "logit_scale", "gradient_norm")
 """Columns of training.parquet that are no term of the loss; figures of validations are none either."""
@@ -150,6 +152,8 @@ def recall_at(evaluations: Sequence[Evaluation], direction: str, protocol: str, 
     Means over the run's seeds. Under `paper` a clip's rank is that of its first caption among all first captions,
     otherwise that of its best caption among all.
     """
+    import pandas as pd
+
     column = "rank_one_caption" if direction == "a2t" and protocol == "paper" else "rank"
     of_run: dict[str, list[np.ndarray]] = {}
     cutoffs = np.arange(1, depth + 1)

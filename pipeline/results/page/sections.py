@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from pipeline.errors import PipelineError
 from pipeline.evaluation.protocols import ALL_FIGURES, DIRECTIONS, direction_of, measure_of
 from pipeline.files import read_checked_text
@@ -88,6 +86,8 @@ def read_table(path: Path) -> PageTable:
 
     The protocol is left out: the page's caption names it.
     """
+    import pandas as pd
+
     text = io.StringIO(read_checked_text(path, "tabulate"))
     try:
         table = pd.read_csv(text, dtype=str, keep_default_na=False)

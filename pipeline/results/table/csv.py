@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import pandas as pd
-
 from pipeline.results.table.published import GAINS, format_gain
 from pipeline.results.table.rows import Line, Table, number
 
@@ -34,6 +32,8 @@ def to_csv(table: Table) -> str:
         if table.has_published:
             cells |= _published_cells(line, table.figures)
         lines.append(cells)
+    import pandas as pd
+
     return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")
 
 

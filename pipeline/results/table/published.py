@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from pipeline.errors import PipelineError
 from pipeline.evaluation.protocols import ALL_FIGURES
 from pipeline.results.table.names import title
@@ -28,6 +26,8 @@ def read_published(path: Path, names: Sequence[str]) -> dict[Row, Figures]:
 
     The training data of a row carry their names, so the order of the columns is free: ("audioset=A", "clotho=A+T").
     """
+    import pandas as pd
+
     try:
         published = pd.read_csv(path, keep_default_na=False)
     except (OSError, ValueError) as error:

@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from pipeline.errors import PipelineError
 from pipeline.evaluation.protocols import ALL_PROTOCOLS, DCASE2025, MOMENTS, figures_of
 from pipeline.results.comparisons import Comparison
@@ -170,6 +168,8 @@ def tabulate(
         PipelineError: A row is given twice or without files, a file has another target or not the protocol, the seeds
             of a row repeat or come from different runs, or a target is evaluated on different test sets.
     """
+    import pandas as pd
+
     lines: list[Line] = []
     test_sets: dict[str, tuple[Path, TestSet]] = {}
     for row, files in results:
