@@ -265,7 +265,9 @@ def test_a_step_stays_on_the_gpu(fake, tmp_path, backbone, name, micro_batch):
     model = build(backbone, tmp_path, fake, tokens=tokens, kind=settings.a2t_kind)
     if settings.batch_norm == "synchronized":
         synchronize_batch_norms(model.audio_encoder)
-    losses, _ = train_one_step(fake, model, settings, micro_batch)
+    losses, products = train_one_step(fake, model, settings, micro_batch)
+    if backbone in SMALL and (name, micro_batch) == ("composed", 0):
+        check_dtypes(products, model)
     assert all(value.device == GPU and value.dtype == torch.float32 for value in losses.values())
     for parameter_name, value in model.named_parameters():
         assert value.dtype == torch.float32 and value.device == GPU, parameter_name
@@ -285,10 +287,8 @@ def is_filterbank(product: Product) -> bool:
     return any(len(shape) > 1 and shape[-2] in (257, 513) for shape in product.shapes)
 
 
-@pytest.mark.parametrize("backbone", SMALL)
-def test_encoders_compute_in_bfloat16_and_the_rest_in_float32(fake, tmp_path, backbone):
-    model = build(backbone, tmp_path, fake, tokens=1)
-    _, products = train_one_step(fake, model, SETTINGS["composed"])
+def check_dtypes(products: list[Product], model: ClapModel) -> None:
+    """Encoders compute in bfloat16, and the rest in float32: filter banks, and similarities of clips and captions."""
     clips = len(CAPTIONS)
     comparisons = [item for item in products if item.shapes[0] == (clips, clips) or clips_by_clips(item, model, clips)]
     filterbanks = [item for item in products if is_filterbank(item)]

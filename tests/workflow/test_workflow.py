@@ -156,6 +156,7 @@ def test_people_ask_for_a_kind_of_result_by_name(project, target, rules):
     assert "report" not in found
 
 
+@pytest.mark.slow  # every stage of a study, and Snakemake's report of it
 def test_the_whole_study_runs_at_a_tiny_size_and_a_second_run_has_nothing_to_do(project, tiny):
     snakemake(project, "--configfile", tiny, "--until", "shard_audio")
     for dataset, split in (("clotho", "development"), ("audioset", "balanced_train")):
@@ -216,6 +217,7 @@ def test_the_whole_study_runs_at_a_tiny_size_and_a_second_run_has_nothing_to_do(
         assert caption in text, caption
 
 
+@pytest.mark.slow  # the whole study runs before it
 def test_a_stage_runs_again_when_its_version_rises_and_not_when_its_code_is_edited(project, tiny):
     with (project / "pipeline" / "results" / "table" / "csv.py").open("a") as file:
         file.write("\n# An edit.\n")
@@ -231,6 +233,7 @@ def test_a_stage_runs_again_when_its_version_rises_and_not_when_its_code_is_edit
         versions.write_text(before)
 
 
+@pytest.mark.slow  # the whole study runs before it
 def test_touched_folders_and_lock_files_rerun_nothing(project, tiny):
     (project / "own" / "clotho" / ".~lock.clotho_captions_evaluation.csv#").touch()
     for folder in (project / "own").rglob("*"):
