@@ -20,7 +20,7 @@ VERSIONS = {
     "stage_shards": 1,
     "pair_clips": 1,
     "find_near_duplicates": 1,
-    "pretrain": 2,
+    "pretrain": 3,
     "import_weights": 1,
     "train": 2,
     "average_weights": 1,

@@ -225,7 +225,7 @@ class Pretraining(RunSettings):
     vocabulary_size: Annotated[int, Field(ge=257)] = Field(
         1000, description="Tokens of the tokenizer: at least the 256 bytes and the end token."
     )
-    epochs: Count = Field(12, description="Passes over the dataset.")
+    epochs: Count = Field(6, description="Passes over the dataset.")
     batch_size: Annotated[int, Field(ge=2)] = Field(64, description="Clips per step.")
     learning_rate: Rate = Field(0.001, description="Peak learning rate.")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(20, description="Steps of linear warm-up before the cosine.")

@@ -22,7 +22,7 @@ from pipeline.training.trainer import Trainer, backward_pass
 from tests.models.small import SMALL
 
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"))
-GROUPS = {"mini": (8, 4), "msclap-2022": (8, 4), "laion-clap": (6, 4)}
+GROUPS = {"mini": (8, 3), "msclap-2022": (8, 4), "laion-clap": (6, 4)}
 """Layer groups of the audio and text encoder of each small model: its blocks and two more."""
 
 
@@ -76,7 +76,7 @@ def test_the_last_groups_of_a_frozen_encoder_have_their_gradient(tiny_study, who
     found = gradients(tiny_study, TrainingSettings(objective="composed", freeze="both", unfrozen_groups=2))
     trained = ("logit_scale", "a2t.", "audio_encoder.projection.", "audio_encoder.base.htsat.norm.",
                "audio_encoder.base.htsat.layers.2.blocks.1.", "caption_encoder.projection.",
-               "caption_encoder.base.ln_f.", "caption_encoder.base.h.1.")  # fmt: skip
+               "caption_encoder.base.ln_f.", "caption_encoder.base.h.0.")  # fmt: skip
     assert found.keys() == {name for name in whole if name.startswith(trained)}
     for name, value in found.items():
         torch.testing.assert_close(value, whole[name], rtol=1e-5, atol=1e-5, msg=name)
@@ -135,20 +135,20 @@ DEPTHS = {
     "audio_encoder.base.htsat.layers.0.blocks.0.attn.qkv.weight": 6,
     "audio_encoder.base.htsat.patch_embed.proj.weight": 7,
     "caption_encoder.projection.linear2.weight": 0,
-    "caption_encoder.base.h.1.mlp.c_fc.weight": 1,
-    "caption_encoder.base.h.0.mlp.c_fc.weight": 2,
+    "caption_encoder.base.h.0.mlp.c_fc.weight": 1,
+    "caption_encoder.base.wpe.weight": 2,
     "logit_scale": 0,
 }
 
 
 def test_the_first_step_moves_each_layer_by_its_learning_rate(tiny_study, tmp_path):
-    """Adam's first step is the learning rate times the sign of the gradient."""
+    """Adam's first step is the learning rate times the sign of the gradient; unused positions have none."""
     pairs = tiny_study.pairs("finetune", epochs=1, batch_size=24)
     train.main(arguments(tiny_study, tmp_path, "finetune", "--layer-decay=0.5", pairs=pairs))
     before, after = (load_file(folder / "model.safetensors") for folder in (tiny_study.pretrained, tmp_path))
     for name, depth in DEPTHS.items():
-        moved = (after[name] - before[name]).abs().median().item()
-        assert moved == pytest.approx(0.001 * 0.5**depth, rel=0.02), name
+        moved = (after[name] - before[name]).abs()
+        assert moved[moved > 0].median().item() == pytest.approx(0.001 * 0.5**depth, rel=0.02), name
 
 
 def test_without_a_decay_the_optimizer_has_the_groups_of_the_paper(tiny_study):
@@ -195,7 +195,7 @@ def test_a_long_gradient_is_scaled_to_the_limit_and_its_norm_is_logged(tiny_stud
         (["--freeze=both"], "freeze is both, and the objective finetune trains no a2t module, so there is nothing to"),
         (["--unfrozen-groups=1"], "unfrozen_groups is 1, but freeze is none"),
         (["--freeze=audio", "--batch-norm=batch"], "freeze is audio, but batch_norm is batch, which changes the audio"),
-        (["--freeze=text", "--unfrozen-groups=4"], "the text encoder of mini has 4 layer groups, so none would be"),
+        (["--freeze=text", "--unfrozen-groups=3"], "the text encoder of mini has 3 layer groups, so none would be"),
     ],
 )
 def test_freezing_that_leaves_nothing_to_do_is_refused_before_the_first_step(tiny_study, tmp_path, flags, message):
