@@ -148,7 +148,8 @@ def test_the_first_step_moves_each_layer_by_its_learning_rate(tiny_study, tmp_pa
     before, after = (load_file(folder / "model.safetensors") for folder in (tiny_study.pretrained, tmp_path))
     for name, depth in DEPTHS.items():
         moved = (after[name] - before[name]).abs()
-        assert moved[moved > 0].median().item() == pytest.approx(0.001 * 0.5**depth, rel=0.02), name
+        moved = moved[moved.any(dim=1)] if name.endswith("wpe.weight") else moved
+        assert moved.median().item() == pytest.approx(0.001 * 0.5**depth, rel=0.02), name
 
 
 def test_without_a_decay_the_optimizer_has_the_groups_of_the_paper(tiny_study):

@@ -15,6 +15,8 @@ def to_csv(table: Table) -> str:
     If a row has a label, a column `label` follows the method. If a row has several seeds, standard deviations follow as
     FIGURE_sd. Published figures, differences and gains come last. A cell without a value is empty.
     """
+    import pandas as pd
+
     has_labels = any(line.row.label for line in table.lines)
     lines = []
     for line in table.lines:
@@ -32,8 +34,6 @@ def to_csv(table: Table) -> str:
         if table.has_published:
             cells |= _published_cells(line, table.figures)
         lines.append(cells)
-    import pandas as pd
-
     return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")
 
 
