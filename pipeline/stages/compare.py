@@ -1,4 +1,4 @@
-"""Compare the rows of a table with their target's finetune row: paired tests over clips and over seeds."""
+"""Compare the rows of a table with one row of their target, finetune by default: paired tests over clips and seeds."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from pipeline.results.comparisons import (
     read_contributions,
 )
 from pipeline.results.table.differences import ComparedRow, comparisons_csv
+from pipeline.results.table.names import METHODS
 from pipeline.results.table.rows import Row, add_row_arguments
 from pipeline.stages import at_least, run
 
@@ -48,28 +49,34 @@ def read_rows(specs: Sequence[Sequence[str]], datasets: Sequence[str], protocol:
     return rows
 
 
-def baseline_of(target: str, rows: Sequence[Row]) -> Row | None:
-    """Return the finetune row, with which the target's other rows are compared; PipelineError for several."""
-    baselines = [row for row in rows if row.target == target and row.is_baseline]
+def baseline_of(target: str, rows: Sequence[Row], method: str) -> Row | None:
+    """Return the method's row without a label, with which the target's other rows are compared.
+
+    Raises:
+        PipelineError: There are several.
+    """
+    baselines = [row for row in rows if row.target == target and row.is_baseline(method)]
     if len(baselines) > 1:
         raise PipelineError(
-            f"{target} has {len(baselines)} rows of finetune ({', '.join(map(str, baselines))}); "
+            f"{target} has {len(baselines)} rows of {method} ({', '.join(map(str, baselines))}); "
             "give a label to all but the one that the others are compared with"
         )
     return baselines[0] if baselines else None
 
 
-def compare_rows(rows: Mapping[Row, Sequence[Evaluation]], *, seed: int, samples: int) -> list[ComparedRow]:
-    """Compare each row with its target's finetune row; p is corrected over all rows.
+def compare_rows(
+    rows: Mapping[Row, Sequence[Evaluation]], method: str, *, seed: int, samples: int
+) -> list[ComparedRow]:
+    """Compare each row with its target's row of a method; p is corrected over all rows.
 
-    Targets without a finetune row are skipped.
+    Targets without such a row are skipped.
     """
     means = {row: mean_over_seeds(evaluations) for row, evaluations in rows.items()}
     compared: list[ComparedRow] = []
     for target in dict.fromkeys(row.target for row in rows):
-        baseline = baseline_of(target, list(rows))
+        baseline = baseline_of(target, list(rows), method)
         if baseline is None:
-            logger.info("%s: no finetune row, so nothing is compared", target)
+            logger.info("%s: no row of %s without a label, so nothing is compared", target, method)
             continue
         others = [row for row in rows if row.target == target and row != baseline]
         found = compare([means[row] for row in others], means[baseline], seed=seed, samples=samples)
@@ -91,6 +98,12 @@ def compare_rows(rows: Mapping[Row, Sequence[Evaluation]], *, seed: int, samples
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_row_arguments(parser, "contributions.parquet")
+    parser.add_argument(
+        "--baseline",
+        choices=METHODS,
+        default="finetune",
+        help="method whose row without a label the other rows are compared with (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the draws (default: %(default)s)")
     parser.add_argument(
         "--samples", type=at_least(1), default=SAMPLES, help="number of bootstrap draws (default: %(default)s)"
@@ -99,9 +112,9 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
 
     rows = read_rows(args.row, args.datasets, args.protocol)
-    compared = compare_rows(rows, seed=args.seed, samples=args.samples)
+    compared = compare_rows(rows, args.baseline, seed=args.seed, samples=args.samples)
     write_checked_text(comparisons_csv(compared, args.datasets, args.protocol), args.csv)
-    logger.info("%d rows compared with finetune, %d draws of the clips", len(compared), args.samples)
+    logger.info("%d rows compared with %s, %d draws of the clips", len(compared), args.baseline, args.samples)
 
 
 if __name__ == "__main__":

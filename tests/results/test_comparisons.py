@@ -187,10 +187,10 @@ def test_file_is_small_and_has_the_same_bytes(tmp_path):
     assert (tmp_path / "one.parquet").stat().st_size < 30 * 3 * CLIPS + 12_000
 
 
-def run_stage(folder: Path, *rows: tuple[str, list[str]], samples: int = 500) -> list[dict[str, str]]:
+def run_stage(folder: Path, *rows: tuple[str, list[str]], flags: tuple[str, ...] = ()) -> list[dict[str, str]]:
     arguments = [word for spec, paths in rows for word in ("--row", spec, *paths)]
     stage.main(
-        [*arguments, "--datasets", "clotho", "audioset", "--protocol", "paper", "--samples", str(samples)]
+        [*arguments, "--datasets", "clotho", "audioset", "--protocol", "paper", "--samples", "500", *flags]
         + ["--csv", str(folder / "table.csv")]
     )
     with (folder / "table.csv").open() as file:
@@ -260,6 +260,22 @@ def test_rows_of_finetune_with_a_label_are_compared_with_the_one_without(tmp_pat
     lines = run_stage(tmp_path, ("clotho|finetune|A+T|-|longer", [other]), ("clotho|finetune|A+T|-", [plain]))
     assert {(line["method"], line["label"]) for line in lines} == {("finetune", "longer")}
     assert list(map(str, read_comparisons(tmp_path / "table.csv").figures)) == ["clotho|finetune|A+T|-|longer"]
+
+
+def test_rows_are_compared_with_the_row_of_another_method(tmp_path):
+    rows = [
+        ("clotho|finetune|A+T|-", [write(tmp_path / "f.parquet", retrieval_of(1.4))]),
+        ("clotho|composed|A+T|A", [write(tmp_path / "c.parquet", retrieval_of(0.6))]),
+        ("clotho|composed|A+T|A|longer", [write(tmp_path / "l.parquet", retrieval_of(0.3))]),
+    ]
+    (forth,) = [line for line in run_stage(tmp_path, *rows[:2]) if line["figure"] == "t2a_R1"]
+    lines = run_stage(tmp_path, *rows, flags=("--baseline", "composed"))
+    assert {(line["method"], line["label"]) for line in lines} == {("finetune", ""), ("composed", "longer")}
+    (back,) = [line for line in lines if line["figure"] == "t2a_R1" and line["method"] == "finetune"]
+    assert float(back["difference"]) == -float(forth["difference"]) < 0
+    again = ("clotho|composed|A+T|-", rows[1][1])
+    with pytest.raises(PipelineError, match=r"clotho has 2 rows of composed .* give a label to all but the one"):
+        run_stage(tmp_path, *rows, again, flags=("--baseline", "composed"))
 
 
 def test_table_without_finetune_has_no_comparison(tmp_path):

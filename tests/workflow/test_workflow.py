@@ -18,6 +18,7 @@ import yaml
 
 from pipeline.data.pairs import read_facts
 from pipeline.results.pools import read_pool
+from pipeline.results.table.differences import read_comparisons
 from pipeline.stages import mix_soundscapes
 from pipeline.study import MINI_NOTE
 from tests.forks import folder_with_python, run_python
@@ -192,6 +193,11 @@ def test_the_whole_study_runs_at_a_tiny_size_and_a_second_run_has_nothing_to_do(
     assert "window.POOLS" in (project / "results" / "report" / "data.js").read_text()
     assert not (project / "results" / "pools" / "audiocaps").exists()  # none of its runs uses unlabeled audio
     assert "Nothing to be done" in snakemake(project, "--configfile", tiny)
+
+    other = "comparisons/with_vanilla/table1.csv"
+    snakemake(project, f"results/{other}", "--configfile", tiny)
+    compared = read_comparisons(project / "results" / other).figures
+    assert [(row.target, row.method) for row in compared] == [("clotho", "composed")]
 
     # Snakemake's own report, without a network: every table, training and the page, each with its caption.
     snakemake(project, "--configfile", tiny, "--report", "report.zip", variables=OFFLINE)

@@ -6,6 +6,7 @@ from snakemake.exceptions import WorkflowError
 
 from pipeline.errors import PipelineError
 from pipeline.models.backbones import PUBLISHED
+from pipeline.results.table.names import METHODS
 from pipeline.stages.processes import PARENT, lock_for_this_process
 from pipeline.stages import VERSIONS
 from pipeline.study import Study
@@ -35,6 +36,7 @@ wildcard_constraints:
     seed=r"\d+",
     target=one_of(study.config.datasets),
     table=one_of(study.config.tables),
+    method=one_of(METHODS),
     curve=one_of(study.config.curves),
     candidate=r"[^/]+=[^/]*",
 

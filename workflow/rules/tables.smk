@@ -1,8 +1,9 @@
 """Tables, comparisons and curves.
 
-compare      contributions of a table's rows -> results/comparisons/{table}.csv
-tabulate     metrics of a table's rows       -> results/{table}.csv, .md, .tex
-draw_curves  pairs and contributions         -> results/curves/{curve}.csv, .svg
+compare       contributions of a table's rows -> results/comparisons/{table}.csv
+compare_with  the same, with another method   -> results/comparisons/with_{method}/{table}.csv
+tabulate      metrics of a table's rows       -> results/{table}.csv, .md, .tex
+draw_curves   pairs and contributions         -> results/curves/{curve}.csv, .svg
 """
 
 
@@ -24,13 +25,24 @@ rule compare:
         protocol=study.protocol,
         datasets=ask(study.table_datasets),
         rows=ask(study.table_rows, name="contributions.parquet"),
+        baseline="finetune",
     shell:
         "python -m pipeline.stages.compare"
+        " --baseline={params.baseline}"
         " --protocol={params.protocol}"
         " --datasets {params.datasets}"
         " {params.rows:q}"
         " --csv={output.csv:q}"
         " 2> {log:q}"
+
+
+use rule compare as compare_with with:
+    output:
+        csv="results/comparisons/with_{method}/{table}.csv",
+    log:
+        "logs/compare_with/{method}/{table}.log",
+    params:
+        baseline="{method}",
 
 
 rule tabulate:

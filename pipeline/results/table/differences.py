@@ -19,7 +19,7 @@ NUMBERS = ("difference", "low", "high", "p", "p_holm")
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedRow:
-    """A row compared with its target's finetune row."""
+    """A row compared with the baseline of its target."""
 
     row: Row
     figures: dict[str, Comparison]
@@ -35,7 +35,7 @@ class Comparisons:
     datasets: list[str]
     """The columns of training data."""
     figures: dict[Row, dict[str, Comparison]]
-    """Without finetune itself, and without rows of a target that has no finetune row."""
+    """Without the baseline itself, and without rows of a target that has no baseline."""
 
 
 def comparisons_csv(compared: Sequence[ComparedRow], datasets: Sequence[str], protocol: str) -> str:

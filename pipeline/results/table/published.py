@@ -60,7 +60,7 @@ def add_published(table: Table, published: Mapping[Row, Figures]) -> Table:
 
     A row with a label has no published counterpart. Differences and gains are computed from rounded figures.
     """
-    baselines = {line.row.target: _printed(line) for line in table.lines if line.row.is_baseline}
+    baselines = {line.row.target: _printed(line) for line in table.lines if line.row.is_baseline()}
     published_baselines = {row.target: figures for row, figures in published.items() if row.method == "finetune"}
     lines = []
     for line in table.lines:

@@ -52,10 +52,9 @@ class Row:
     def __str__(self) -> str:
         return "|".join([self.target, self.method, *self.training, *filter(None, [self.label])])
 
-    @property
-    def is_baseline(self) -> bool:
-        """Whether this is the finetune row that others are compared with."""
-        return self.method == "finetune" and not self.label
+    def is_baseline(self, method: str = "finetune") -> bool:
+        """Whether this is the row of a method that others are compared with: the one without a label."""
+        return self.method == method and not self.label
 
 
 @dataclass(frozen=True, kw_only=True)
