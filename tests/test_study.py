@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any, get_args
 
+import pandas as pd
 import pytest
 import yaml
 
+from experiments import paraphrases
 from pipeline.data.adapters import ADAPTERS
 from pipeline.data.audio import CHANNELS, SHORT_CLIPS
 from pipeline.errors import PipelineError
@@ -109,6 +111,25 @@ def own_study(root: Path, **more: Any) -> dict[str, Any]:
         "tables": {"birds": [{"target": "birds", "method": "finetune", "run": "birds_finetune"}]},
         **more,
     }
+
+
+def test_a_second_dataset_may_read_a_raw_tree_of_the_small_study(config):
+    config["datasets"]["louder"] = copy.deepcopy(config["datasets"]["clotho"])
+    study = Study.of_config(config)
+    assert study.generated_datasets() == ["audiocaps", "audioset", "clotho", "general"]
+    assert study.generated_root("louder") == study.generated_root("clotho") == ["results/raw/clotho"]
+    config["datasets"]["louder"]["root"] = "results/raw/louder"
+    assert "datasets.louder.root: there is no directory results/raw/louder" in problem(config)
+
+
+def test_the_study_of_paraphrases_is_right(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["paraphrases", "--out", str(tmp_path)])
+    paraphrases.main()
+    over = yaml.safe_load((tmp_path / "study.yaml").read_text())
+    study = Study.of_config(merged(merged(config, experiment("beyond")), over))
+    assert study.config.datasets["audiocaps_paraphrased"].paraphrases == str(tmp_path / "audiocaps.csv")
+    rows = pd.read_csv(tmp_path / "audiocaps.csv")
+    assert rows.groupby("file_name").size().max() == 4 and not (rows["caption"] == rows["paraphrase"]).any()
 
 
 def test_a_study_with_datasets_of_its_own_stands_alone(tmp_path):

@@ -13,7 +13,6 @@ from pipeline.models.backbones import BACKBONES
 from pipeline.study.candidates import candidate_name, candidate_run, candidate_values, candidates
 from pipeline.study.configuration import (
     GENERAL,
-    GENERATED,
     OF_TEST_SPLITS,
     Configuration,
     Role,
@@ -85,8 +84,9 @@ class Study:
         return [name for name, dataset in self.config.datasets.items() if dataset.shards is not None]
 
     def generated_datasets(self) -> list[str]:
-        """Return the datasets that are mixed from the recordings of the project."""
-        return [name for name, dataset in self.config.datasets.items() if dataset.is_generated]
+        """Return the names of the raw trees that are mixed from the recordings of the project."""
+        roots = {dataset.root for dataset in self.config.datasets.values() if dataset.is_generated}
+        return sorted(Path(root).name for root in roots if root is not None)
 
     def root(self, dataset: str) -> str | None:
         """Return the folder of a dataset's raw tree."""
@@ -94,7 +94,8 @@ class Study:
 
     def generated_root(self, dataset: str) -> list[str]:
         """Return the raw tree of a dataset, as an input of its catalogs, if the workflow mixes it."""
-        return [f"{GENERATED}{dataset}"] if self.config.datasets[dataset].is_generated else []
+        given = self.config.datasets[dataset]
+        return [given.root] if given.root is not None and given.is_generated else []
 
     def listing(self, dataset: str, split: str) -> str:
         """Return a digest of all that decides the catalog of a split: names and sizes of files, content of lists.

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
+from pipeline.data.small_study.styles import STYLES
 from pipeline.models.backbones import PUBLISHED
 from pipeline.training.settings import (
     BatchPlan,
@@ -22,7 +23,7 @@ from pipeline.training.settings import (
 )
 
 GENERATED = "results/raw/"
-"""The small study mixes the datasets whose root is below this folder."""
+"""The small study mixes its datasets into this folder."""
 
 OF_TEST_SPLITS = ("dcase2025", "moments")
 """Protocols whose data only test splits have."""
@@ -84,7 +85,7 @@ class BackboneChoice(Settings):
 
 
 class Soundscapes(Settings):
-    """The raw datasets of the small study: mixed from data/recordings, for every root below results/raw."""
+    """The raw datasets of the small study: mixed from data/recordings into results/raw."""
 
     seed: Seed = Field(0, description="The same seed gives the same bytes.")
     scale: Rate = Field(1.0, description="The number of clips of every split is multiplied by it.")
@@ -189,8 +190,8 @@ class Dataset(Settings):
 
     @property
     def is_generated(self) -> bool:
-        """Whether the small study mixes this dataset itself."""
-        return self.root is not None and self.root.startswith(GENERATED)
+        """Whether the workflow mixes the raw tree from the recordings of the project. Several datasets may read it."""
+        return self.root is not None and self.root.startswith(GENERATED) and self.root.removeprefix(GENERATED) in STYLES
 
 
 class ShardSettings(Settings):

@@ -10,7 +10,6 @@ from pathlib import Path
 from pipeline.errors import PipelineError
 from pipeline.study.candidates import OBJECTIVE, candidate_name, candidate_run, candidates
 from pipeline.study.configuration import (
-    GENERATED,
     Configuration,
     Dataset,
     Run,
@@ -74,8 +73,7 @@ def wrong_dataset(name: str, dataset: Dataset) -> Iterable[str]:
             yield f"datasets.{name}.paraphrases: {path} holds one of {{ }} < >, which Snakemake replaces; rename it"
     if dataset.segments is not None and dataset.adapter not in CUT:
         yield f"datasets.{name}.segments: is for the adapters {', '.join(CUT)}, not {dataset.adapter or 'ready shards'}"
-    generated = dataset.root == f"{GENERATED}{name}"
-    if dataset.folder is not None and not generated and not Path(dataset.folder).is_dir():
+    if dataset.folder is not None and not dataset.is_generated and not Path(dataset.folder).is_dir():
         yield f"datasets.{name}.root: there is no directory {dataset.root}; set it to the raw tree of {name}"
     if dataset.moments is not None and (dataset.root is None or dataset.splits.test is None):
         yield f"datasets.{name}.moments: are of the recordings of a test split: give root, adapter and splits.test"

@@ -121,7 +121,7 @@ def generate(results, *datasets):
     for dataset in datasets:
         catalog = results / "catalogs" / dataset / "train.parquet"
         table = pq.read_table(catalog)
-        paths = [f"results/raw/{dataset}/{name}" for name in table["source_name"].to_pylist()]
+        paths = [f"results/raw/clotho/{name}" for name in table["source_name"].to_pylist()]
         place = table.column_names.index("path")
         pq.write_table(table.set_column(place, table.schema.field("path"), [paths]), catalog)
 

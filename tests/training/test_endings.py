@@ -179,13 +179,14 @@ def test_two_processes_train_on_a_machine_whose_own_name_does_not_resolve(on_two
 ONE_OF_TWO_FAILS = """
 import os
 from pipeline.errors import PipelineError
-from pipeline.training.command import run_training
+from pipeline.training import command
 
 def main(argv):
     if os.environ["RANK"] == "1":
         raise PipelineError("clip rain_1 is damaged")
 
-run_training(main)
+command.SECONDS_TO_BE_ENDED["others"] = 1  # it waits so long for a word of the first process; by default 5 s
+command.run_training(main)
 """
 
 

@@ -64,6 +64,8 @@ class FakeGPU(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:  # most calls: torch asks for the device of a tensor
+            return func(*args)
         name = func.overloadpacket.__name__
         if name in ("_pin_memory", "pin_memory"):  # which fake tensors do not know
             pinned = torch.empty_like(args[0])
@@ -122,7 +124,8 @@ def backward(root: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
             if value is not None:
                 expected = following._input_metadata[place]  # as the engine does: broadcasts undone, dtypes restored
                 assert value.device == expected.device, f"{following.name()}: {value.device} for {expected.device}"
-                value = value.sum_to_size(expected.shape).to(expected.dtype)
+                value = value if value.shape == expected.shape else value.sum_to_size(expected.shape)
+                value = value if value.dtype == expected.dtype else value.to(expected.dtype)
                 before = gradients[following].get(place)
                 gradients[following][place] = value if before is None else before + value
             waits_for[following] -= 1

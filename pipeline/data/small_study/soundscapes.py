@@ -76,6 +76,7 @@ def draw_split(dataset: str, split: str, recordings: Sequence[Recording], *, see
         withheld = withheld_from_general(recordings)
         recordings = [recording for recording in recordings if recording.file_name not in withheld]
     weights = np.array([style.family_weights.get(recording.family, 1.0) for recording in recordings])
+    shares = weights / weights.sum()
     seen: set[frozenset[str]] = set()
     soundscapes = []
     for index in range(clips):
@@ -84,7 +85,7 @@ def draw_split(dataset: str, split: str, recordings: Sequence[Recording], *, see
         for attempt in range(1, 1001):
             if attempt % 250 == 0:
                 count = min(count + 1, 3)  # the sets of this size are used up
-            chosen = generator.choice(len(recordings), size=count, replace=False, p=weights / weights.sum())
+            chosen = generator.choice(len(recordings), size=count, replace=False, p=shares)
             names = frozenset(recordings[place].file_name for place in chosen)
             if (len(names) > 1 and part_of_set(names) != part) or (part != TRAINING and names in seen):
                 continue
