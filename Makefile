@@ -78,6 +78,8 @@ lock: .venv/locked  ## Resolve the dependencies again
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/installer.txt
 	.venv/bin/uv pip sync --system-certs --python .venv/bin/python --require-hashes requirements/lock.txt
+	@# Else many processes at once compile the same modules when they first import them.
+	.venv/bin/python -m compileall -q -j 0 -x '/(tests|models|networkx|mypyc?|pip|setuptools)/' .venv/lib || true
 	.venv/bin/uv pip install --python .venv/bin/python --quiet --offline --no-deps --no-build-isolation --editable .
 	touch $@
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,15 @@ class WithoutInitialization(TorchFunctionMode):
         if getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "erfinv_"):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_is_given_back() -> Iterator[None]:
+    """The memory of full-size models: glibc keeps it, and each later fork would copy its page tables, for 0.1 s."""
+    yield
+    gc.collect()
+    if give_back := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        give_back(0)
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +80,7 @@ class FullSize:
     tokenizer: Path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory, gpt2_vocabulary: Path) -> FullSize:
     torch.manual_seed(0)
     model = msclap2023.build(read_tokenizer(gpt2_vocabulary))
