@@ -78,8 +78,9 @@ lock: .venv/locked  ## Resolve the dependencies again
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/installer.txt
 	.venv/bin/uv pip sync --system-certs --python .venv/bin/python --require-hashes requirements/lock.txt
-	@# Else many processes at once compile the same modules when they first import them.
-	.venv/bin/python -m compileall -q -j 0 -x '/(tests|models|networkx|mypyc?|pip|setuptools)/' .venv/lib || true
+	@# Compiled once: else the many processes of a study do it at the same time, at their first import. librosa has numba compile 13 s.
+	.venv/bin/python -c 'import librosa.util.utils' & \
+		.venv/bin/python -m compileall -q -j 0 -x '/(tests|networkx|mypyc?|pip)/|transformers/models/' .venv/lib; wait
 	.venv/bin/uv pip install --python .venv/bin/python --quiet --offline --no-deps --no-build-isolation --editable .
 	touch $@
 
