@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from pipeline.models import load_model, mini, msclap2023
 from pipeline.models.clap import ClapModel
 from pipeline.models.tokenization import read_tokenizer
+from pipeline.stages import import_weights
 
 from .small import CAPTIONS
 
@@ -73,10 +74,12 @@ def samples(small: ClapModel) -> torch.Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class FullSize:
-    """The full-size model, the checkpoint it was loaded from and the tokenizer's folder."""
+    """The full-size model, its checkpoint, the folder that this was imported into, and the tokenizer's folder."""
 
     model: ClapModel
+    """Loaded from `imported`."""
     checkpoint: Path
+    imported: Path
     tokenizer: Path
 
 
@@ -95,6 +98,9 @@ def full(tmp_path_factory: pytest.TempPathFactory, gpt2_vocabulary: Path) -> Ful
     checkpoint = tmp_path_factory.mktemp("msclap") / "CLAP_weights_2023.pth"
     torch.save({"model": state}, checkpoint)
     del model, state
+    imported = tmp_path_factory.mktemp("imported")
+    files = ["--weights", str(checkpoint), "--tokenizer", str(gpt2_vocabulary), "--out", str(imported)]
     with WithoutInitialization():
-        model = load_model("msclap-2023", weights=checkpoint, tokenizer=gpt2_vocabulary)
-    return FullSize(model=model, checkpoint=checkpoint, tokenizer=gpt2_vocabulary)
+        import_weights.main(["--backbone", "msclap-2023", *files])
+        model = load_model(imported)
+    return FullSize(model=model, checkpoint=checkpoint, imported=imported, tokenizer=gpt2_vocabulary)

@@ -19,7 +19,7 @@ from pipeline.models.clap import AudioToText
 from pipeline.models.htsat import bicubic, stretched
 from pipeline.models.tokenization import read_tokenizer
 from pipeline.results.export import export_run
-from pipeline.stages import import_weights, train
+from pipeline.stages import train
 
 from .conftest import CAPTIONS, FullSize, WithoutInitialization
 
@@ -130,17 +130,10 @@ def test_captions_become_the_tokens_of_gpt2(full: FullSize) -> None:
     assert full.model._token_ids(["a dog barks", ""]) == [[64, 3290, 2318, 591, 220, 50256], [220, 50256]]
 
 
-def test_import_writes_a_folder_that_loads_to_the_same_model(full: FullSize, tmp_path: Path) -> None:
-    files = ["--weights", str(full.checkpoint), "--tokenizer", str(full.tokenizer), "--out", str(tmp_path)]
-    with WithoutInitialization():
-        import_weights.main(["--backbone", "msclap-2023", *files])
-        model = load_model(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors", "tokenizer.json"]
-    assert not model.training
-    ours, loaded = full.model.state_dict(), model.state_dict()
-    assert ours.keys() == loaded.keys()
-    assert all(torch.equal(ours[name], loaded[name]) for name in ours)
-    assert model._token_ids(CAPTIONS) == full.model._token_ids(CAPTIONS)
+def test_import_writes_a_folder_that_loads_in_evaluation_mode(full: FullSize) -> None:
+    names = sorted(path.name for path in full.imported.iterdir())
+    assert names == ["model.json", "model.safetensors", "tokenizer.json"]
+    assert not full.model.training
 
 
 def test_entries_that_are_missing_extra_or_misshapen_are_named(full: FullSize, tmp_path: Path) -> None:
