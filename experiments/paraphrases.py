@@ -38,13 +38,11 @@ def further_captions(soundscape: Soundscape, recordings: dict[str, Recording]) -
     generator = np.random.default_rng([SEED, zlib.crc32(name.encode()), soundscape.index])
     chosen = [recordings[event.recording] for event in soundscape.events]
     gains_db = [event.gain_db for event in soundscape.events]
-    further: list[str] = []
+    style, further = STYLES[soundscape.dataset], list[str]()
     for _ in range(ATTEMPTS):
-        style = STYLES[soundscape.dataset]
-        for caption in write_captions(style, soundscape.split, chosen, gains_db, soundscape.is_sequence, generator):
-            if caption not in (*soundscape.captions, *further) and len(further) < FURTHER:
-                further.append(caption)
-    return further
+        captions = write_captions(style, soundscape.split, chosen, gains_db, soundscape.is_sequence, generator)
+        further += [caption for caption in captions if caption not in (*soundscape.captions, *further)]
+    return further[:FURTHER]
 
 
 def study_with(folder: Path) -> dict[str, Any]:

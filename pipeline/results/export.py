@@ -14,11 +14,10 @@ from typing import Any
 import jinja2
 
 from pipeline.data.catalogs import catalog_tables
-from pipeline.data.small_study.styles import STYLES
 from pipeline.errors import PipelineError
 from pipeline.evaluation.protocols import ALL_FIGURES
 from pipeline.files import make_folder_atomically, read_json, sha256_of
-from pipeline.study import GENERATED
+from pipeline.study import GENERATED_ROOTS
 from pipeline.training.settings import PairingSettings
 
 MODEL_FILES = ("model.safetensors", "model.json", "tokenizer.json")
@@ -173,7 +172,7 @@ def source_of(run: Path, dataset: str, split: str) -> str:
         return UNKNOWN_SOURCE
     tables = catalog_tables(catalog, ["path"])
     first = next((path for table in tables for path in table["path"].drop_null().to_pylist()), "")
-    generated = Path(first).as_posix().startswith(tuple(f"{GENERATED}{name}/" for name in STYLES))
+    generated = Path(first).as_posix().startswith(tuple(f"{root}/" for root in GENERATED_ROOTS))
     return GENERATED_SOURCE if generated else OWN_SOURCE
 
 

@@ -6,7 +6,7 @@ JSON schema of a configuration, and with `--markdown` its documentation page.
 
 from pipeline.study.answers import MINI_NOTE, Study
 from pipeline.study.configuration import (
-    GENERATED,
+    GENERATED_ROOTS,
     Adapter,
     BackboneName,
     Configuration,
@@ -18,7 +18,7 @@ from pipeline.study.configuration import (
 from pipeline.study.schema import markdown, schema
 
 __all__ = [
-    "GENERATED",
+    "GENERATED_ROOTS",
     "MINI_NOTE",
     "Adapter",
     "BackboneName",

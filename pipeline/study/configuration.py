@@ -25,6 +25,9 @@ from pipeline.training.settings import (
 GENERATED = "results/raw/"
 """The small study mixes its datasets into this folder."""
 
+GENERATED_ROOTS = tuple(f"{GENERATED}{name}" for name in STYLES)
+"""The raw trees that it mixes."""
+
 OF_TEST_SPLITS = ("dcase2025", "moments")
 """Protocols whose data only test splits have."""
 
@@ -191,7 +194,7 @@ class Dataset(Settings):
     @property
     def is_generated(self) -> bool:
         """Whether the workflow mixes the raw tree from the recordings of the project. Several datasets may read it."""
-        return self.root is not None and self.root.startswith(GENERATED) and self.root.removeprefix(GENERATED) in STYLES
+        return self.root in GENERATED_ROOTS
 
 
 class ShardSettings(Settings):
