@@ -7,6 +7,7 @@ import functools
 import gc
 import os
 import shutil
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,18 @@ LONG = ("workflow", "training", "models")
 """Folders whose tests take longest, longest first."""
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Modules and tests stay, a million of objects: the garbage collector looks at them neither now nor later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.set_threshold(20_000)  # objects made since the last look; Python's 700 costs a twentieth of the tests' time
+        gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long tests first: begun last, one of them would run alone while the other processes have nothing left to do.
 
@@ -37,7 +50,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # The matrix takes half of the time that the construction of a small model takes.
     matrix_of_size = functools.cache(functools.partial(DFTBase.dft_matrix, None))
     DFTBase.dft_matrix = lambda stft, size: matrix_of_size(size)
-    gc.freeze()  # modules and items stay; without it every full collection looks at a million of objects
     items.sort(key=lambda item: LONG.index(name) if (name := item.path.parent.name) in LONG else len(LONG))
 
 

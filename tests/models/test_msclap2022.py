@@ -14,8 +14,8 @@ from pipeline.models.clap import ClapModel
 from pipeline.models.tokenization import BERT_TEXT, read_tokenizer
 from pipeline.stages import import_weights
 
-from .conftest import WithoutInitialization
-from .small import CAPTIONS, learn_statistics, write_bert_vocabulary
+from .conftest import build_of_one_buffer
+from .small import CAPTIONS, WithoutInitialization, learn_statistics, write_bert_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +24,11 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("msclap2022")
     tokenizer = read_tokenizer(write_bert_vocabulary(folder / "bert-base-uncased"), BERT_TEXT)
-    model = learn_statistics(msclap2022.build(tokenizer))
+    model = learn_statistics(build_of_one_buffer(msclap2022.build, tokenizer))
     with torch.no_grad():
         model.logit_scale.fill_(3.5)
-    model.caption_encoder.base.save_pretrained(folder / "bert-base-uncased")
+    # Not with safetensors, which cannot share a buffer.
+    model.caption_encoder.base.save_pretrained(folder / "bert-base-uncased", safe_serialization=False)
     state = model.state_dict()
     # As transformers wrote it when the published weights were made.
     state["caption_encoder.base.embeddings.position_ids"] = torch.arange(512)[None]

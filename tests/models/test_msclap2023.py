@@ -21,17 +21,16 @@ from pipeline.models.tokenization import read_tokenizer
 from pipeline.results.export import export_run
 from pipeline.stages import train
 
-from .conftest import CAPTIONS, FullSize, WithoutInitialization
+from .conftest import FullSize
+from .small import CAPTIONS, WithoutInitialization
 
 
 @pytest.fixture(scope="module")
-def hub(full: FullSize, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hub(full: FullSize) -> Path:
     """A folder with the folder "gpt2", which msclap's own model asks for."""
-    folder = tmp_path_factory.mktemp("hub")
-    full.model.caption_encoder.base.save_pretrained(folder / "gpt2")
-    shutil.copy(full.tokenizer / "encoder.json", folder / "gpt2" / "vocab.json")
-    shutil.copy(full.tokenizer / "vocab.bpe", folder / "gpt2" / "merges.txt")
-    return folder
+    shutil.copy(full.tokenizer / "encoder.json", full.gpt2 / "vocab.json")
+    shutil.copy(full.tokenizer / "vocab.bpe", full.gpt2 / "merges.txt")
+    return full.gpt2.parent
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -263,16 +264,32 @@ def browser():
         opened.close()
 
 
-@pytest.fixture
-def opened(browser, page):
+@pytest.fixture(scope="module")
+def visit(browser):
+    """Opens a page afresh and fails on its errors; always in one tab, because a new one is a new process."""
     tab = browser.new_page(viewport={"width": 400, "height": 800})
     errors = []
     tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     tab.on("pageerror", lambda error: errors.append(str(error)))
-    tab.goto((page / "index.html").as_uri())
-    yield tab
-    assert errors == []
+    tab.on("dialog", lambda dialog: (errors.append(f"a caption was run: {dialog.message}"), dialog.dismiss()))
+
+    @contextlib.contextmanager
+    def visit(page):
+        tab.emulate_media(color_scheme="light")
+        tab.goto("about:blank")
+        errors.clear()
+        tab.goto((page / "index.html").as_uri())
+        yield tab
+        assert errors == []
+
+    yield visit
     tab.close()
+
+
+@pytest.fixture
+def opened(visit, page):
+    with visit(page) as tab:
+        yield tab
 
 
 def test_differences_name_what_a_row_was_trained_on(tmp_path):
@@ -319,14 +336,9 @@ def mapped(results, tiny_study, pool_study, tmp_path_factory):
 
 
 @pytest.fixture
-def map_tab(browser, mapped):
-    tab = browser.new_page(viewport={"width": 400, "height": 800})
-    errors = []
-    tab.on("pageerror", lambda error: errors.append(str(error)))
-    tab.goto((mapped / "index.html").as_uri())
-    yield tab
-    assert errors == []
-    tab.close()
+def map_tab(visit, mapped):
+    with visit(mapped) as tab:
+        yield tab
 
 
 def dots_of(page):
@@ -471,15 +483,12 @@ HANDMADE = {
 
 
 @pytest.fixture
-def handmade(browser, page, tmp_path):
+def handmade(visit, page, tmp_path):
     """The page with three clips, two of one caption, and a caption of HTML."""
     shutil.copy(page / "index.html", tmp_path)
     (tmp_path / "data.js").write_text(render_data({"clotho": HANDMADE}, {}))
-    tab = browser.new_page()
-    tab.on("dialog", lambda dialog: pytest.fail(f"a caption was run: {dialog.message}"))
-    tab.goto((tmp_path / "index.html").as_uri())
-    yield tab
-    tab.close()
+    with visit(tmp_path) as tab:
+        yield tab
 
 
 @needs_browser

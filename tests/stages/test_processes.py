@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.stages.processes import PARENT, lock_for_this_process
+from pipeline.stages.processes import PARENT, SECONDS_PER_LOOK, lock_for_this_process
+from tests.processes import wait_for_ends
 
 ROOT = Path(__file__).parents[2]
 HOLDS_THE_LOCK = """
@@ -68,7 +69,7 @@ def test_a_stage_ends_when_the_process_that_started_it_is_killed():
         stage = psutil.Process(int(parent.stdout.readline()))
         assert parent.stdout.readline() == "started\n" and stage.is_running()
         parent.kill()
-        stage.wait(timeout=60)
+        assert not wait_for_ends([stage])
 
 
 def test_a_stage_ends_whose_parent_was_gone_before_it_looked():
@@ -82,6 +83,5 @@ def test_a_stage_started_by_hand_outlives_its_shell():
         stage = psutil.Process(int(parent.stdout.readline()))
         assert parent.stdout.readline() == "started\n"
         parent.kill()
-        with pytest.raises(psutil.TimeoutExpired):
-            stage.wait(timeout=2)
+        assert wait_for_ends([stage], seconds=2.5 * SECONDS_PER_LOOK)
         stage.kill()

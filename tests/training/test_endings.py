@@ -19,6 +19,7 @@ from test_training import IS_ROOT, arguments, finish, launch
 
 from pipeline.training.failures import failed_loader
 from pipeline.training.launch import STOPPED
+from tests.processes import wait_for_ends
 
 SECONDS_TO_END = 60
 """After it a test fails: the training would stay for ever."""
@@ -49,8 +50,7 @@ def begin(study, run, *flags, processes=1):
 def end(process, processes, status):
     """The lines of a training that has ended with a status and left no process."""
     lines = process.communicate(timeout=SECONDS_TO_END)[0].splitlines()
-    _, alive = psutil.wait_procs(processes, timeout=SECONDS_TO_END)
-    assert not alive and process.returncode == status, lines
+    assert not wait_for_ends(processes, SECONDS_TO_END) and process.returncode == status, lines
     return lines
 
 
@@ -118,7 +118,7 @@ def test_no_temporary_file_is_left(tiny_study, tmp_path, monkeypatch, ways, proc
             assert list(temporary.glob("loaders-*/pymp-*")), "the sockets of the loader processes"
         os.killpg(process.pid, way)
         process.communicate(timeout=SECONDS_TO_END)
-        psutil.wait_procs(below, timeout=SECONDS_TO_END)
+        wait_for_ends(below, SECONDS_TO_END)
     assert list(temporary.iterdir()) == []
     temporary.rmdir()
 
@@ -147,7 +147,7 @@ def test_a_training_whose_launcher_is_killed_saves_and_ends(tiny_study, tmp_path
     trainings.parent().kill()  # with one process the launcher, with two torchrun
     if processes == 1:
         assert "asked to stop: saved step" in process.communicate(timeout=SECONDS_TO_END)[0]
-    _, alive = psutil.wait_procs(below, timeout=SECONDS_TO_END)
+    alive = wait_for_ends(below, SECONDS_TO_END)
     process.communicate(timeout=SECONDS_TO_END)
     assert not alive and process.returncode != 0
 
@@ -197,12 +197,12 @@ def test_an_error_that_one_process_alone_meets_is_the_last_line(tmp_path):
     assert "stage: clip rain_1 is damaged" in finish(launch([*launcher, str(script)]), status=1)
 
 
-SAVES_FOR_THREE_SECONDS = """
+SAVES_FOR_TWO_SECONDS = """
 import signal, sys, time
 from pathlib import Path
 
 def save(*_):
-    time.sleep(3)
+    time.sleep(2)
     Path(sys.argv[1] + "/saved").touch()
     sys.exit(143)
 
@@ -223,7 +223,7 @@ sys.exit(run_torchrun(arguments[arguments.index("--torchrun") + 1 :]))
 
 def test_a_training_may_save_longer_than_torchrun_waits(tmp_path):
     """torchrun's 30 s, here one."""
-    (tmp_path / "training.py").write_text(SAVES_FOR_THREE_SECONDS)
+    (tmp_path / "training.py").write_text(SAVES_FOR_TWO_SECONDS)
     process = launch(["-c", TORCHRUN_WITH_A_SECOND_OF_PATIENCE, str(tmp_path / "training.py"), str(tmp_path)])
     while process.poll() is None and not (tmp_path / "started").exists():
         time.sleep(0.05)

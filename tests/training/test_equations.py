@@ -7,6 +7,8 @@ f_a2t) and does all else by itself, one clip and one caption at a time, term by 
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 
 import numpy as np
 import pytest
@@ -54,10 +56,16 @@ def batch(settings, labeled_slots=()):
     )
 
 
+@functools.cache
+def built():
+    torch.manual_seed(0)
+    return mini.build(mini.train_tokenizer([*CAPTIONS, "this sound is a recording of and followed by"], 300))
+
+
 def model_of(settings):
     """The mini with weights from a fixed seed and f_a2t without dropout."""
-    torch.manual_seed(0)
-    model = mini.build(mini.train_tokenizer([*CAPTIONS, "this sound is a recording of and followed by"], 300))
+    model = copy.deepcopy(built())
+    torch.manual_seed(1)
     kind = {"kind": settings.a2t_kind, "layers": settings.a2t_layers, "heads": settings.a2t_heads}
     model.add_a2t(dropout=0.0, tokens=settings.pseudo_tokens, **kind)
     model.set_training_mode()

@@ -15,6 +15,7 @@ from test_growing_splits import make_study
 from test_workflow import snakemake
 
 from tests.forks import Forked
+from tests.processes import wait_for_ends
 
 TARGET = ["results/raw/clotho", "--config", "soundscapes={scale: 0.3}"]
 """A job of some seconds."""
@@ -41,7 +42,7 @@ def running(tmp_path):
 def test_the_command_that_was_killed_goes_on(running, tmp_path):
     process, stage = running
     process.kill()
-    stage.wait(timeout=60)
+    assert not wait_for_ends([stage])
     assert list(tmp_path.glob("results/raw/.clotho.*")) and not (tmp_path / "results/raw/clotho").exists()
     snakemake(tmp_path, *TARGET)
     assert [path.name for path in (tmp_path / "results/raw").iterdir()] == ["clotho"]
