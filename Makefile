@@ -3,6 +3,9 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Some images set it. Each of the many processes would then compile torch, transformers and snakemake again: 9 s.
 unexport PYTHONDONTWRITEBYTECODE
+# One process more than there are cores, because tests also wait: for signals, other processes and a browser.
+PYTEST = python -m pytest -q -n $(shell expr $$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1) --maxprocesses=4 \
+	--dist=loadfile --no-loadscope-reorder
 
 .PHONY: demo table1 test test-all test-faults test-slurm sweep lint bench-data bench-train bench-evaluation bench-planning bench-scheduling gpu-check schema docs lock clean
 
@@ -16,13 +19,13 @@ table1: .venv/locked  ## The small study, end to end: results/table1.csv and res
 	snakemake --cores all results/table1.tex
 
 test: .venv/locked  ## The tests that need no GPU and no more than 20 s each
-	python -m pytest -q -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 test-faults: .venv/locked  ## A tiny study killed 100 times at random moments; KILLS=10 is short
 	python -m bench.faults $(if $(KILLS),--kills $(KILLS)) $(if $(SEED),--seed $(SEED))
 
 test-all: .venv/locked  ## The slow tests, too: compiled kernels and whole studies
-	python -m pytest -q -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder -m "not slurm"
+	$(PYTEST) -m "not slurm"
 
 test-slurm: .venv/locked  ## The workflow on a SLURM cluster of its own; needs root and Debian
 	python -m pytest -q -rs -m slurm tests/slurm

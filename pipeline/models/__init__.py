@@ -117,13 +117,16 @@ def _load_saved(folder: Path) -> ClapModel:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from pipeline.models.initialization import WithoutInitialization
     from pipeline.models.tokenization import read_tokenizer
 
     module = _module_of(backbone)
-    model = module.build(read_tokenizer(_present(folder / "tokenizer.json"), module.TEXT), **architecture)
+    tokenizer = read_tokenizer(_present(folder / "tokenizer.json"), module.TEXT)
+    with WithoutInitialization():
+        model = module.build(tokenizer, **architecture)
+        if a2t is not None:
+            model.add_a2t(**a2t)
     model.short_clips, model.channels = reading["short_clips"], reading["channels"]
-    if a2t is not None:
-        model.add_a2t(**a2t)
     file = _present(folder / "model.safetensors")
     try:
         state = load_file(file)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from transformers import BertConfig, BertModel
 
 from pipeline.models.clap import ClapModel
+from pipeline.models.initialization import WithoutInitialization
 from pipeline.models.msclap_parts import Cnn14, Projection, read_settings
 from pipeline.models.published import from_hub, read_msclap_checkpoint
 from pipeline.models.spectrogram import log_mel
@@ -118,6 +119,7 @@ def load(weights: str | Path | None, tokenizer: str | Path | None) -> ClapModel:
         weights = from_hub("microsoft/msclap", WEIGHTS_FILE, f"{WEIGHTS_FILE} as `weights`")
     read = read_tokenizer(tokenizer, TEXT)
     state = read_msclap_checkpoint(weights, NAME, WEIGHTS_FILE, CONSTANTS)
-    model = build(read)
+    with WithoutInitialization():
+        model = build(read)
     model.load_weights(state, weights)
     return model

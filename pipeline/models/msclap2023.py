@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2Model
 
 from pipeline.models.clap import ClapModel
 from pipeline.models.htsat import HtsatEncoder
+from pipeline.models.initialization import WithoutInitialization
 from pipeline.models.msclap_parts import HTSAT_Swin_Transformer, Projection, htsat_config, read_settings
 from pipeline.models.published import from_hub, read_msclap_checkpoint
 from pipeline.models.text import FUSED_GELU, TextEncoder
@@ -61,6 +62,7 @@ def load(weights: str | Path | None, tokenizer: str | Path | None) -> ClapModel:
         weights = from_hub("microsoft/msclap", WEIGHTS_FILE, f"{WEIGHTS_FILE} (also Zenodo 8378278) as `weights`")
     read = read_tokenizer(tokenizer, TEXT)
     state = read_msclap_checkpoint(weights, NAME, WEIGHTS_FILE, CONSTANTS)
-    model = build(read)
+    with WithoutInitialization():
+        model = build(read)
     model.load_weights(state, weights)
     return model

@@ -15,10 +15,11 @@ from tokenizers import Tokenizer
 
 from pipeline.models import load_model, mini, msclap2023
 from pipeline.models.clap import ClapModel
+from pipeline.models.initialization import WithoutInitialization
 from pipeline.models.tokenization import read_tokenizer
 from pipeline.stages import import_weights
 
-from .small import CAPTIONS, WithoutInitialization
+from .small import CAPTIONS
 
 APART = 9973
 """Numbers between the beginnings of two matrices in one buffer: a prime, so that rows do not repeat."""
@@ -114,7 +115,7 @@ def full(tmp_path_factory: pytest.TempPathFactory, gpt2_vocabulary: Path) -> Ful
     del model, state
     imported = tmp_path_factory.mktemp("imported")
     files = ["--weights", str(checkpoint), "--tokenizer", str(gpt2_vocabulary), "--out", str(imported)]
-    with WithoutInitialization():
-        import_weights.main(["--backbone", "msclap-2023", *files])
-        model = load_model(imported)
-    return FullSize(model=model, checkpoint=checkpoint, imported=imported, tokenizer=gpt2_vocabulary, gpt2=gpt2)
+    import_weights.main(["--backbone", "msclap-2023", *files])
+    return FullSize(
+        model=load_model(imported), checkpoint=checkpoint, imported=imported, tokenizer=gpt2_vocabulary, gpt2=gpt2
+    )

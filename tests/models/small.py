@@ -1,15 +1,13 @@
-"""A small random model of each kind of backbone, made of the real parts, and how to build models fast."""
+"""A small random model of each kind of backbone, made of the real parts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
 from transformers import BertConfig, BertModel, ClapConfig
 
 from pipeline.models import laion, mini, msclap2022
@@ -29,22 +27,6 @@ LAION_FEATURES = {
     "frequency_min": 50,
     "frequency_max": 14_000,
 }
-
-
-class WithoutInitialization(TorchFunctionMode):
-    """Models are built with the values that memory happens to have, which takes a third of the time.
-
-    For full-size models whose every random value is then given or loaded: one that is not loaded is not the expected
-    one.
-    """
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "erfinv_"):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
 
 
 def write_bert_vocabulary(folder: Path) -> Path:

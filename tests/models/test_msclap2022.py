@@ -11,11 +11,12 @@ import torch
 from pipeline.errors import PipelineError
 from pipeline.models import load_model, mini, msclap2022, save_model
 from pipeline.models.clap import ClapModel
+from pipeline.models.initialization import WithoutInitialization
 from pipeline.models.tokenization import BERT_TEXT, read_tokenizer
 from pipeline.stages import import_weights
 
 from .conftest import build_of_one_buffer
-from .small import CAPTIONS, WithoutInitialization, learn_statistics, write_bert_vocabulary
+from .small import CAPTIONS, learn_statistics, write_bert_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +42,8 @@ def model(hub: Path, tmp_path_factory: pytest.TempPathFactory) -> ClapModel:
     """The checkpoint, imported into a folder and loaded from there. The import loads the checkpoint directly."""
     folder = tmp_path_factory.mktemp("imported")
     files = ["--weights", str(hub / "CLAP_weights_2022.pth"), "--tokenizer", str(hub / "bert-base-uncased")]
-    with WithoutInitialization():
-        import_weights.main(["--backbone", "msclap-2022", *files, "--out", str(folder)])
-        return load_model(folder)
+    import_weights.main(["--backbone", "msclap-2022", *files, "--out", str(folder)])
+    return load_model(folder)
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,13 @@ from pipeline.errors import PipelineError
 from pipeline.models import load_model, mini, msclap2023, save_model
 from pipeline.models.clap import AudioToText
 from pipeline.models.htsat import bicubic, stretched
+from pipeline.models.initialization import WithoutInitialization
 from pipeline.models.tokenization import read_tokenizer
 from pipeline.results.export import export_run
 from pipeline.stages import train
 
 from .conftest import FullSize
-from .small import CAPTIONS, WithoutInitialization
+from .small import CAPTIONS
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +66,7 @@ def exported(saved: tuple[Path, AudioToText], tiny_study, tmp_path_factory: pyte
     for path in saved[0].iterdir():
         (run / path.name).unlink()
         (run / path.name).hardlink_to(path)
-    with WithoutInitialization():
-        export_run(run, run.parents[3] / "out")
+    export_run(run, run.parents[3] / "out")
     return run.parents[3] / "out"
 
 
@@ -205,8 +205,7 @@ def test_tokenizer_files_of_all_names_give_the_same_tokens(gpt2_vocabulary: Path
 
 def test_full_size_model_with_f_a2t_is_saved_whole(saved: tuple[Path, AudioToText]) -> None:
     folder, a2t = saved
-    with WithoutInitialization():
-        loaded, expected = load_model(folder).a2t, a2t.state_dict()
+    loaded, expected = load_model(folder).a2t, a2t.state_dict()
     assert loaded is not None
     assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
 
@@ -217,7 +216,7 @@ def test_msclap_gives_the_embeddings_of_the_exported_model(
     monkeypatch.chdir(hub)
     with WithoutInitialization():
         wrapper = msclap.CLAP(model_fp=exported / "CLAP_weights_2023.pth", version="2023")
-        model = load_model(exported)
+    model = load_model(exported)
 
     theirs = wrapper.clap.state_dict()  # its strict=False would hide a missing name
     ours = {name: value for name, value in model.state_dict().items() if not name.startswith("a2t.")}

@@ -25,6 +25,7 @@ from pipeline.evaluation.embedding import encode_captions, encode_windows
 from pipeline.models import msclap2023
 from pipeline.models.clap import ClapModel
 from pipeline.models.devices import send
+from pipeline.models.initialization import WithoutInitialization
 from pipeline.training.averaging import WeightAverage
 from pipeline.training.batches import Batch
 from pipeline.training.composition import CompositionLoss
@@ -32,7 +33,7 @@ from pipeline.training.distributed import Processes, synchronize_batch_norms
 from pipeline.training.layers import enter_training_mode, freeze_layers, parameter_groups
 from pipeline.training.settings import TrainingSettings
 from pipeline.training.trainer import backward_pass
-from tests.models.small import CAPTIONS, SMALL, WithoutInitialization
+from tests.models.small import CAPTIONS, SMALL
 
 GPU = torch.device("cuda", 0)
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
@@ -136,6 +137,9 @@ def backward(root: torch.Tensor, gradient: torch.Tensor | None = None) -> None:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
     """Fake tensors, on a machine that looks to autocast and to the random numbers as if it had a GPU."""
+    # torch starts a thread for each device at the first backward pass of a process: after fake tensors one for the GPU,
+    # and then every backward pass in a fork of this process is refused.
+    torch.zeros(1, requires_grad=True).sum().backward()
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
     monkeypatch.setattr("torch.cuda.get_rng_state", lambda device: torch.empty(16, dtype=torch.uint8))
