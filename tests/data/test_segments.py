@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,20 @@ from pipeline.errors import PipelineError
 from pipeline.stages import index_audio, index_shards, pair_clips, shard_audio
 
 
+@functools.cache
+def encoded(suffix: str, duration_s: float, seed: int, rate: int, **kind: str) -> bytes:
+    samples_S = tones(duration_s, 300, rate) + 0.1 * noise(duration_s, seed, rate)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"a{suffix}"
+        with soundfile.SoundFile(path, "w", rate, 1, **kind) as file:
+            for first in range(0, len(samples_S), 10 * rate):
+                file.write(samples_S[first : first + 10 * rate])
+        return path.read_bytes()
+
+
 def write_recording(path: Path, duration_s: float, seed: int = 0, rate: int = RATE, **kind: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    samples_S = tones(duration_s, 300, rate) + 0.1 * noise(duration_s, seed, rate)
-    with soundfile.SoundFile(path, "w", rate, 1, **kind) as file:
-        for first in range(0, len(samples_S), 10 * rate):
-            file.write(samples_S[first : first + 10 * rate])
+    path.write_bytes(encoded(path.suffix, duration_s, seed, rate, **kind))
     return path
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import struct
+import tempfile
 import tracemalloc
 from itertools import islice, takewhile
 from pathlib import Path
@@ -32,13 +34,22 @@ FORMATS = {
 SEEKABLE = ("a.wav", "float.wav", "a.w64", "rf64.wav", "a.flac", "a.aiff")
 
 
+@functools.cache
+def encoded(name: str, duration_s: float) -> bytes:
+    samples_SC = np.stack([tones(duration_s, rate=SOURCE_HZ), noise(duration_s, 0, SOURCE_HZ)], 1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        with soundfile.SoundFile(path, "w", SOURCE_HZ, 2, **FORMATS[name]) as file:
+            for first in range(0, len(samples_SC), SOURCE_HZ):  # libVorbis encodes no minute at once
+                file.write(samples_SC[first : first + SOURCE_HZ])
+        return path.read_bytes()
+
+
 def recording(folder: Path, name: str = "a.wav", duration_s: float = 15.0) -> Path:
     """Tones and noise in two channels."""
-    samples_SC = np.stack([tones(duration_s, rate=SOURCE_HZ), noise(duration_s, 0, SOURCE_HZ)], 1)
-    with soundfile.SoundFile(folder / name, "w", SOURCE_HZ, 2, **FORMATS[name]) as file:
-        for first in range(0, len(samples_SC), SOURCE_HZ):  # libVorbis encodes no minute at once
-            file.write(samples_SC[first : first + SOURCE_HZ])
-    return folder / name
+    path = folder / name
+    path.write_bytes(encoded(name, duration_s))
+    return path
 
 
 def cut_out(path: Path, stretch: Stretch) -> NDArray[np.int16]:
