@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import functools
 import gc
 import os
@@ -51,6 +52,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     matrix_of_size = functools.cache(functools.partial(DFTBase.dft_matrix, None))
     DFTBase.dft_matrix = lambda stft, size: matrix_of_size(size)
     items.sort(key=lambda item: LONG.index(name) if (name := item.path.parent.name) in LONG else len(LONG))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_is_given_back() -> Generator[None]:
+    """glibc keeps memory that is freed, and each later fork would copy its page tables: 0.1 s with full-size models."""
+    yield
+    if give_back := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        give_back(0)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib.util
 from collections.abc import Callable, Iterator
@@ -48,12 +47,9 @@ def build_of_one_buffer(build: Callable[[Tokenizer], ClapModel], tokenizer: Toke
 
 
 @pytest.fixture(scope="module", autouse=True)
-def memory_is_given_back() -> Iterator[None]:
-    """The memory of full-size models: glibc keeps it, and each later fork would copy its page tables, for 0.1 s."""
+def models_are_freed(memory_is_given_back: None) -> Iterator[None]:
     yield
     gc.collect()
-    if give_back := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        give_back(0)
 
 
 @pytest.fixture(autouse=True)
