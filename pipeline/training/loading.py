@@ -52,9 +52,11 @@ def load_batches(
             raise
         raise PipelineError(str(error).rsplit("PipelineError: ", 1)[-1].strip()) from None
     except (RuntimeError, OSError, EOFError) as error:
-        if (known := failed_loader(error, own)) is not None:
-            raise known from error
-        raise
+        with without_torchs_handler() if own else contextlib.nullcontext():
+            known = failed_loader(error, own)
+        if known is None:
+            raise
+        raise known from error
     finally:
         end_processes(own or set(multiprocessing.active_children()) - others)
 
@@ -96,11 +98,18 @@ def end_processes(processes: set[multiprocessing.process.BaseProcess]) -> None:
     """Kill child processes and wait for their end; multiprocessing sends SIGTERM, which they ignore."""
     if not processes:
         return
-    handler = signal.signal(
-        signal.SIGCHLD, signal.SIG_DFL
-    )  # torch's handler raises an error when a loader process is killed
-    for process in processes:
-        process.kill()
-    for process in processes:
-        process.join()
-    signal.signal(signal.SIGCHLD, handler)
+    with without_torchs_handler():
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
+
+
+@contextlib.contextmanager
+def without_torchs_handler() -> Iterator[None]:
+    """Keep torch from hearing of ends of processes: it raises an error then, wherever the training is."""
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)

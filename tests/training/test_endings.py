@@ -17,8 +17,11 @@ import pytest
 import torch
 from test_training import IS_ROOT, arguments, finish, launch
 
+from pipeline.errors import PipelineError
+from pipeline.training.batches import PairedBatches
 from pipeline.training.failures import failed_loader
 from pipeline.training.launch import STOPPED
+from pipeline.training.loading import load_batches
 from tests.processes import wait_for_ends
 
 SECONDS_TO_END = 60
@@ -87,6 +90,20 @@ def test_a_loader_process_whose_end_comes_after_that_of_its_connections(error):
     killer = threading.Timer(0.5, loader.kill)
     killer.start()
     assert re.match(r"a loader process was ended \(by SIGKILL\)", str(failed_loader(error, {loader})))
+
+
+def test_a_loader_process_that_torch_hears_of_while_its_end_is_explained(tiny_study, tmp_path):
+    """torch's handler of SIGCHLD raises an error of its own, wherever the training is."""
+    batches = PairedBatches(tiny_study.pairs("finetune"), tiny_study.shards)
+    others = set(multiprocessing.active_children())
+    with (
+        pytest.raises(PipelineError, match=r"^a loader process was ended \(by SIGKILL\)"),
+        load_batches(batches, range(len(batches)), tmp_path, workers=1) as loaded,
+    ):
+        next(loaded)
+        (loader,) = set(multiprocessing.active_children()) - others
+        threading.Timer(0.5, loader.kill).start()
+        raise ConnectionResetError(104, "Connection reset by peer")
 
 
 def test_an_error_beside_living_loader_processes_is_not_theirs():
