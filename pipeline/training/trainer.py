@@ -7,8 +7,8 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -350,8 +350,9 @@ class Trainer:
         clips = ", ".join(self.batches.keys_of_all(step))
         return f"{error}; {kept}; a lower learning_rate is the usual remedy; clips of its batch: {clips}"
 
-    def _progress_bar(self) -> tqdm[Any]:
-        return tqdm(
+    @contextmanager
+    def _progress_bar(self) -> Iterator[tqdm[Any]]:
+        with tqdm(
             file=None if sys.stderr.isatty() else LinePerReport(),
             mininterval=0.1 if sys.stderr.isatty() else 5,  # seconds: a log file gets a line now and then
             total=self.steps,
@@ -359,7 +360,14 @@ class Trainer:
             unit="step",
             desc=self.job.settings.objective,
             disable=not self.processes.is_first,
-        )
+        ) as progress:
+            try:
+                yield progress
+            except Exception as error:
+                # It may follow from the end of another process, whose reason stays the last line.
+                if self.processes.count > 1 and not isinstance(error, PipelineError):
+                    progress.disable = True
+                raise
 
     def _write_outputs(self, outcome: str) -> None:
         """Write all outputs, training.json last: it marks the outputs as complete."""

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -19,9 +20,12 @@ from test_training import IS_ROOT, arguments, finish, launch
 
 from pipeline.errors import PipelineError
 from pipeline.training.batches import PairedBatches
+from pipeline.training.distributed import Processes
 from pipeline.training.failures import failed_loader
 from pipeline.training.launch import STOPPED
 from pipeline.training.loading import load_batches
+from pipeline.training.settings import TrainingSettings
+from pipeline.training.trainer import Trainer
 from tests.processes import wait_for_ends
 
 SECONDS_TO_END = 60
@@ -104,6 +108,23 @@ def test_a_loader_process_that_torch_hears_of_while_its_end_is_explained(tiny_st
         (loader,) = set(multiprocessing.active_children()) - others
         threading.Timer(0.5, loader.kill).start()
         raise ConnectionResetError(104, "Connection reset by peer")
+
+
+@pytest.mark.parametrize(
+    ("processes", "error", "lines"),
+    [(1, RuntimeError("lost"), 2), (2, RuntimeError("lost"), 1), (2, PipelineError("a clip is damaged"), 2)],
+)
+def test_the_bar_says_nothing_after_the_reason_of_another_process(capfd, processes, error, lines):
+    """That process said it, and the end of the bar comes with the error that follows from it in this one."""
+    trainer = SimpleNamespace(
+        processes=Processes(rank=0, count=processes, device=torch.device("cpu")),
+        job=SimpleNamespace(settings=TrainingSettings(objective="finetune")),
+        steps=5,
+        step=0,
+    )
+    with pytest.raises(type(error)), Trainer._progress_bar(trainer):
+        raise error
+    assert len(capfd.readouterr().err.splitlines()) == lines
 
 
 def test_an_error_beside_living_loader_processes_is_not_theirs():
