@@ -12,7 +12,9 @@ RANDOM = ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "erfinv_")
 
 
 class WithoutInitialization(TorchFunctionMode):
-    """Within it, models are built with the values that memory happens to have: the random ones take most of the time.
+    """Within it, models are built with the values that memory happens to have.
+
+    Drawing random ones takes half of the time that ms-clap 2023 takes to load from a folder.
 
     Only for a model whose every weight is then given, as `ClapModel.load_weights` demands.
     """

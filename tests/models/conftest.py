@@ -27,7 +27,7 @@ APART = 9973
 def build_of_one_buffer(build: Callable[[Tokenizer], ClapModel], tokenizer: Tokenizer) -> ClapModel:
     """A full-size model whose matrices and biases are stretches of one random buffer, each from a place of its own.
 
-    The model is built in a fifth of the time, and its checkpoint is as small as its largest matrix.
+    Building takes a quarter of the time, and the checkpoint a quarter of the space.
     """
     with WithoutInitialization():
         model = build(tokenizer)

@@ -156,7 +156,7 @@ def test_no_temporary_file_is_left(tiny_study, tmp_path, monkeypatch, ways, proc
             assert list(temporary.glob("loaders-*/pymp-*")), "the sockets of the loader processes"
         os.killpg(process.pid, way)
         process.communicate(timeout=SECONDS_TO_END)
-        wait_for_ends(below, SECONDS_TO_END)
+        assert not wait_for_ends(below, SECONDS_TO_END)
     assert list(temporary.iterdir()) == []
     temporary.rmdir()
 
